@@ -1,0 +1,145 @@
+"""FADE (arXiv 2601.02455): how strongly each layer corrects for inherited error, chosen by diagnostics.
+
+The paper's formulas are not public. The two rules here are ours:
+
+- *diagnostic*: `alpha = sigmoid(z(V) + z(CRS))`. `V` is the layer's vulnerability (RTN's relative weight error), `CRS` its
+  calibration reliability score, `z` the standard score among the layers of the same half of the model. A layer of average
+  diagnostics gets 0.5, QEP's customary strength.
+- *cross-fit*: the correction learnt on one fold of the calibration utterances is judged on the other, where the best
+  strength is a one-dimensional least-squares problem:
+
+      alpha = (<C_A, W D_B> + <C_B, W D_A>) / (<C_A H_B, C_A> + <C_B H_A, C_B>),   C_A = W D_A (H_A + ridge)^-1
+
+  The ridge is chosen with it: the pair that removes most held-out error. GPTQ's damping is chosen by the same argument:
+  weights quantized with the Hessian of one fold are judged on the other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.core.gptq import Order, column_order, inverse_factor, solve_columns
+from sottovoce.core.grid import Grid, Scaling
+from sottovoce.core.measure import output_energy
+from sottovoce.core.propagation import Moments, correction
+from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
+
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """The strength and ridge with the largest held-out gain, and that gain: the share of `tr(W H W^T)` it removes."""
+
+    strength: float
+    ridge: float
+    gain: float
+
+
+def cross_fit(
+    weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[float] = RIDGES, *, limit: float = 1.0
+) -> CrossFit:
+    """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
+    a, b = folds
+    weight = weight.to(a.hessian.dtype)
+    pull_a, pull_b = weight @ a.cross, weight @ b.cross
+    energy = float(((weight @ a.hessian) * weight).sum() + ((weight @ b.hessian) * weight).sum())
+    best = CrossFit(0.0, max(ridges), 0.0)
+    if energy <= 0:
+        return best
+    for ridge in ridges:
+        from_a, from_b = a.solve(pull_a, ridge), b.solve(pull_b, ridge)
+        agreement = float((from_a * pull_b).sum() + (from_b * pull_a).sum())
+        size = float(((from_a @ b.hessian) * from_a).sum() + ((from_b @ a.hessian) * from_b).sum())
+        if size <= 0:
+            continue
+        strength = min(max(agreement / size, 0.0), limit)
+        gain = (2 * strength * agreement - strength**2 * size) / energy
+        if gain > best.gain:
+            best = CrossFit(strength, ridge, gain)
+    return best
+
+
+@dataclass(frozen=True)
+class HeldOutDamping:
+    """`damping`: the candidate with the least held-out output error.
+
+    `rounded_error`, `calibrated_error`: what rounding the target adds on the other fold, by RTN and by GPTQ at that damping,
+    as shares of `tr(W H W^T)`.
+    """
+
+    damping: float
+    rounded_error: float
+    calibrated_error: float
+
+
+def held_out_damping(
+    weight: Tensor,
+    folds: tuple[Moments, Moments],
+    grid: Grid,
+    scaling: Scaling,
+    *,
+    fit: CrossFit | None = None,
+    dampings: Sequence[float] = DAMPINGS,
+    order: Order = "activation",
+) -> HeldOutDamping:
+    """Quantize with one fold and judge on the other, for every damping at once.
+
+    Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change. `fit`: the correction that
+    the quantized target carries (learnt on the same fold as the Hessian); none if omitted.
+    """
+    weight = weight.to(folds[0].hessian.dtype)
+    targets, factors, columns = [], [], []
+    for fold in folds:
+        target = weight if fit is None or fit.strength == 0 else weight + fit.strength * correction(weight, fold, fit.ridge)
+        targets.append(torch.where(fold.hessian.diagonal() <= 0, 0.0, target).float())
+        columns.append(column_order(fold.hessian, order))
+        factors.append(torch.stack([inverse_factor(fold.hessian, damping, columns[-1])[0] for damping in dampings]))
+    order_of = torch.stack(columns).unsqueeze(1).expand(-1, len(dampings), -1)
+    codes, _ = solve_columns(
+        torch.stack(targets).unsqueeze(1).expand(-1, len(dampings), -1, -1),
+        torch.stack(factors),
+        grid,
+        order_of // grid.columns_per_group(weight.shape[1]),
+        order_of,
+        scaling,
+    )
+    energy = sum(output_energy(weight, fold.hessian) for fold in folds)
+    rounded, added, losses = 0.0, [0.0] * len(dampings), [0.0] * len(dampings)
+    for i, judge in enumerate((folds[1], folds[0])):
+        pull = weight @ judge.cross
+        rounded += output_energy(targets[i] - round_to_nearest(targets[i], scaling, grid).dequantize(), judge.hessian)
+        for j in range(len(dampings)):
+            values = QuantizedTensor.from_scaling(codes[i, j], scaling, grid).dequantize()
+            added[j] += output_energy(targets[i] - values, judge.hessian)
+            losses[j] += output_energy(weight - values, judge.hessian) + 2 * float(((weight - values) * pull).sum())
+    best = min(range(len(dampings)), key=lambda j: losses[j])
+    energy = energy if energy > 0 else 1.0
+    return HeldOutDamping(dampings[best], rounded / energy, added[best] / energy)
+
+
+def reliability_score(calibrated_error: float, rounded_error: float) -> float:
+    """Calibration reliability score `(Acc_cal - Acc_RTN) / Acc_RTN` with accuracy `1 - E`; 0 where RTN leaves no accuracy."""
+    accuracy = 1 - rounded_error
+    return (rounded_error - calibrated_error) / accuracy if accuracy > 1e-6 else 0.0
+
+
+def calibration_gain(calibrated_error: float, rounded_error: float) -> float:
+    """`(E(RTN) - E(calibrated)) / E(RTN)`: what the data-driven solution buys over plain rounding."""
+    return (rounded_error - calibrated_error) / rounded_error if rounded_error > 0 else 0.0
+
+
+def diagnostic_strengths(vulnerability: Sequence[float], reliability: Sequence[float]) -> list[float]:
+    """The rule *diagnostic* over the layers of one half of the model: `sigmoid(z(V) + z(CRS))`, in (0, 1)."""
+    scores = zip(_standard_scores(vulnerability), _standard_scores(reliability), strict=True)
+    return [1 / (1 + math.exp(-(v + r))) for v, r in scores]
+
+
+def _standard_scores(values: Sequence[float]) -> list[float]:
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return [(value - mean) / deviation if deviation > 1e-12 else 0.0 for value in values]

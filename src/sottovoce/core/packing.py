@@ -1,0 +1,37 @@
+"""Codes to 32-bit words and back: the layout of compressed-tensors `pack-quantized` (0.18 or later).
+
+A row of `n` codes of `bits` bits is one little-endian bit stream, code `i` at bit `i * bits`, cut into
+`ceil(n * bits / 32)` words. Nothing is padded between codes, so 3-bit codes cross word borders.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sottovoce.errors import CheckpointError
+
+WORD_BITS = 32
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes `[rows, n]`, each below `2^bits`, to int32 words `[rows, ceil(n * bits / 32)]`."""
+    rows, n = codes.shape
+    n_words = -(-n * bits // WORD_BITS)
+    stream = np.unpackbits(codes.contiguous().numpy()[:, :, None], axis=2, bitorder="little")[:, :, :bits].reshape(rows, n * bits)
+    packed = np.zeros((rows, n_words * 4), dtype=np.uint8)
+    squeezed = np.packbits(stream, axis=1, bitorder="little")
+    packed[:, : squeezed.shape[1]] = squeezed
+    return torch.from_numpy(packed.view("<i4").astype(np.int32, copy=False))
+
+
+def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse of `pack_rows`: int32 words to uint8 codes `[rows, n]`.
+
+    Raises `CheckpointError` if the words are not exactly as many as `n` codes need.
+    """
+    rows, n_words = words.shape
+    if n_words != -(-n * bits // WORD_BITS):
+        raise CheckpointError(f"{n_words} words a row cannot hold exactly {n} codes of {bits} bits")
+    raw = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
+    stream = np.unpackbits(raw, axis=1, bitorder="little")[:, : n * bits].reshape(rows, n, bits)
+    return torch.from_numpy(np.packbits(stream, axis=2, bitorder="little")[:, :, 0].copy())

@@ -1,0 +1,62 @@
+"""The error tree.
+
+    SottovoceError                 anything this package refuses or fails at; the command exits with 1
+    +-- ModelError                 a model that cannot be found, read or handled
+    +-- AudioError                 a recording that cannot be used
+    +-- DataError                  a data set, manifest or transcript that cannot be used
+    +-- RecipeError                settings that are out of range or do not fit the model
+    +-- CalibrationError           a calibration that cannot be carried out on this model or these data
+    +-- CheckpointError            a quantized folder that is damaged, incomplete or of an unknown version
+    +-- OutputError                an output that cannot be written
+    +-- MissingDependencyError     an optional package that is not installed
+
+A message says what came, what was wanted and what to do.
+"""
+
+__all__ = [
+    "AudioError",
+    "CalibrationError",
+    "CheckpointError",
+    "DataError",
+    "MissingDependencyError",
+    "ModelError",
+    "OutputError",
+    "RecipeError",
+    "SottovoceError",
+]
+
+
+class SottovoceError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class ModelError(SottovoceError):
+    """A model that cannot be found, read or handled."""
+
+
+class AudioError(SottovoceError):
+    """A recording that cannot be used."""
+
+
+class DataError(SottovoceError):
+    """A data set, manifest or transcript that cannot be used."""
+
+
+class RecipeError(SottovoceError):
+    """Settings that are out of range or do not fit the model."""
+
+
+class CalibrationError(SottovoceError):
+    """A calibration that cannot be carried out on this model or these data."""
+
+
+class CheckpointError(SottovoceError):
+    """A quantized folder that is damaged, incomplete or of an unknown version."""
+
+
+class OutputError(SottovoceError):
+    """An output that cannot be written."""
+
+
+class MissingDependencyError(SottovoceError):
+    """An optional package that is not installed."""

@@ -1,0 +1,88 @@
+"""Forward passes that walk through a network side by side, stopping together at every layer of interest.
+
+Each batch runs through each network as a coroutine (greenlet). A forward pre-hook on every target module hands control
+back to the driver, so when all coroutines stand at the same module, the driver holds that module's inputs for all batches
+and all networks, may replace its weights, and lets everyone walk on. One forward pass per network and batch is all that
+is ever run, and the order of the modules is the order in which the network calls them.
+
+Memory: what the paused forward passes keep alive, which is the residual stream and the inputs of the current block, per
+batch and network. See `docs/calibration.md` for the bound and measurements.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import greenlet
+from torch import Tensor, nn
+
+from sottovoce.errors import CalibrationError
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """All coroutines stand before the module `name`. `inputs[s][b]`: its input in network s on batch b."""
+
+    name: str
+    inputs: list[list[Tensor]]
+
+
+def walk_together(networks: Sequence[nn.Module], batches: Sequence[dict[str, Any]], targets: Collection[str]) -> Iterator[Stop]:
+    """Yield a `Stop` for each target module, in calling order. The networks share module names; run without gradients.
+
+    Once every target was visited, the forward passes are abandoned where they stand.
+    Raises `CalibrationError` if the coroutines part ways, if a target is called twice in one pass, or if one is never called.
+    """
+    driver = greenlet.getcurrent()
+    hooks = [network.get_submodule(name).register_forward_pre_hook(_pause(name)) for network in networks for name in targets]
+    walkers = [[greenlet.greenlet(_walk(network, batch), driver) for batch in batches] for network in networks]
+    visited: set[str] = set()
+    try:
+        while len(visited) < len(targets):
+            stops = [[walker.switch() for walker in row] for row in walkers]
+            name = _common_name(stops, visited, targets)
+            visited.add(name)
+            # Only the generator's caller holds the inputs while everybody waits.
+            yield Stop(name, [[stop[1] for stop in row] for row in stops])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for row in walkers:
+            for walker in row:
+                if walker and not walker.dead:
+                    walker.throw(greenlet.GreenletExit)
+
+
+def _walk(network: nn.Module, batch: dict[str, Any]) -> Any:
+    def run() -> None:
+        network(**batch)
+
+    return run
+
+
+def _pause(name: str) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        walker = greenlet.getcurrent()
+        if walker.parent is None:
+            raise CalibrationError(f"{name} was called outside of the calibration walk")
+        walker.parent.switch((name, args[0]))
+
+    return hook
+
+
+def _common_name(stops: list[list[Any]], visited: set[str], targets: Collection[str]) -> str:
+    names = {stop[0] if stop is not None else None for row in stops for stop in row}
+    if len(names) > 1:
+        raise CalibrationError(
+            f"the forward passes part ways: they stand at {sorted(map(str, names))}. "
+            "The order of layers must not depend on the audio or on the weights"
+        )
+    name = names.pop()
+    if name is None:
+        raise CalibrationError(
+            "these layers were planned but never called as modules in a forward pass: "
+            f"{', '.join(sorted(set(targets) - visited))}. Leave them out with a rule, or calibrate with inputs that use them"
+        )
+    if name in visited:
+        raise CalibrationError(f"{name} is called more than once in a forward pass; leave it out with a rule")
+    return str(name)

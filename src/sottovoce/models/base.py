@@ -1,0 +1,137 @@
+"""What every model family provides: features, prompts, greedy decoding, and which linear layers do what."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Part = Literal["encoder", "decoder self", "decoder cross", "decoder mlp", "head"]
+Positions = Literal["frames", "tokens"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer that can be quantized.
+
+    `positions`: whether its inputs are audio frames or text tokens. `shift_free`: a constant added to all its outputs
+    changes nothing downstream (attention keys: the softmax cancels it), so the mean of its inputs need not be matched.
+    `residual_mlp`: it is the second linear of a feed-forward block, which QEP's published settings leave uncorrected.
+    """
+
+    name: str
+    part: Part
+    positions: Positions
+    shift_free: bool = False
+    residual_mlp: bool = False
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One foldable pair for AWQ: the output channels of `source` can be divided by what the inputs of `targets` are multiplied with.
+
+    `source` is a LayerNorm or a Linear; all `targets` read exactly its (linearly passed-on) output.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs of one forward pass with teacher forcing.
+
+    `weights[p]` `[B, T_p]`: how much each position of kind p counts. `folds` `[B]`: the fold (0 or 1) of each utterance.
+    """
+
+    inputs: dict[str, Any]
+    weights: dict[Positions, Tensor]
+    folds: Tensor
+
+
+class SpeechModel(ABC):
+    """An encoder-decoder speech recogniser with everything needed to run it.
+
+    `network`: the `transformers` model, in evaluation mode. `processor`: its tokenizer and feature extractor.
+    `source`: the name it was loaded under.
+    """
+
+    longest_s: float = 30.0  # seconds of audio one forward pass takes
+
+    def __init__(self, network: Any, processor: Any, source: str) -> None:
+        self.network: Any = network
+        self.processor: Any = processor
+        self.source = source
+
+    @abstractmethod
+    def layers(self) -> list[Layer]:
+        """All quantizable linear layers, the head last."""
+
+    @property
+    @abstractmethod
+    def head(self) -> str:
+        """Name of the output head."""
+
+    @property
+    @abstractmethod
+    def embedding(self) -> str:
+        """Name of the token embedding."""
+
+    @abstractmethod
+    def awq_folds(self) -> list[Fold]:
+        """The foldable pairs, in the order in which they may be folded."""
+
+    @abstractmethod
+    def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Encoder inputs of 16 kHz mono recordings."""
+
+    @abstractmethod
+    def encode(self, features: dict[str, Tensor]) -> Tensor:
+        """Encoder outputs, `[B, T, d]`."""
+
+    @abstractmethod
+    def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
+        """Greedy transcripts as token ids, prompt and end token left off."""
+
+    @abstractmethod
+    def text(self, tokens: Sequence[int]) -> str:
+        """The words of a transcript."""
+
+    @abstractmethod
+    def tokens(self, text: str) -> list[int]:
+        """A transcript as token ids, without prompt and end token."""
+
+    @abstractmethod
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
+
+    @abstractmethod
+    def frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+        """Which encoder positions hear audio rather than padding; bool `[B, T]`."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Prompt tokens in front of every transcript, the start token included."""
+        inputs, _ = self.teacher_forcing([[]], None)
+        return int(inputs["decoder_input_ids"].shape[1])
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and token embedding are one matrix."""
+        return self.module(self.head).weight is self.module(self.embedding).weight
+
+    def module(self, name: str) -> Any:
+        """The submodule of that name."""
+        return self.network.get_submodule(name)
+
+    def with_network(self, network: nn.Module) -> "SpeechModel":
+        """The same processor and source around another network."""
+        return type(self)(network, self.processor, self.source)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters lie."""
+        return next(self.network.parameters()).device

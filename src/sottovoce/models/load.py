@@ -1,0 +1,73 @@
+"""Find out what a model name means and load it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sottovoce.errors import ModelError, SottovoceError
+from sottovoce.models import bundled, ctranslate2
+from sottovoce.models.base import SpeechModel
+from sottovoce.models.whisper import Whisper
+
+FAMILIES: dict[str, type[SpeechModel]] = {"whisper": Whisper}
+
+QuantizedLoader = Callable[[Path], tuple[Any, Any]]
+
+
+def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None = None) -> SpeechModel:
+    """The recogniser called `source`, in float32 on the CPU, in evaluation mode.
+
+    `source`: `bundled:NAME`, a folder (transformers, faster-whisper, or one of ours, read by `quantized_loader`), or a
+    Hub id. Raises `ModelError` if there is no such model, it is of another architecture, or it holds NaN or infinite weights.
+    """
+    name = str(source)
+    folder = Path(name).expanduser()
+    if name.startswith(bundled.PREFIX):
+        network, processor = ctranslate2.load_folder(*bundled.locate(name.removeprefix(bundled.PREFIX)))
+    elif (folder / "sottovoce.json").is_file() and quantized_loader is not None:
+        network, processor = quantized_loader(folder)
+    elif (folder / "model.bin").is_file():
+        network, processor = ctranslate2.load_folder(folder)
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"{name}: the folder has no config.json; a transformers or faster-whisper model folder is wanted")
+    elif not folder.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
+        raise ModelError(f"{name}: no such folder, and not a Hub id (ORGANISATION/NAME)")
+    else:
+        network, processor = _from_transformers(folder if folder.is_dir() else name)
+    _check_weights(network, name)
+    return FAMILIES[network.config.model_type](network.eval().requires_grad_(False), processor, name)
+
+
+def _from_transformers(source: Path | str) -> tuple[Any, Any]:
+    """Load by `transformers`, from a folder or the Hub; foreign errors become a `ModelError`."""
+    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        model_type = config.model_type
+        if model_type not in FAMILIES:
+            raise ModelError(
+                f"{source}: a {model_type!r} model is not an encoder-decoder speech recogniser known here; known: {', '.join(FAMILIES)}"
+            )
+        network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)
+        return network, AutoProcessor.from_pretrained(source)
+    except SottovoceError:
+        raise
+    except json.JSONDecodeError as exc:
+        raise ModelError(f"{source}: its config.json is not JSON ({exc})") from exc
+    except Exception as exc:  # noqa: BLE001 - transformers and the Hub raise many kinds; all mean the model is not to be had
+        raise ModelError(f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0] if lines else type(exc).__name__
+
+
+def _check_weights(network: Any, name: str) -> None:
+    for parameter_name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{name}: the weight {parameter_name!r} holds NaN or infinite values; fetch the model again")

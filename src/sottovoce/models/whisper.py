@@ -1,0 +1,130 @@
+"""Whisper and Distil-Whisper: 30 s log-mel frames in, text tokens after a prompt of special tokens out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from sottovoce.audio import SAMPLE_RATE
+from sottovoce.errors import ModelError
+from sottovoce.models.base import Fold, Layer, Part, SpeechModel
+
+SAMPLES_PER_POSITION = 320  # hop of 160 samples, halved in time by the second convolution
+
+
+class Whisper(SpeechModel):
+    """`WhisperForConditionalGeneration` with its processor."""
+
+    @property
+    def head(self) -> str:
+        return "proj_out"
+
+    @property
+    def embedding(self) -> str:
+        return "model.decoder.embed_tokens"
+
+    def layers(self) -> list[Layer]:
+        config, found = self.network.config, []
+        for i in range(config.encoder_layers):
+            found += self._attention(f"model.encoder.layers.{i}.self_attn", "encoder")
+            found += self._mlp(f"model.encoder.layers.{i}", "encoder")
+        for i in range(config.decoder_layers):
+            found += self._attention(f"model.decoder.layers.{i}.self_attn", "decoder self")
+            found += self._attention(f"model.decoder.layers.{i}.encoder_attn", "decoder cross")
+            found += self._mlp(f"model.decoder.layers.{i}", "decoder mlp")
+        return [*found, Layer(self.head, "head", "tokens")]
+
+    @staticmethod
+    def _attention(prefix: str, part: Part) -> list[Layer]:
+        own = "frames" if part == "encoder" else "tokens"
+        keys = "frames" if part == "decoder cross" else own
+        return [
+            Layer(f"{prefix}.q_proj", part, own),
+            Layer(f"{prefix}.k_proj", part, keys, shift_free=True),
+            Layer(f"{prefix}.v_proj", part, keys),
+            Layer(f"{prefix}.out_proj", part, own),
+        ]
+
+    @staticmethod
+    def _mlp(prefix: str, part: Part) -> list[Layer]:
+        positions = "frames" if part == "encoder" else "tokens"
+        return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
+
+    def awq_folds(self) -> list[Fold]:
+        config, folds = self.network.config, []
+        for half, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+            for i in range(count):
+                at = f"model.{half}.layers.{i}"
+                folds.append(Fold(f"{at}.self_attn_layer_norm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+                folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",)))
+                if half == "decoder":
+                    folds.append(Fold(f"{at}.encoder_attn_layer_norm", (f"{at}.encoder_attn.q_proj",)))
+                    folds.append(Fold(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.out_proj",)))
+                folds.append(Fold(f"{at}.final_layer_norm", (f"{at}.fc1",)))
+        cross = tuple(f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_layers) for p in "kv")
+        return [*folds, Fold("model.encoder.layer_norm", cross)]
+
+    def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        extracted = self.processor.feature_extractor(
+            list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(self.device)
+        )
+        return {"input_features": extracted["input_features"].to(self.device, self.network.dtype)}
+
+    def frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+        positions = self.network.config.max_source_positions
+        heard = torch.tensor([-(-len(samples) // SAMPLES_PER_POSITION) for samples in recordings])
+        return torch.arange(positions) < heard.clamp(max=positions).unsqueeze(1)
+
+    def encode(self, features: dict[str, Tensor]) -> Tensor:
+        return self.network.model.encoder(features["input_features"]).last_hidden_state
+
+    def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
+        options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        if self.network.generation_config.is_multilingual:
+            options |= {"language": self._language(language), "task": "transcribe"}
+        out = self.network.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded), num_beams=1, do_sample=False, return_timestamps=False, **options
+        )
+        end = self.network.generation_config.eos_token_id
+        prompt = set(self._prompt(language))
+        transcripts = []
+        for row in out.tolist():
+            while row and row[0] in prompt:
+                row = row[1:]
+            transcripts.append(row[: row.index(end)] if end in row else row)
+        return transcripts
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids)
+
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
+        prompt = self._prompt(language)
+        room = self.network.config.max_target_positions - len(prompt)
+        rows = [[*prompt, *list(transcript)[:room]] for transcript in transcripts]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.network.config.pad_token_id)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        # Padding stands on the right and attention is causal, so real positions see no padding without any mask.
+        return {"decoder_input_ids": ids.to(self.device)}, mask
+
+    def _prompt(self, language: str | None) -> list[int]:
+        settings = self.network.generation_config
+        prompt = [settings.decoder_start_token_id]
+        if settings.is_multilingual:
+            prompt += [settings.lang_to_id[f"<|{self._language(language)}|>"], settings.task_to_id["transcribe"]]
+        return [*prompt, settings.no_timestamps_token_id]
+
+    def _language(self, language: str | None) -> str:
+        code = language or "en"
+        known = self.network.generation_config.lang_to_id
+        if f"<|{code}|>" not in known:
+            raise ModelError(f"language {code!r} is not one this model knows: {', '.join(sorted(k[2:-2] for k in known))}")
+        return code

@@ -1,0 +1,160 @@
+"""What to do with which layer: methods, grids, rules, and the plan they make for a model."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from sottovoce.core.gptq import Order
+from sottovoce.core.grid import BITS, Grid
+from sottovoce.errors import RecipeError
+from sottovoce.models.base import Layer, SpeechModel
+
+Strength = float | Literal["diagnostic", "cross-fit"]
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How codes are found.
+
+    `kind`: "rtn" rounds; "awq" scales channels, then rounds; "gptq" rounds column by column against the Hessian.
+    The rest is for "gptq": `strength` of the correction for inherited error (0: plain GPTQ; a number: QEP; "diagnostic" or
+    "cross-fit": FADE), `ridge` of the correction and `damping` of the Hessian (both in units of the mean diagonal, or
+    "held-out": chosen per layer), `order` of the columns, `absorb_bias`: put the mean output error into the bias,
+    `correct_residual_mlp`: whether the second linear of feed-forward blocks is corrected too.
+    """
+
+    kind: Literal["rtn", "awq", "gptq"]
+    strength: Strength = 0.0
+    ridge: float | Literal["held-out"] = 0.01
+    damping: float | Literal["held-out"] = 0.01
+    order: Order = "original"
+    absorb_bias: bool = False
+    correct_residual_mlp: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rtn", "awq", "gptq"):
+            raise RecipeError(f"method kind {self.kind!r} is not known; choose 'rtn', 'awq' or 'gptq'")
+        if not isinstance(self.strength, str) and not 0 <= self.strength <= 2:
+            raise RecipeError(f"strength {self.strength} is out of range; 0 to 2, 'diagnostic' or 'cross-fit'")
+        for name in ("ridge", "damping"):
+            value = getattr(self, name)
+            if value != HELD_OUT and not (isinstance(value, int | float) and 0 < value <= 100):
+                raise RecipeError(f"{name} {value!r} is out of range; above 0, at most 100, or '{HELD_OUT}'")
+        if self.damping == HELD_OUT and self.order != "activation":
+            raise RecipeError("held-out damping needs order 'activation', whose scales are fixed beforehand")
+
+    @property
+    def streams(self) -> int:
+        """Networks that calibration runs: 0 (no data needed), 1, or 2."""
+        return {"rtn": 0, "awq": 1, "gptq": 1 if self.strength == 0 else 2}[self.kind]
+
+
+METHODS: dict[str, Method] = {
+    "rtn": Method(kind="rtn"),
+    "awq": Method(kind="awq"),
+    "gptq": Method(kind="gptq"),
+    "qep": Method(kind="gptq", strength=0.5, correct_residual_mlp=False),
+    "fade-diagnostic": Method(
+        kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True
+    ),
+    "fade": Method(kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True),
+}
+DEFAULT_METHOD = "fade"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Another grid for the layers whose name matches the regular expression `match` (anywhere in the name).
+
+    `bits`: their width, or 16 to leave them in floating point. `group_size`: their groups, or "same".
+    """
+
+    match: str
+    bits: int
+    group_size: int | None | Literal["same"] = "same"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (*BITS, 16):
+            raise RecipeError(f"rule {self.match!r}: bits = {self.bits} is not supported; choose one of {(*BITS, 16)}")
+        try:
+            re.compile(self.match)
+        except re.error as exc:
+            raise RecipeError(f"rule {self.match!r} is not a regular expression: {exc}") from exc
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines the codes, but for the model and the calibration data.
+
+    `grid`: of the encoder's and decoder's linears. `head_bits`: of the output head (with the token embedding, where the
+    two are one), 16 to leave it. `rules`: exceptions, later ones win. `head_identity`: weight of the token look-up beside
+    the head's own inputs, in units of the mean diagonal of their moments.
+    """
+
+    method: Method = field(default_factory=lambda: METHODS[DEFAULT_METHOD])
+    grid: Grid = field(default_factory=Grid)
+    head_bits: int = 8
+    head_identity: float = 0.1
+    padding_weight: float = 0.0
+    frame_stride: int = 1
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.head_bits not in (*BITS, 16):
+            raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, 16)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers to quantize with their grids, in the model's order, and the names of those left in floating point."""
+
+    steps: tuple[tuple[Layer, Grid], ...]
+    left: tuple[str, ...]
+
+    def grid(self, name: str) -> Grid:
+        """The grid of the layer `name`."""
+        return next(grid for layer, grid in self.steps if layer.name == name)
+
+
+def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
+    """Apply `recipe` to the layers of `model`.
+
+    Raises `RecipeError` if a rule matches no layer, if groups do not divide a layer's rows (naming the groups that do), or
+    if nothing is left to quantize.
+    """
+    layers = model.layers()
+    for rule in recipe.rules:
+        if not any(re.search(rule.match, layer.name) for layer in layers):
+            raise RecipeError(f"the rule {rule.match!r} matches no layer of {model.source}; layers look like {layers[0].name!r}")
+    steps, left = [], []
+    for layer in layers:
+        grid = _grid_of(layer, recipe)
+        if grid is None:
+            left.append(layer.name)
+            continue
+        in_features = model.module(layer.name).weight.shape[1]
+        try:
+            grid.columns_per_group(in_features)
+        except RecipeError as exc:
+            raise RecipeError(f"{layer.name}: {exc}") from exc
+        steps.append((layer, grid))
+    if not steps:
+        raise RecipeError("the recipe leaves every layer in floating point; nothing to quantize")
+    return Plan(tuple(steps), tuple(left))
+
+
+def _grid_of(layer: Layer, recipe: Recipe) -> Grid | None:
+    bits, group_size = (recipe.head_bits if layer.part == "head" else recipe.grid.bits), recipe.grid.group_size
+    for rule in recipe.rules:
+        if re.search(rule.match, layer.name):
+            bits = rule.bits
+            group_size = group_size if rule.group_size == "same" else rule.group_size
+    return None if bits == 16 else replace(recipe.grid, bits=bits, group_size=group_size)
+
+
+def method_named(name: str, **changes: Any) -> Method:
+    """The method called `name` with some settings changed. Raises `RecipeError` for an unknown name."""
+    if name not in METHODS:
+        raise RecipeError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
+    return replace(METHODS[name], **changes)

@@ -1,0 +1,181 @@
+"""One layer: from its moments to codes, bias and diagnostics, by the method of the recipe."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.calibrate import LayerInputs
+from sottovoce.core.fade import CrossFit, calibration_gain, cross_fit, held_out_damping, reliability_score
+from sottovoce.core.gptq import gptq
+from sottovoce.core.grid import Grid, fit_scaling
+from sottovoce.core.measure import outlier_ratio, relative_output_error, relative_weight_error
+from sottovoce.core.propagation import Moments, corrected_target
+from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
+from sottovoce.models.base import Layer
+from sottovoce.recipe import HELD_OUT, Method
+
+FIXED_RIDGE = 0.3  # of the rule "diagnostic" where the ridge is to be held out but nothing can be learnt from the folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """Diagnostics of one layer; errors are shares of the layer's output energy on the calibration inputs.
+
+    `vulnerability`: RTN's relative weight error; `outlier_ratio`: mean over groups of max|w| / rms(w). `strength`, `ridge`,
+    `damping`: as used. `held_out_gain`: the output error that the correction removes on utterances it was not learnt on.
+    `rounded_error`, `added_error`: what RTN and the chosen codes add to the same target. `calibration_gain`,
+    `reliability`: see `core.fade`; `reliability` is held out where the folds were used, else in-sample. `inherited_error`:
+    what earlier layers' errors do to this layer's output; `outgoing_error`: what leaves it, with its own rounding.
+    None stands for what a method without calibration data cannot know.
+    """
+
+    name: str
+    part: str
+    bits: int
+    group_size: int
+    bits_per_weight: float
+    weights: int
+    vulnerability: float
+    outlier_ratio: float
+    strength: float = 0.0
+    ridge: float | None = None
+    damping: float | None = None
+    held_out_gain: float | None = None
+    rounded_error: float | None = None
+    added_error: float | None = None
+    calibration_gain: float | None = None
+    reliability: float | None = None
+    inherited_error: float | None = None
+    outgoing_error: float | None = None
+    positions: float = 0.0
+    dead_columns: int = 0
+    bias_absorbed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Codes, the new bias (None: as it was) and the report of one layer."""
+
+    weight: QuantizedTensor
+    bias: Tensor | None
+    report: LayerReport
+
+
+def solve_rounded(layer: Layer, weight: Tensor, grid: Grid) -> Solution:
+    """Round to nearest, without any data."""
+    quantized = round_to_nearest(weight, fit_scaling(weight, grid), grid)
+    return Solution(quantized, None, LayerReport(**_data_free(layer, weight, grid, quantized)))
+
+
+def solve_layer(
+    layer: Layer,
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: LayerInputs,
+    grid: Grid,
+    method: Method,
+    *,
+    strength: float | None = None,
+    identity: float = 0.0,
+) -> Solution:
+    """Quantize one layer by GPTQ towards its corrected target.
+
+    `strength`: of the rule "diagnostic", already worked out. `identity`: for a head that is also the token embedding: weight
+    of the look-up; such a layer is never corrected, since the look-up wants the original rows.
+    """
+    centre = layer.shift_free or (bias is not None and method.absorb_bias)
+    total = inputs.total
+    folds = tuple(_single(fold.centred() if centre else fold.moments) for fold in inputs.folds)
+    moments = total.centred() if centre else total.moments
+    if identity:
+        folds = tuple(_with_identity(fold, identity) for fold in folds)
+        moments = _with_identity(moments, identity)
+    scaling = fit_scaling(weight, grid)
+    fit = _choose_correction(layer, weight, (folds[0], folds[1]), method, strength, tied=identity > 0)
+    target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
+    if method.damping == HELD_OUT:
+        held_out = held_out_damping(weight, (folds[0], folds[1]), grid, scaling, fit=fit, order=method.order)
+        damping = held_out.damping
+    else:
+        held_out, damping = None, float(method.damping)
+    result = gptq(
+        target, moments.hessian, grid, damping=damping, order=method.order, scaling=scaling if method.order == "activation" else None
+    )
+    values = result.weight.dequantize()
+    new_bias = None
+    if centre and bias is not None and method.absorb_bias:
+        new_bias = (bias.double() + weight.double() @ total.mean - values.double() @ total.mean_hat).float()
+    rounded_error = relative_output_error(target, round_to_nearest(target, scaling, grid).dequantize(), moments.hessian)
+    added_error = relative_output_error(target, values, moments.hessian)
+    whole = _output_error(weight, inputs.probe, weight, inputs.probe_hat)
+    shift = None if new_bias is None or bias is None else new_bias - bias
+    if held_out is None:
+        reliability = reliability_score(added_error, rounded_error)
+    else:
+        reliability = reliability_score(held_out.calibrated_error, held_out.rounded_error)
+    report = LayerReport(
+        **_data_free(layer, weight, grid, result.weight),
+        strength=fit.strength,
+        ridge=fit.ridge if fit.strength else None,
+        damping=result.damping,
+        held_out_gain=fit.gain if method.strength == "cross-fit" else None,
+        rounded_error=rounded_error,
+        added_error=added_error,
+        calibration_gain=calibration_gain(added_error, rounded_error),
+        reliability=reliability,
+        inherited_error=whole,
+        outgoing_error=_output_error(weight, inputs.probe, values, inputs.probe_hat, shift),
+        positions=total.weight,
+        dead_columns=result.dead,
+        bias_absorbed=new_bias is not None,
+    )
+    return Solution(result.weight, new_bias, report)
+
+
+def _choose_correction(
+    layer: Layer, weight: Tensor, folds: tuple[Moments, Moments], method: Method, strength: float | None, *, tied: bool
+) -> CrossFit:
+    ridge = FIXED_RIDGE if method.ridge == HELD_OUT else float(method.ridge)
+    excluded = tied or (layer.residual_mlp and not method.correct_residual_mlp)
+    if excluded or method.strength == 0 or not bool(folds[0].cross.any() or folds[1].cross.any()):
+        return CrossFit(0.0, ridge, 0.0)
+    if method.strength == "cross-fit":
+        return cross_fit(weight, folds, **({} if method.ridge == HELD_OUT else {"ridges": (ridge,)}))
+    chosen = strength if strength is not None else float(method.strength)
+    return CrossFit(chosen, ridge, 0.0)
+
+
+def _data_free(layer: Layer, weight: Tensor, grid: Grid, quantized: QuantizedTensor) -> dict[str, object]:
+    rounded = round_to_nearest(weight, fit_scaling(weight, grid), grid).dequantize()
+    return {
+        "name": layer.name,
+        "part": layer.part,
+        "bits": grid.bits,
+        "group_size": quantized.group_size,
+        "bits_per_weight": quantized.bits_per_weight,
+        "weights": weight.numel(),
+        "vulnerability": relative_weight_error(weight, rounded),
+        "outlier_ratio": outlier_ratio(weight, quantized.group_size),
+    }
+
+
+def _single(moments: Moments) -> Moments:
+    """In float32: the folds only steer choices, for which it is accurate enough and twice as fast."""
+    return Moments(moments.hessian.float(), moments.cross.float())
+
+
+def _with_identity(moments: Moments, identity: float) -> Moments:
+    hessian = moments.hessian.clone()
+    hessian.diagonal().add_(identity * hessian.diagonal().mean())
+    return Moments(hessian, moments.cross)
+
+
+def _output_error(weight: Tensor, inputs: Tensor, other: Tensor, other_inputs: Tensor, shift: Tensor | None = None) -> float:
+    """`||W X - (Z X^ + shift)||^2 / ||W X||^2` on the sampled positions."""
+    wanted = inputs @ weight.T
+    got = other_inputs @ other.T
+    if shift is not None:
+        got += shift
+    whole = float(wanted.square().sum())
+    return float((wanted - got).square().sum()) / whole if whole > 0 else 0.0
