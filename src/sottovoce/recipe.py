@@ -97,7 +97,7 @@ class Recipe:
     head_bits: int = 8
     head_identity: float = 0.1
     padding_weight: float = 0.0
-    frame_stride: int = 1
+    frame_stride: int = 3
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,20 +1,22 @@
 """One layer: from its moments to codes, bias and diagnostics, by the method of the recipe."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from sottovoce.calibrate import LayerInputs
 from sottovoce.core.fade import CrossFit, calibration_gain, cross_fit, held_out_damping, reliability_score
 from sottovoce.core.gptq import gptq
 from sottovoce.core.grid import Grid, fit_scaling
+from sottovoce.core.hessian import Hessian
 from sottovoce.core.measure import outlier_ratio, relative_output_error, relative_weight_error
 from sottovoce.core.propagation import Moments, corrected_target
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 from sottovoce.models.base import Layer
 from sottovoce.recipe import HELD_OUT, Method
 
+CHOICE_ROWS = 128  # output rows on which strength, ridge and damping are chosen
 FIXED_RIDGE = 0.3  # of the rule "diagnostic" where the ridge is to be held out but nothing can be learnt from the folds
 
 
@@ -65,7 +67,7 @@ class Solution:
 def solve_rounded(layer: Layer, weight: Tensor, grid: Grid) -> Solution:
     """Round to nearest, without any data."""
     quantized = round_to_nearest(weight, fit_scaling(weight, grid), grid)
-    return Solution(quantized, None, LayerReport(**_data_free(layer, weight, grid, quantized)))
+    return Solution(quantized, None, LayerReport(**_data_free(layer, weight, quantized, quantized)))
 
 
 def solve_layer(
@@ -86,36 +88,35 @@ def solve_layer(
     """
     centre = layer.shift_free or (bias is not None and method.absorb_bias)
     total = inputs.total
-    folds = tuple(_single(fold.centred() if centre else fold.moments) for fold in inputs.folds)
-    moments = total.centred() if centre else total.moments
+    moments, folds = (total.centred, inputs.single_centred) if centre else (total.moments, inputs.single)
     if identity:
-        folds = tuple(_with_identity(fold, identity) for fold in folds)
-        moments = _with_identity(moments, identity)
+        moments, folds = _with_identity(moments, identity), (_with_identity(folds[0], identity), _with_identity(folds[1], identity))
     scaling = fit_scaling(weight, grid)
-    fit = _choose_correction(layer, weight, (folds[0], folds[1]), method, strength, tied=identity > 0)
-    target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
+    # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
+    some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
+    fit = _choose_correction(layer, weight[some], folds, method, strength, tied=identity > 0)
+    held_out = None
     if method.damping == HELD_OUT:
-        held_out = held_out_damping(weight, (folds[0], folds[1]), grid, scaling, fit=fit, order=method.order)
-        damping = held_out.damping
-    else:
-        held_out, damping = None, float(method.damping)
+        held_out = held_out_damping(weight[some], folds, grid, scaling[some], fit=fit, order=method.order)
+    target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
     result = gptq(
-        target, moments.hessian, grid, damping=damping, order=method.order, scaling=scaling if method.order == "activation" else None
+        target,
+        moments.hessian,
+        grid,
+        damping=held_out.damping if held_out else float(method.damping),
+        order=method.order,
+        scaling=scaling if method.order == "activation" else None,
     )
     values = result.weight.dequantize()
-    new_bias = None
-    if centre and bias is not None and method.absorb_bias:
+    new_bias, shift = None, None
+    if bias is not None and method.absorb_bias:
         new_bias = (bias.double() + weight.double() @ total.mean - values.double() @ total.mean_hat).float()
-    rounded_error = relative_output_error(target, round_to_nearest(target, scaling, grid).dequantize(), moments.hessian)
-    added_error = relative_output_error(target, values, moments.hessian)
-    whole = _output_error(weight, inputs.probe, weight, inputs.probe_hat)
-    shift = None if new_bias is None or bias is None else new_bias - bias
-    if held_out is None:
-        reliability = reliability_score(added_error, rounded_error)
-    else:
-        reliability = reliability_score(held_out.calibrated_error, held_out.rounded_error)
+        shift = new_bias - bias
+    hessian = moments.hessian.matrix.float()
+    rounded_error = relative_output_error(target, round_to_nearest(target, scaling, grid).dequantize(), hessian)
+    added_error = relative_output_error(target, values, hessian)
     report = LayerReport(
-        **_data_free(layer, weight, grid, result.weight),
+        **_data_free(layer, weight, result.weight, round_to_nearest(weight, scaling, grid)),
         strength=fit.strength,
         ridge=fit.ridge if fit.strength else None,
         damping=result.damping,
@@ -123,8 +124,10 @@ def solve_layer(
         rounded_error=rounded_error,
         added_error=added_error,
         calibration_gain=calibration_gain(added_error, rounded_error),
-        reliability=reliability,
-        inherited_error=whole,
+        reliability=reliability_score(held_out.calibrated_error, held_out.rounded_error)
+        if held_out
+        else reliability_score(added_error, rounded_error),
+        inherited_error=_output_error(weight, inputs.probe, weight, inputs.probe_hat),
         outgoing_error=_output_error(weight, inputs.probe, values, inputs.probe_hat, shift),
         positions=total.weight,
         dead_columns=result.dead,
@@ -142,33 +145,26 @@ def _choose_correction(
         return CrossFit(0.0, ridge, 0.0)
     if method.strength == "cross-fit":
         return cross_fit(weight, folds, **({} if method.ridge == HELD_OUT else {"ridges": (ridge,)}))
-    chosen = strength if strength is not None else float(method.strength)
-    return CrossFit(chosen, ridge, 0.0)
+    return CrossFit(strength if strength is not None else float(method.strength), ridge, 0.0)
 
 
-def _data_free(layer: Layer, weight: Tensor, grid: Grid, quantized: QuantizedTensor) -> dict[str, object]:
-    rounded = round_to_nearest(weight, fit_scaling(weight, grid), grid).dequantize()
+def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, rounded: QuantizedTensor) -> dict[str, Any]:
     return {
         "name": layer.name,
         "part": layer.part,
-        "bits": grid.bits,
+        "bits": quantized.bits,
         "group_size": quantized.group_size,
         "bits_per_weight": quantized.bits_per_weight,
         "weights": weight.numel(),
-        "vulnerability": relative_weight_error(weight, rounded),
+        "vulnerability": relative_weight_error(weight, rounded.dequantize()),
         "outlier_ratio": outlier_ratio(weight, quantized.group_size),
     }
 
 
-def _single(moments: Moments) -> Moments:
-    """In float32: the folds only steer choices, for which it is accurate enough and twice as fast."""
-    return Moments(moments.hessian.float(), moments.cross.float())
-
-
 def _with_identity(moments: Moments, identity: float) -> Moments:
-    hessian = moments.hessian.clone()
-    hessian.diagonal().add_(identity * hessian.diagonal().mean())
-    return Moments(hessian, moments.cross)
+    matrix = moments.hessian.matrix.clone()
+    matrix.diagonal().add_(identity * matrix.diagonal().mean())
+    return Moments(Hessian(matrix), moments.cross)
 
 
 def _output_error(weight: Tensor, inputs: Tensor, other: Tensor, other_inputs: Tensor, shift: Tensor | None = None) -> float:

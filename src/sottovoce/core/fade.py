@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.core.gptq import Order, column_order, inverse_factor, solve_columns
+from sottovoce.core.gptq import solve_columns
 from sottovoce.core.grid import Grid, Scaling
+from sottovoce.core.hessian import Order
 from sottovoce.core.measure import output_energy
 from sottovoce.core.propagation import Moments, correction
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
+CANDIDATES = (0.1, 0.3, 1.0)  # ridges and dampings tried, in units of the mean diagonal
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class CrossFit:
 
 
 def cross_fit(
-    weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[float] = RIDGES, *, limit: float = 1.0
+    weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[float] = CANDIDATES, *, limit: float = 1.0
 ) -> CrossFit:
     """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
     a, b = folds
-    weight = weight.to(a.hessian.dtype)
+    weight = weight.to(a.cross.dtype)
     pull_a, pull_b = weight @ a.cross, weight @ b.cross
-    energy = float(((weight @ a.hessian) * weight).sum() + ((weight @ b.hessian) * weight).sum())
+    energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
     best = CrossFit(0.0, max(ridges), 0.0)
     if energy <= 0:
         return best
     for ridge in ridges:
-        from_a, from_b = a.solve(pull_a, ridge), b.solve(pull_b, ridge)
+        from_a, from_b = a.hessian.solve(pull_a, ridge), b.hessian.solve(pull_b, ridge)
         agreement = float((from_a * pull_b).sum() + (from_b * pull_a).sum())
-        size = float(((from_a @ b.hessian) * from_a).sum() + ((from_b @ a.hessian) * from_b).sum())
+        size = output_energy(from_a, b.hessian.matrix) + output_energy(from_b, a.hessian.matrix)
         if size <= 0:
             continue
         strength = min(max(agreement / size, 0.0), limit)
@@ -84,7 +84,7 @@ def held_out_damping(
     scaling: Scaling,
     *,
     fit: CrossFit | None = None,
-    dampings: Sequence[float] = DAMPINGS,
+    dampings: Sequence[float] = CANDIDATES,
     order: Order = "activation",
 ) -> HeldOutDamping:
     """Quantize with one fold and judge on the other, for every damping at once.
@@ -92,34 +92,37 @@ def held_out_damping(
     Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change. `fit`: the correction that
     the quantized target carries (learnt on the same fold as the Hessian); none if omitted.
     """
-    weight = weight.to(folds[0].hessian.dtype)
+    weight = weight.to(folds[0].cross.dtype)
     targets, factors, columns = [], [], []
     for fold in folds:
         target = weight if fit is None or fit.strength == 0 else weight + fit.strength * correction(weight, fold, fit.ridge)
-        targets.append(torch.where(fold.hessian.diagonal() <= 0, 0.0, target).float())
-        columns.append(column_order(fold.hessian, order))
-        factors.append(torch.stack([inverse_factor(fold.hessian, damping, columns[-1])[0] for damping in dampings]))
+        targets.append(torch.where(fold.hessian.dead, 0.0, target).float())
+        columns.append(fold.hessian.columns(order))
+        factors.append(torch.stack([fold.hessian.factor(damping, order)[0].float() for damping in dampings]))
     order_of = torch.stack(columns).unsqueeze(1).expand(-1, len(dampings), -1)
     codes, _ = solve_columns(
         torch.stack(targets).unsqueeze(1).expand(-1, len(dampings), -1, -1),
         torch.stack(factors),
         grid,
-        order_of // grid.columns_per_group(weight.shape[1]),
         order_of,
         scaling,
     )
-    energy = sum(output_energy(weight, fold.hessian) for fold in folds)
-    rounded, added, losses = 0.0, [0.0] * len(dampings), [0.0] * len(dampings)
+    losses = [0.0] * len(dampings)
+    values: tuple[list[Tensor], list[Tensor]] = ([], [])
     for i, judge in enumerate((folds[1], folds[0])):
         pull = weight @ judge.cross
-        rounded += output_energy(targets[i] - round_to_nearest(targets[i], scaling, grid).dequantize(), judge.hessian)
         for j in range(len(dampings)):
-            values = QuantizedTensor.from_scaling(codes[i, j], scaling, grid).dequantize()
-            added[j] += output_energy(targets[i] - values, judge.hessian)
-            losses[j] += output_energy(weight - values, judge.hessian) + 2 * float(((weight - values) * pull).sum())
+            values[i].append(QuantizedTensor.from_scaling(codes[i, j], scaling, grid).dequantize())
+            error = weight - values[i][j]
+            losses[j] += output_energy(error, judge.hessian.matrix) + 2 * float((error * pull).sum())
     best = min(range(len(dampings)), key=lambda j: losses[j])
+    energy, rounded, added = 0.0, 0.0, 0.0
+    for i, judge in enumerate((folds[1], folds[0])):
+        energy += output_energy(weight, judge.hessian.matrix)
+        rounded += output_energy(targets[i] - round_to_nearest(targets[i], scaling, grid).dequantize(), judge.hessian.matrix)
+        added += output_energy(targets[i] - values[i][best], judge.hessian.matrix)
     energy = energy if energy > 0 else 1.0
-    return HeldOutDamping(dampings[best], rounded / energy, added[best] / energy)
+    return HeldOutDamping(dampings[best], rounded / energy, added / energy)
 
 
 def reliability_score(calibrated_error: float, rounded_error: float) -> float:

@@ -15,8 +15,8 @@ from sottovoce.errors import RecipeError
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128)
-SHRINK_STEPS = 32
-SHRINK_LOWEST = 0.38  # below this share of the min-max range no group of the models measured had its optimum
+SHRINK_STEPS = 20
+SHRINK_LOWEST = 0.4  # below this share of the min-max range no group of the models measured had its optimum
 SEARCH_NORM = 2.4  # exponent of the rounding error that the search minimises, as in GPTQ's published code
 SMALLEST_SCALE = 2.0**-24  # smallest positive float16
 LARGEST_SCALE = 65504.0  # largest finite float16
@@ -70,8 +70,8 @@ class Scaling:
     scale: Tensor
     zero_point: Tensor
 
-    def __getitem__(self, index: object) -> "Scaling":
-        return Scaling(self.scale[index], self.zero_point[index])  # type: ignore[index]
+    def __getitem__(self, rows: slice) -> "Scaling":
+        return Scaling(self.scale[rows], self.zero_point[rows])
 
 
 def fit_scaling(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Scaling:

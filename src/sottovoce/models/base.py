@@ -93,6 +93,10 @@ class SpeechModel(ABC):
         """Encoder outputs, `[B, T, d]`."""
 
     @abstractmethod
+    def decoder_states(self, encoded: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
+
+    @abstractmethod
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         """Greedy transcripts as token ids, prompt and end token left off."""
 

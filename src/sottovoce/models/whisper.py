@@ -80,6 +80,11 @@ class Whisper(SpeechModel):
     def encode(self, features: dict[str, Tensor]) -> Tensor:
         return self.network.model.encoder(features["input_features"]).last_hidden_state
 
+    def decoder_states(self, encoded: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return self.network.model.decoder(
+            input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded, use_cache=False
+        ).last_hidden_state
+
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         if self.network.generation_config.is_multilingual:

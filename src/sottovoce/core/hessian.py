@@ -1,0 +1,102 @@
+"""The second moment of a layer's inputs and its damped inverse factors, each computed once.
+
+For `H` `[in, in]` and a damping, `U` is upper triangular with `U^T U = (H + damping * mean(diag H) * I)^-1`. It is the
+inverse of the upper triangular `R` of `H = R R^T`, taken from a Cholesky factor of `H` with its columns reversed; no
+explicit inverse of `H` is formed.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sottovoce.errors import CalibrationError
+
+DAMPING_STEP = 10.0  # factor by which the damping grows when a factorisation fails
+DAMPING_LIMIT = 1e4
+LEAF = 128  # triangular inverses are built from matrix products above this size
+
+Order = Literal["activation", "original"]
+
+
+class Hessian:
+    """`matrix` `[in, in]`, symmetric, with its column orders and factors. Layers that share an input share this object."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise CalibrationError(f"a Hessian is square; got shape {tuple(matrix.shape)}")
+        self.matrix = matrix
+        self._columns: dict[Order, Tensor] = {}
+        self._factors: dict[tuple[float, Order], tuple[Tensor, float]] = {}
+
+    def __add__(self, other: "Hessian") -> "Hessian":
+        return Hessian(self.matrix + other.matrix)
+
+    @property
+    def mean_diagonal(self) -> float:
+        """The unit in which dampings and ridges are given."""
+        return float(self.matrix.diagonal().mean())
+
+    @property
+    def dead(self) -> Tensor:
+        """Columns that never see an input; bool `[in]`."""
+        return self.matrix.diagonal() <= 0
+
+    def columns(self, order: Order) -> Tensor:
+        """The columns in the order they are rounded, int64 `[in]`: by decreasing diagonal, or as they stand."""
+        if order not in self._columns:
+            diagonal = self.matrix.diagonal()
+            by_activation = torch.argsort(diagonal, descending=True, stable=True)
+            self._columns[order] = by_activation if order == "activation" else torch.arange(len(diagonal))
+        return self._columns[order]
+
+    def factor(self, damping: float, order: Order = "original") -> tuple[Tensor, float]:
+        """`U` in the dtype of `matrix`, rows and columns in `order`, and the damping that was used.
+
+        The damping is raised tenfold until the factorisation succeeds. Raises `CalibrationError` past 10^4.
+        """
+        key = (damping, order)
+        if key not in self._factors:
+            self._factors[key] = self._factorise(damping, self.columns(order))
+        return self._factors[key]
+
+    def solve(self, right: Tensor, ridge: float) -> Tensor:
+        """`right @ (H + ridge * mean(diag H) * I)^-1` for `right` `[rows, in]`."""
+        columns = self.columns("activation")
+        factor, _ = self.factor(ridge, "activation")
+        result = torch.empty_like(right, dtype=factor.dtype)
+        result[:, columns] = (right.to(factor.dtype)[:, columns] @ factor.T) @ factor
+        return result
+
+    def _factorise(self, damping: float, columns: Tensor) -> tuple[Tensor, float]:
+        mean = self.mean_diagonal
+        if not mean > 0:  # nothing was ever seen: plain rounding, and every column is dead
+            return torch.eye(len(columns), dtype=self.matrix.dtype), damping
+        backwards = columns.flip(0)
+        reordered = self.matrix.index_select(0, backwards).index_select(1, backwards)
+        diagonal = reordered.diagonal().clone()
+        diagonal[diagonal <= 0] = mean
+        while damping <= DAMPING_LIMIT:
+            reordered.diagonal().copy_(diagonal + damping * mean)
+            lower, failed = torch.linalg.cholesky_ex(reordered)
+            if not failed and bool(torch.isfinite(lower.diagonal()).all()):
+                # Read backwards both ways, H = L L^T becomes H = R R^T, and L^-1 becomes R^-1 = U.
+                return invert_lower(lower).flip(0, 1), damping
+            damping = max(damping, 1e-4) * DAMPING_STEP
+        raise CalibrationError(
+            f"the Hessian is not positive definite even with a damping of {DAMPING_LIMIT:g} times its mean diagonal "
+            f"({mean:g}): check the calibration audio and the model's weights for NaN"
+        )
+
+
+def invert_lower(lower: Tensor) -> Tensor:
+    """Inverse of a lower triangular matrix, by halves, so that nearly all of the work is matrix products."""
+    n = len(lower)
+    if n <= LEAF:
+        return torch.linalg.solve_triangular(lower, torch.eye(n, dtype=lower.dtype), upper=False)
+    half = n // 2
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half] = invert_lower(lower[:half, :half])
+    inverse[half:, half:] = invert_lower(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse

@@ -1,0 +1,83 @@
+"""Recordings to words, in batches, greedily, with the model's own prompt and suppression rules."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sottovoce.audio import SAMPLE_RATE, split_at_silence
+from sottovoce.data import DataSet
+from sottovoce.models.base import SpeechModel
+
+ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
+DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for 32 than for 8
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What was recognised in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut."""
+
+    id: str
+    text: str
+    tokens: tuple[int, ...]
+    duration_s: float
+    reference: str | None = None
+    pieces: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcription:
+    """Transcripts in the order of the data, and the wall-clock seconds of encoder (with features) and decoder."""
+
+    transcripts: tuple[Transcript, ...]
+    encoder_s: float
+    decoder_s: float
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio transcribed."""
+        return sum(transcript.duration_s for transcript in self.transcripts)
+
+
+@torch.no_grad()
+def transcribe_data(
+    model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress | None = None
+) -> Transcription:
+    """Transcribe every utterance of `data`. Recordings longer than one forward pass are cut at silence and joined again.
+
+    Raises `AudioError` for a recording that cannot be used.
+    """
+    done, encoder_s, decoder_s = list[Transcript](), 0.0, 0.0
+    utterances = list(data)
+    for start in range(0, len(utterances), DECODER_BATCH):
+        if progress:
+            progress(f"transcribing {data.name}", start, len(utterances))
+        batch = utterances[start : start + DECODER_BATCH]
+        whole = [utterance.samples() for utterance in batch]
+        pieces = [split_at_silence(samples, model.longest_s) for samples in whole]
+        flat = [piece for parts in pieces for piece in parts]
+        began = time.perf_counter()
+        encoded = torch.cat(
+            [model.encode(model.features(flat[i : i + ENCODER_BATCH])) for i in range(0, len(flat), ENCODER_BATCH)]
+        )
+        between = time.perf_counter()
+        tokens = iter(model.decode(encoded, language))
+        encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
+        for utterance, samples, parts in zip(batch, whole, pieces, strict=True):
+            heard = [next(tokens) for _ in parts]
+            done.append(
+                Transcript(
+                    id=utterance.id,
+                    text=" ".join(filter(None, map(model.text, heard))),
+                    tokens=tuple(token for row in heard for token in row),
+                    duration_s=len(samples) / SAMPLE_RATE,
+                    reference=utterance.text,
+                    pieces=len(parts),
+                )
+            )
+    if progress:
+        progress(f"transcribing {data.name}", len(utterances), len(utterances))
+    return Transcription(transcripts=tuple(done), encoder_s=encoder_s, decoder_s=decoder_s)

@@ -1,0 +1,299 @@
+"""The main job: recordings and a recipe in, a quantized recogniser out."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sottovoce.audio import SAMPLE_RATE, split_at_silence
+from sottovoce.calibrate import LayerInputs, PositionWeights, assign_folds, layer_inputs, make_batches, share_weights
+from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
+from sottovoce.core.fade import diagnostic_strengths, held_out_damping, reliability_score
+from sottovoce.core.grid import fit_scaling
+from sottovoce.core.measure import relative_weight_error
+from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.core.rtn import rtn
+from sottovoce.data import DataSet
+from sottovoce.errors import AudioError, CalibrationError
+from sottovoce.models.base import Batch, Layer, SpeechModel
+from sottovoce.recipe import Plan, Recipe, resolve
+from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded
+
+DIAGNOSTIC_UTTERANCES = 16  # utterances on which the rule "diagnostic" takes its first look
+DIAGNOSTIC_DAMPING = 0.1  # of that first look
+LABEL_BATCH = 16  # utterances transcribed at once
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+
+def silent(_doing: str, _done: int, _total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpeech:
+    """Prepared calibration speech: 16 kHz recordings, their token ids, and how they came about.
+
+    `labelled`: transcripts were made by the model itself. `cut`: ids of recordings that were cut at silence because they
+    were longer than one forward pass takes. `skipped`: ids of recordings that could not be used, with the reason.
+    """
+
+    ids: tuple[str, ...]
+    recordings: tuple[np.ndarray, ...]
+    transcripts: tuple[tuple[int, ...], ...]
+    speakers: tuple[str | None, ...]
+    labelled: int
+    cut: tuple[str, ...]
+    seconds: float
+    label_time_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Wall-clock seconds: transcribing the calibration speech, and the walk with all solving."""
+
+    labels_s: float
+    solving_s: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class QuantizedModel:
+    """The result: `model` computes with dequantized weights; `weights` holds the codes by layer name.
+
+    `reports`: diagnostics in the order the layers were solved. `calibration`: a description of the speech, None for RTN.
+    """
+
+    model: SpeechModel
+    weights: dict[str, QuantizedTensor]
+    reports: tuple[LayerReport, ...]
+    plan: Plan
+    recipe: Recipe
+    calibration: dict[str, object] | None
+    timing: Timing
+
+
+def prepare_speech(
+    model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress = silent, use_text: bool = True
+) -> CalibrationSpeech:
+    """Read the recordings, cut long ones, and find what is said in each.
+
+    A recording with a known text is taught with it; others with the model's own greedy transcript. Raises `AudioError` for a
+    recording that cannot be used.
+    """
+    ids, recordings, texts, speakers, cut = [], [], [], [], []
+    for utterance in data:
+        samples = utterance.samples()
+        pieces = split_at_silence(samples, model.longest_s)
+        if len(pieces) > 1:
+            cut.append(utterance.id)
+        for i, piece in enumerate(pieces):
+            ids.append(utterance.id if len(pieces) == 1 else f"{utterance.id}#{i}")
+            recordings.append(piece)
+            texts.append(utterance.text if use_text and len(pieces) == 1 else None)
+            speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
+    if len(recordings) < 2:
+        raise CalibrationError(f"{data.name}: {len(recordings)} utterance; at least two are needed, better a hundred")
+    started = time.perf_counter()
+    transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
+    missing = [i for i, text in enumerate(texts) if text is None]
+    for start in range(0, len(missing), LABEL_BATCH):
+        progress("transcribing calibration speech", start, len(missing))
+        which = missing[start : start + LABEL_BATCH]
+        encoded = model.encode(model.features([recordings[i] for i in which]))
+        for i, tokens in zip(which, model.decode(encoded, language), strict=True):
+            transcripts[i] = tuple(tokens)
+    return CalibrationSpeech(
+        ids=tuple(ids),
+        recordings=tuple(recordings),
+        transcripts=tuple(transcripts),
+        speakers=tuple(speakers),
+        labelled=len(missing),
+        cut=tuple(cut),
+        seconds=sum(map(len, recordings)) / SAMPLE_RATE,
+        label_time_s=time.perf_counter() - started,
+    )
+
+
+@torch.no_grad()
+def quantize_model(
+    model: SpeechModel,
+    recipe: Recipe,
+    speech: CalibrationSpeech | None = None,
+    *,
+    batch_size: int = 8,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """Quantize `model` in memory by `recipe`; `model` itself stays as it is.
+
+    `speech` is needed by every method but RTN. Raises `RecipeError` for a recipe that does not fit the model and
+    `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
+    """
+    plan = resolve(model, recipe)
+    started = time.perf_counter()
+    if recipe.method.streams == 0:
+        network = share_weights(model.network)
+        solutions = {layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid) for layer, grid in plan.steps}
+        for layer, _ in plan.steps:
+            _install(model, network, layer, solutions[layer.name])
+    else:
+        if speech is None:
+            raise CalibrationError("this method calibrates on speech, and none was given")
+        batches = make_batches(
+            model,
+            speech.recordings,
+            speech.transcripts,
+            assign_folds(speech.speakers),
+            batch_size=batch_size,
+            positions=PositionWeights(padding=recipe.padding_weight, stride=recipe.frame_stride),
+            language=language,
+        )
+        solve = _solve_awq if recipe.method.kind == "awq" else _solve_in_lockstep
+        network, solutions = solve(model, plan, recipe, batches, progress)
+    _round_to_half(network, plan)
+    return QuantizedModel(
+        model=model.with_network(network),
+        weights={name: solution.weight for name, solution in solutions.items()},
+        reports=tuple(solution.report for solution in solutions.values()),
+        plan=plan,
+        recipe=recipe,
+        calibration=None if speech is None or recipe.method.streams == 0 else _describe(speech),
+        timing=Timing(labels_s=speech.label_time_s if speech else 0.0, solving_s=time.perf_counter() - started),
+    )
+
+
+def _solve_in_lockstep(
+    model: SpeechModel, plan: Plan, recipe: Recipe, batches: Sequence[Batch], progress: Progress
+) -> tuple[nn.Module, dict[str, Solution]]:
+    """GPTQ and all that is built on it: each layer is solved when both networks have reached it, and installed at once."""
+    network, solutions = share_weights(model.network), dict[str, Solution]()
+    strengths = _first_look(model, plan, batches) if recipe.method.strength == "diagnostic" else {}
+    networks = [model.network, network] if recipe.method.streams == 2 else [network]
+    layers = [layer for layer, _ in plan.steps]
+    for layer, inputs in layer_inputs(networks, batches, layers):
+        progress(layer.name, len(solutions), len(layers))
+        module = network.get_submodule(layer.name)
+        solutions[layer.name] = solve_layer(
+            layer,
+            module.weight,
+            module.bias,
+            inputs,
+            plan.grid(layer.name),
+            recipe.method,
+            strength=strengths.get(layer.name),
+            identity=recipe.head_identity if layer.name == model.head and model.tied else 0.0,
+        )
+        _install(model, network, layer, solutions[layer.name])
+    progress("", len(layers), len(layers))
+    return network, solutions
+
+
+def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dict[str, float]:
+    """Strengths by the rule "diagnostic": vulnerability and reliability of every layer on a few utterances."""
+    count, few = 0, []
+    for batch in batches:
+        few.append(batch)
+        count += len(batch.folds)
+        if count >= DIAGNOSTIC_UTTERANCES:
+            break
+    vulnerability, reliability = dict[str, float](), dict[str, float]()
+    for layer, inputs in layer_inputs([model.network], few, [layer for layer, _ in plan.steps]):
+        weight, grid = model.module(layer.name).weight, plan.grid(layer.name)
+        scaling = fit_scaling(weight, grid)
+        held_out = held_out_damping(weight, inputs.single, grid, scaling, dampings=(DIAGNOSTIC_DAMPING,))
+        vulnerability[layer.name] = relative_weight_error(weight, rtn(weight, grid).dequantize())
+        reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)
+    strengths: dict[str, float] = {}
+    for encoder in (True, False):
+        names = [layer.name for layer, _ in plan.steps if (layer.part == "encoder") == encoder]
+        if names:
+            values = diagnostic_strengths([vulnerability[n] for n in names], [reliability[n] for n in names])
+            strengths.update(zip(names, values, strict=True))
+    return strengths
+
+
+def _solve_awq(
+    model: SpeechModel, plan: Plan, recipe: Recipe, batches: Sequence[Batch], progress: Progress
+) -> tuple[nn.Module, dict[str, Solution]]:
+    """Search scales on the original network's inputs, fold them all, round what comes out."""
+    network = share_weights(model.network)
+    layers = [layer for layer, _ in plan.steps]
+    seen: dict[str, LayerInputs] = {}
+    for layer, inputs in layer_inputs([model.network], batches, layers):
+        progress(layer.name, len(seen), len(layers))
+        seen[layer.name] = inputs
+    for fold in model.awq_folds():
+        names = [name for name in fold.targets if name in seen]
+        if len(names) < len(fold.targets):
+            continue  # a target stays in floating point: its inputs must stay as they are
+        found = search_scales(
+            [model.module(name).weight for name in names],
+            [seen[name].total.moments.hessian.matrix.float() for name in names],
+            [plan.grid(name) for name in names],
+            seen[names[0]].magnitude,
+        )
+        source = network.get_submodule(fold.source)
+        weight, bias = divide_outputs(source.weight, source.bias, found.scales)
+        _set_parameters(source, weight, bias)
+        for name in names:
+            module = network.get_submodule(name)
+            _set_parameters(module, scale_inputs(module.weight, found.scales), module.bias)
+    solutions = {layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid) for layer, grid in plan.steps}
+    for layer in layers:
+        _install(model, network, layer, solutions[layer.name])
+    progress("", len(layers), len(layers))
+    return network, solutions
+
+
+def _install(model: SpeechModel, network: nn.Module, layer: Layer, solution: Solution) -> None:
+    module = network.get_submodule(layer.name)
+    _set_parameters(module, solution.weight.dequantize(), module.bias if solution.bias is None else solution.bias)
+    if layer.name == model.head and model.tied:
+        network.get_submodule(model.embedding).weight = module.weight
+
+
+def _round_to_half(network: nn.Module, plan: Plan) -> None:
+    """What stays in floating point is stored as float16: round it now, so that what is measured is what is written."""
+    planned = {f"{layer.name}.weight" for layer, _ in plan.steps}
+    done: dict[int, nn.Parameter] = {}
+    for module_name, module in network.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if f"{module_name}.{name}" in planned:
+                done[id(parameter)] = parameter  # and so is the embedding that is tied to a planned head
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in done:
+                done[id(parameter)] = nn.Parameter(parameter.half().float(), requires_grad=False)
+                done[id(done[id(parameter)])] = done[id(parameter)]
+            setattr(module, name, done[id(parameter)])
+
+
+def _set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """New parameters, since the old tensors are shared with the original network."""
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+
+
+def _describe(speech: CalibrationSpeech) -> dict[str, object]:
+    return {
+        "utterances": list(speech.ids),
+        "seconds": round(speech.seconds, 3),
+        "transcribed_by_the_model": speech.labelled,
+        "cut_at_silence": list(speech.cut),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions that can influence the result."""
+    packages = ("sottovoce", "torch", "transformers", "compressed-tensors", "safetensors", "soxr", "soundfile")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+__all__ = ["AudioError", "CalibrationSpeech", "QuantizedModel", "Timing", "environment", "prepare_speech", "quantize_model"]
