@@ -28,7 +28,7 @@ def model_card(result: QuantizedModel) -> str:
         "|---|---|",
         f"| method | {method_name(result)} |",
         f"| grid | {grid.bits} bits, groups of {grid.group_size or 'a whole row'}, {'symmetric' if grid.symmetric else 'asymmetric'} |",
-        f"| head and token embedding | {'16 bits (not quantized)' if recipe.head_bits == 16 else f'{recipe.head_bits} bits'} |",
+        f"| head and token embedding | {'16 bits (not quantized)' if recipe.head_bits == 16 else f'{recipe.head_bits or grid.bits} bits'} |",
         f"| bits per quantized weight, scales included | {bits:.2f} |",
         f"| layers quantized | {len(result.reports)} |",
     ]

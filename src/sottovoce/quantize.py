@@ -19,7 +19,7 @@ from sottovoce.core.measure import relative_weight_error
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
 from sottovoce.data import DataSet
-from sottovoce.errors import AudioError, CalibrationError
+from sottovoce.errors import CalibrationError
 from sottovoce.models.base import Batch, Layer, SpeechModel
 from sottovoce.recipe import Plan, Recipe, resolve
 from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded
@@ -40,8 +40,8 @@ def silent(_doing: str, _done: int, _total: int) -> None:
 class CalibrationSpeech:
     """Prepared calibration speech: 16 kHz recordings, their token ids, and how they came about.
 
-    `labelled`: transcripts were made by the model itself. `cut`: ids of recordings that were cut at silence because they
-    were longer than one forward pass takes. `skipped`: ids of recordings that could not be used, with the reason.
+    `labelled`: how many transcripts the model made itself. `cut`: ids of recordings that were cut at silence because they
+    were longer than one forward pass takes.
     """
 
     ids: tuple[str, ...]
@@ -128,11 +128,12 @@ def quantize_model(
     *,
     batch_size: int = 8,
     language: str | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Quantize `model` in memory by `recipe`; `model` itself stays as it is.
 
-    `speech` is needed by every method but RTN. Raises `RecipeError` for a recipe that does not fit the model and
+    `speech` is needed by every method but RTN. `seed` is what it was drawn by, for the record. Raises `RecipeError` for a recipe that does not fit the model and
     `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
     """
     plan = resolve(model, recipe)
@@ -163,7 +164,7 @@ def quantize_model(
         reports=tuple(solution.report for solution in solutions.values()),
         plan=plan,
         recipe=recipe,
-        calibration=None if speech is None or recipe.method.streams == 0 else _describe(speech),
+        calibration=None if speech is None or recipe.method.streams == 0 else _describe(speech, seed),
         timing=Timing(labels_s=speech.label_time_s if speech else 0.0, solving_s=time.perf_counter() - started),
     )
 
@@ -281,8 +282,9 @@ def _set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None) -> N
         module.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def _describe(speech: CalibrationSpeech) -> dict[str, object]:
+def _describe(speech: CalibrationSpeech, seed: int) -> dict[str, object]:
     return {
+        "seed": seed,
         "utterances": list(speech.ids),
         "seconds": round(speech.seconds, 3),
         "transcribed_by_the_model": speech.labelled,
@@ -294,6 +296,3 @@ def environment() -> dict[str, str]:
     """Versions that can influence the result."""
     packages = ("sottovoce", "torch", "transformers", "compressed-tensors", "safetensors", "soxr", "soundfile")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-__all__ = ["AudioError", "CalibrationSpeech", "QuantizedModel", "Timing", "environment", "prepare_speech", "quantize_model"]

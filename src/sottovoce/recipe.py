@@ -88,20 +88,20 @@ class Recipe:
     """Everything that determines the codes, but for the model and the calibration data.
 
     `grid`: of the encoder's and decoder's linears. `head_bits`: of the output head (with the token embedding, where the
-    two are one), 16 to leave it. `rules`: exceptions, later ones win. `head_identity`: weight of the token look-up beside
+    two are one); None for those of the grid, 16 to leave it in floating point. `rules`: exceptions, later ones win. `head_identity`: weight of the token look-up beside
     the head's own inputs, in units of the mean diagonal of their moments.
     """
 
     method: Method = field(default_factory=lambda: METHODS[DEFAULT_METHOD])
     grid: Grid = field(default_factory=Grid)
-    head_bits: int = 8
+    head_bits: int | None = None
     head_identity: float = 0.1
     padding_weight: float = 0.0
     frame_stride: int = 3
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.head_bits not in (*BITS, 16):
+        if self.head_bits not in (None, *BITS, 16):
             raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, 16)}")
 
 
@@ -145,7 +145,9 @@ def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
 
 
 def _grid_of(layer: Layer, recipe: Recipe) -> Grid | None:
-    bits, group_size = (recipe.head_bits if layer.part == "head" else recipe.grid.bits), recipe.grid.group_size
+    bits, group_size = recipe.grid.bits, recipe.grid.group_size
+    if layer.part == "head" and recipe.head_bits is not None:
+        bits = recipe.head_bits
     for rule in recipe.rules:
         if re.search(rule.match, layer.name):
             bits = rule.bits

@@ -11,6 +11,7 @@ from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.base import Fold, Layer, Part, SpeechModel
 
+FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 SAMPLES_PER_POSITION = 320  # hop of 160 samples, halved in time by the second convolution
 
 
@@ -86,20 +87,32 @@ class Whisper(SpeechModel):
         ).last_hidden_state
 
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
-        options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        first = FIRST_TOKENS if max_new_tokens is None else min(FIRST_TOKENS, max_new_tokens)
+        transcripts, finished = self._generate(encoded, language, first)
+        # Few utterances are longer than that, and looping ones run to the limit: only these go on, in a batch of their own.
+        unfinished = [i for i, done in enumerate(finished) if not done]
+        if unfinished and first != max_new_tokens:
+            longer, _ = self._generate(encoded[unfinished], language, max_new_tokens)
+            for i, transcript in zip(unfinished, longer, strict=True):
+                transcripts[i] = transcript
+        return transcripts
+
+    def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int | None) -> tuple[list[list[int]], list[bool]]:
+        """Transcripts, and whether each came to its end token within `max_new_tokens` (None: the model's own limit)."""
+        options: dict[str, object] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         if self.network.generation_config.is_multilingual:
             options |= {"language": self._language(language), "task": "transcribe"}
         out = self.network.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded), num_beams=1, do_sample=False, return_timestamps=False, **options
         )
-        end = self.network.generation_config.eos_token_id
-        prompt = set(self._prompt(language))
-        transcripts = []
+        end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
+        transcripts, finished = [], []
         for row in out.tolist():
             while row and row[0] in prompt:
                 row = row[1:]
+            finished.append(end in row)
             transcripts.append(row[: row.index(end)] if end in row else row)
-        return transcripts
+        return transcripts, finished
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

@@ -1,0 +1,94 @@
+"""The verbs of the package: `load`, `quantize`, `evaluate`, `transcribe`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
+from sottovoce.data import DataSet, Utterance, load_data
+from sottovoce.errors import RecipeError
+from sottovoce.evaluate.score import Score, score_transcripts
+from sottovoce.evaluate.transcribe import Transcript, Transcription, transcribe_data
+from sottovoce.models import SpeechModel, load_model
+from sottovoce.quantize import Progress, QuantizedModel, prepare_speech, quantize_model, silent
+from sottovoce.recipe import Recipe, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Score and timing of a model on a data set; `reference`: the same of the model it was compared with."""
+
+    score: Score
+    transcription: Transcription
+    reference: "Evaluation | None" = None
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio transcribed per second of work."""
+        return self.transcription.audio_s / (self.transcription.encoder_s + self.transcription.decoder_s)
+
+
+def load(model: str | Path) -> SpeechModel:
+    """A recogniser by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`."""
+    return load_model(model, quantized_loader=load_quantized)
+
+
+def quantize(
+    model: str | Path | SpeechModel,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    calibration: str | Path | DataSet | None = None,
+    utterances: int | None = 128,
+    seed: int = 0,
+    batch_size: int = 8,
+    language: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
+
+    `calibration`: speech to calibrate on, of which `utterances` are drawn by `seed`; transcripts are not needed. Same inputs
+    and seed give the same bytes. Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
+    """
+    recipe = recipe or Recipe()
+    refuse_existing(Path(out).expanduser().absolute(), overwrite=overwrite)
+    speech_model = model if isinstance(model, SpeechModel) else load(model)
+    resolve(speech_model, recipe)  # what does not fit is refused before any work
+    speech = None
+    if recipe.method.streams:
+        if calibration is None:
+            raise RecipeError("this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
+        data = calibration if isinstance(calibration, DataSet) else load_data(calibration)
+        speech = prepare_speech(speech_model, data.draw(utterances, seed), language=language, progress=progress)
+    result = quantize_model(speech_model, recipe, speech, batch_size=batch_size, language=language, seed=seed, progress=progress)
+    save_quantized(result, out, overwrite=overwrite)
+    return result
+
+
+def evaluate(
+    model: str | Path | SpeechModel,
+    data: str | Path | DataSet,
+    *,
+    against: str | Path | SpeechModel | None = None,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Word error rate of `model` on `data`, compared utterance by utterance with `against` if given."""
+    data = data if isinstance(data, DataSet) else load_data(data)
+    reference = None if against is None else evaluate(against, data, language=language, progress=progress)
+    transcription = transcribe_data(_loaded(model), data, language=language, progress=progress)
+    score = score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None)
+    return Evaluation(score=score, transcription=transcription, reference=reference)
+
+
+def transcribe(
+    model: str | Path | SpeechModel, audio: Sequence[str | Path], *, language: str | None = None, progress: Progress = silent
+) -> tuple[Transcript, ...]:
+    """The words spoken in sound files, in their order."""
+    data = DataSet("files", tuple(Utterance(id=str(file), audio=Path(file)) for file in audio))
+    return transcribe_data(_loaded(model), data, language=language, progress=progress).transcripts
+
+
+def _loaded(model: str | Path | SpeechModel) -> SpeechModel:
+    return model if isinstance(model, SpeechModel) else load(model)

@@ -1,0 +1,260 @@
+"""The command `sottovoce`: parse, call one public function, print.
+
+Results go to standard output, everything else to standard error. Exit code 0: done; 1: refused or failed, with one sentence
+why; 2: wrong usage. Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sottovoce import __version__
+from sottovoce.errors import SottovoceError
+
+if TYPE_CHECKING:
+    from sottovoce.recipe import Recipe
+
+METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
+WIDTHS = ("2", "3", "4", "8")
+HELD_OUT_OR_NUMBER = "NUMBER|held-out"
+
+
+class _Command(click.Group):
+    """Turns the package's errors into one sentence and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SottovoceError as exc:
+            click.echo(f"error: {exc}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("stopped; nothing was written", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sottovoce")
+def main() -> None:
+    """Low-bit speech recognition that keeps its words.
+
+    MODEL is a Hub id, a transformers or faster-whisper folder, a folder written by sottovoce, or bundled:tiny.en / bundled:base.
+    DATA is a folder of sound files, a LibriSpeech tree, or a manifest (JSON lines with "audio" and, where known, "text").
+    """
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_language = click.option("--language", help="Language code for multilingual models (default: en).")
+_threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--calibration", metavar="DATA", help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it.")
+@click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
+@click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How the codes are found.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128", "row"]), default="128", show_default=True, help="Weights that share a scale.")
+@click.option("--symmetric", is_flag=True, help="Symmetric grid, without zero points.")
+@click.option("--scale", type=click.Choice(["search", "minmax"]), default="search", show_default=True, help="How scales are found.")
+@click.option("--head-bits", type=click.Choice([*WIDTHS, "16"]), help="Bits of the output head and token embedding (default: as --bits; 16 leaves it).")
+@click.option("--rule", "rules", nargs=2, multiple=True, metavar="REGEX BITS", help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.")
+@click.option("--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE")
+@click.option("--ridge", help="Ridge of the correction, in mean diagonals of the Hessian.", metavar=HELD_OUT_OR_NUMBER)
+@click.option("--damping", help="Damping of the Hessian, in its mean diagonals.", metavar=HELD_OUT_OR_NUMBER)
+@click.option("--order", type=click.Choice(["activation", "original"]), help="Order in which columns are rounded.")
+@click.option("--absorb-bias/--keep-bias", default=None, help="Put the mean output error into the bias.")
+@click.option("--padding-weight", type=float, default=0.0, show_default=True, help="Weight of frames beyond the end of the audio, 0 to 1.")
+@click.option("--frame-stride", type=int, default=3, show_default=True, help="Count every n-th audio frame; 1 is slower and slightly better.")
+@click.option("--utterances", type=click.IntRange(2), default=128, show_default=True, help="Utterances drawn from the calibration data.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if sottovoce wrote it.")
+@_language
+@_threads
+@_as_json
+def quantize(model: str, out: Path, **options: Any) -> None:
+    """Quantize MODEL and write a folder OUT that transformers loads.
+
+    \b
+    sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
+    """
+    from sottovoce import api, show
+
+    _set_threads(options["threads"])
+    recipe = _recipe(options)
+    with show.progress() as progress:
+        loaded = api.load(model)
+        if not options["as_json"]:
+            show.plan(loaded, recipe)
+        result = api.quantize(
+            loaded,
+            out,
+            recipe=recipe,
+            calibration=options["calibration"],
+            utterances=options["utterances"],
+            seed=options["seed"],
+            batch_size=options["batch_size"],
+            language=options["language"],
+            overwrite=options["overwrite"],
+            progress=progress,
+        )
+    if options["as_json"]:
+        _print_json(show.quantized_as_dict(result, out))
+    else:
+        show.quantized(result, out)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
+@_language
+@_threads
+@_as_json
+def evaluate(model: str, data: str, against: str | None, language: str | None, threads: int | None, as_json: bool) -> None:
+    """Word error rate of MODEL on DATA.
+
+    \b
+    sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
+    """
+    from sottovoce import api, show
+
+    _set_threads(threads)
+    with show.progress() as progress:
+        result = api.evaluate(model, data, against=against, language=language, progress=progress)
+    if as_json:
+        _print_json(show.evaluation_as_dict(result))
+    else:
+        show.evaluation(result)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("audio", nargs=-1, required=True)
+@_language
+@_threads
+@_as_json
+def transcribe(model: str, audio: tuple[str, ...], language: str | None, threads: int | None, as_json: bool) -> None:
+    """Print the words spoken in sound files.
+
+    \b
+    sottovoce transcribe tiny-4bit interview.flac
+    """
+    from sottovoce import api, show
+
+    _set_threads(threads)
+    with show.progress() as progress:
+        transcripts = api.transcribe(model, audio, language=language, progress=progress)
+    if as_json:
+        _print_json([{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts])
+        return
+    for transcript in transcripts:
+        click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@_as_json
+def inspect(out: Path, as_json: bool) -> None:
+    """What is in a quantized folder: bits, sizes, diagnostics of every layer.
+
+    \b
+    sottovoce inspect tiny-4bit
+    """
+    from sottovoce import show
+    from sottovoce.checkpoint import read_manifest
+
+    manifest = read_manifest(out)
+    if as_json:
+        _print_json(manifest)
+    else:
+        show.folder(manifest, out)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for speech and models.")
+@click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
+@_threads
+@_as_json
+def demo(out: Path, bits: str, threads: int | None, as_json: bool) -> None:
+    """Quantize a bundled Whisper with bundled speech, offline, and show what it did to the words.
+
+    \b
+    sottovoce demo
+    """
+    from sottovoce import show
+    from sottovoce.demo.run import run_demo
+
+    _set_threads(threads)
+    with show.progress() as progress:
+        result = run_demo(out, bits=int(bits), progress=progress)
+    if as_json:
+        _print_json(show.demo_as_dict(result))
+    else:
+        show.demo(result)
+
+
+def _recipe(options: dict[str, Any]) -> Recipe:
+    from sottovoce.core.grid import Grid
+    from sottovoce.recipe import Recipe, Rule, method_named
+
+    changes = {
+        "strength": _number_or_word(options["strength"], "--strength", ("cross-fit", "diagnostic")),
+        "ridge": _number_or_word(options["ridge"], "--ridge", ("held-out",)),
+        "damping": _number_or_word(options["damping"], "--damping", ("held-out",)),
+        "order": options["order"],
+        "absorb_bias": options["absorb_bias"],
+    }
+    return Recipe(
+        method=method_named(options["method"], **{key: value for key, value in changes.items() if value is not None}),
+        grid=Grid(
+            bits=int(options["bits"]),
+            group_size=None if options["group_size"] == "row" else int(options["group_size"]),
+            symmetric=options["symmetric"],
+            scale=options["scale"],
+        ),
+        head_bits=None if options["head_bits"] is None else int(options["head_bits"]),
+        padding_weight=options["padding_weight"],
+        frame_stride=options["frame_stride"],
+        rules=tuple(Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options["rules"]),
+    )
+
+
+def _number_or_word(value: str | None, option: str, words: tuple[str, ...]) -> float | str | None:
+    if value is None or value in words:
+        return value
+    try:
+        return float(value)
+    except ValueError as exc:
+        raise click.UsageError(f"{option} {value!r} is neither a number nor {' nor '.join(words)}") from exc
+
+
+def _whole_number(value: str, option: str) -> int:
+    try:
+        return int(value)
+    except ValueError as exc:
+        raise click.UsageError(f"{option}: {value!r} is not a number of bits") from exc
+
+
+def _set_threads(threads: int | None) -> None:
+    from sottovoce.show import quiet_libraries
+
+    quiet_libraries()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _print_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""What a user sees in the terminal: progress on standard error, tables on standard output, and the same as plain data."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sottovoce.api import Evaluation
+from sottovoce.evaluate.score import as_rows
+from sottovoce.models.base import SpeechModel
+from sottovoce.quantize import Progress as Report
+from sottovoce.quantize import QuantizedModel
+from sottovoce.recipe import Recipe, resolve
+
+if TYPE_CHECKING:
+    from sottovoce.demo.run import DemoResult
+
+PARTS = ("encoder", "decoder self", "decoder cross", "decoder mlp", "head")
+MEGABYTE = 1e6
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own notices and bars out of the terminal; errors are still raised."""
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers")
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A bar on standard error with what is being done, how far it is, and the time left."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(doing: str, done: int, total: int) -> None:
+            # Layer names change with every step; they share one bar.
+            kind = "layers" if "." in doing or doing in ("", "proj_out") else doing
+            text = f"layer {doing}" if kind == "layers" and doing else doing
+            if kind not in tasks:
+                tasks[kind] = bar.add_task(text or kind, total=total)
+            bar.update(tasks[kind], completed=done, total=total, description=text or "layers")
+
+        yield report
+
+
+def plan(model: SpeechModel, recipe: Recipe) -> None:
+    """What is about to be done, on standard error."""
+    resolved = resolve(model, recipe)
+    table = Table("part", "layers", "weights", "bits", "size now", "size then", title=f"Plan for {model.source}")
+    for part in PARTS:
+        steps = [(layer, grid) for layer, grid in resolved.steps if layer.part == part]
+        if not steps:
+            continue
+        weights = [model.module(layer.name).weight for layer, _ in steps]
+        count = sum(weight.numel() for weight in weights)
+        size = sum(
+            weight.numel() * grid.bits / 8 + weight.numel() / grid.columns_per_group(weight.shape[1]) * (16 + (0 if grid.symmetric else grid.bits)) / 8
+            for weight, (_, grid) in zip(weights, steps, strict=True)
+        )
+        bits = sorted({grid.bits for _, grid in steps})
+        table.add_row(part, str(len(steps)), f"{count / 1e6:.1f} M", ", ".join(map(str, bits)), _megabytes(2 * count), _megabytes(size))
+    console = Console(stderr=True)
+    console.print(table)
+    if resolved.left:
+        console.print(f"left in floating point: {', '.join(resolved.left)}")
+
+
+def quantized(result: QuantizedModel, out: Path) -> None:
+    """The outcome by part."""
+    console = Console()
+    console.print(_parts_table([asdict(report) for report in result.reports], f"{result.model.source} -> {out}"))
+    timing = result.timing
+    console.print(
+        f"{out}: {_megabytes((out / 'model.safetensors').stat().st_size)}; "
+        f"{timing.labels_s:.0f} s transcribing calibration speech, {timing.solving_s:.0f} s solving"
+    )
+    for note in notes(result):
+        console.print(f"note: {note}", highlight=False)
+
+
+def notes(result: QuantizedModel) -> list[str]:
+    """What happened that a user should know."""
+    found = []
+    calibration = result.calibration or {}
+    if cut := calibration.get("cut_at_silence"):
+        found.append(f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}")  # type: ignore[arg-type]
+    asked = result.recipe.method.damping
+    for report in result.reports:
+        if report.damping is not None and not isinstance(asked, str) and report.damping > asked:
+            found.append(f"{report.name}: damping was raised from {asked:g} to {report.damping:g} to make its Hessian positive definite")
+        if report.dead_columns:
+            found.append(f"{report.name}: {report.dead_columns} input channels were never active and got weight 0")
+    if len({(r.bits, r.group_size) for r in result.reports}) > 1:
+        found.append("the folder mixes widths, which the loader of transformers refuses; sottovoce reads it")
+    return found
+
+
+def quantized_as_dict(result: QuantizedModel, out: Path) -> dict[str, Any]:
+    """The outcome as plain data."""
+    return {
+        "folder": str(out),
+        "bytes": (out / "model.safetensors").stat().st_size,
+        "timing": asdict(result.timing),
+        "calibration": result.calibration,
+        "notes": notes(result),
+        "layers": [asdict(report) for report in result.reports],
+    }
+
+
+def evaluation(result: Evaluation) -> None:
+    """Scores, the reference system first if there is one."""
+    console = Console()
+    table = Table("", "WER", "95 % interval", "sub", "ins", "del", "looped", "empty", "worse", "x real time")
+    if result.reference:
+        table.add_row("reference", *_evaluation_cells(result.reference))
+    table.add_row("model", *_evaluation_cells(result))
+    console.print(table)
+    score = result.score
+    console.print(f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text")
+    for name in ("looped", "empty"):
+        if ids := getattr(score, name):
+            console.print(f"{name}: {', '.join(ids)}", highlight=False)
+
+
+def _evaluation_cells(result: Evaluation) -> list[str]:
+    score = result.score
+    return [
+        f"{100 * score.wer:.2f} %",
+        f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+        str(score.substitutions),
+        str(score.insertions),
+        str(score.deletions),
+        str(len(score.looped)),
+        str(len(score.empty)),
+        "" if score.worse is None else f"{len(score.worse)} of {len(score.utterances)}",
+        f"{result.rtfx:.1f}",
+    ]
+
+
+def evaluation_as_dict(result: Evaluation) -> dict[str, Any]:
+    """Scores and transcripts as plain data."""
+    transcription = result.transcription
+    return {
+        **as_rows(result.score),
+        "rtfx": result.rtfx,
+        "audio_s": transcription.audio_s,
+        "encoder_s": transcription.encoder_s,
+        "decoder_s": transcription.decoder_s,
+        "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference} for t in transcription.transcripts],
+        "reference": None if result.reference is None else evaluation_as_dict(result.reference),
+    }
+
+
+def folder(manifest: dict[str, Any], out: Path) -> None:
+    """A quantized folder: its parts, then every layer."""
+    console = Console()
+    console.print(_parts_table(manifest["layers"], f"{out}, from {manifest['source']}"))
+    table = Table("layer", "bits", "strength", "ridge", "damping", "vulnerability", "reliability", "gain", "inherited", "added", "outgoing")
+    for row in manifest["layers"]:
+        keys = ("strength", "ridge", "damping", "vulnerability", "reliability", "calibration_gain", "inherited_error", "added_error", "outgoing_error")
+        table.add_row(row["name"], str(row["bits"]), *(_figure(row[key]) for key in keys))
+    console.print(table)
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    console.print(f"{_megabytes(size)} in {len(manifest['files'])} files, all checksums right")
+
+
+def _parts_table(layers: list[dict[str, Any]], title: str) -> Table:
+    table = Table("part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title)
+    for part in PARTS:
+        rows = [row for row in layers if row["part"] == part]
+        if rows:
+            weights = sum(row["weights"] for row in rows)
+            bits = sum(row["weights"] * row["bits_per_weight"] for row in rows)
+            means = (_mean(rows, key) for key in ("strength", "inherited_error", "added_error", "outgoing_error"))
+            table.add_row(part, str(len(rows)), f"{bits / weights:.2f}", _megabytes(bits / 8), *map(_figure, means))
+    return table
+
+
+def demo(result: "DemoResult") -> None:
+    """The demo's outcome: size and words of the original, of plain rounding, and of FADE."""
+    console = Console()
+    console.print(_parts_table([asdict(report) for report in result.quantized.reports], "what FADE did"))
+    table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "looped", "x real time")
+    for name, outcome in result.evaluations.items():
+        score = outcome.score
+        table.add_row(
+            name, _megabytes(result.bytes[name]), f"{100 * score.wer:.2f} %", f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+            str(len(score.looped)), f"{outcome.rtfx:.1f}",
+        )
+    console.print(table)
+    words = next(iter(result.evaluations.values())).score.words
+    console.print(f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:")
+    console.print(f"  sottovoce transcribe {result.folder} {result.folder.parent}/test/test-00.flac", highlight=False)
+
+
+def demo_as_dict(result: "DemoResult") -> dict[str, Any]:
+    """The demo's outcome as plain data."""
+    return {
+        "folder": str(result.folder),
+        "systems": {
+            name: {"bytes": result.bytes[name], "rtfx": outcome.rtfx, **as_rows(outcome.score)} for name, outcome in result.evaluations.items()
+        },
+        "layers": [asdict(report) for report in result.quantized.reports],
+    }
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
+    known = [row[key] for row in rows if row[key] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _megabytes(n_bytes: float) -> str:
+    return f"{n_bytes / MEGABYTE:.1f} MB"
