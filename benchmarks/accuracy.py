@@ -56,15 +56,30 @@ def main() -> None:
         for method in arguments.methods
         if seed == arguments.seeds[0] or method != "rtn"
     ]
-    _write(arguments.out, "full-precision", {"model": arguments.model, "method": "none"}, lambda: _evaluate(model, reference))
+    _write(
+        arguments.out,
+        "full-precision",
+        {"model": arguments.model, "method": "none"},
+        lambda: _evaluate(model, reference),
+    )
     for bits, name, seed in cells[index::count]:
         recipe = Recipe(method=ROWS[name], grid=Grid(bits=bits), head_bits=16, frame_stride=arguments.stride)
-        cell = {"model": arguments.model, "method": name, "bits": bits, "seed": None if name == "rtn" else seed, "recipe": asdict(recipe)}
+        cell = {
+            "model": arguments.model,
+            "method": name,
+            "bits": bits,
+            "seed": None if name == "rtn" else seed,
+            "recipe": asdict(recipe),
+        }
         key = f"{name} {bits} bits seed {cell['seed']}"
-        _write(arguments.out, key, cell, lambda recipe=recipe, seed=seed: _cell(model, reference, recipe, seed, arguments))
+        _write(
+            arguments.out, key, cell, lambda recipe=recipe, seed=seed: _cell(model, reference, recipe, seed, arguments)
+        )
 
 
-def _cell(model: SpeechModel, reference: list["_Reference"], recipe: Recipe, seed: int, arguments: argparse.Namespace) -> dict[str, object]:
+def _cell(
+    model: SpeechModel, reference: list["_Reference"], recipe: Recipe, seed: int, arguments: argparse.Namespace
+) -> dict[str, object]:
     speech = None
     if recipe.method.streams:
         data = load_data(Path(arguments.speech) / "calibration").draw(CALIBRATION_UTTERANCES, seed)
@@ -98,15 +113,21 @@ class _Reference:
         self.batches = []
         for start in range(0, len(data), 32):
             utterances = data.utterances[start : start + 32]
-            features = [model.features([u.samples() for u in utterances[i : i + 8]]) for i in range(0, len(utterances), 8)]
+            features = [
+                model.features([u.samples() for u in utterances[i : i + 8]]) for i in range(0, len(utterances), 8)
+            ]
             encoded = torch.cat([model.encode(piece) for piece in features])
             tokens = model.decode(encoded, None)
             self.batches.append((utterances, features, tokens, hidden_states(model, encoded, tokens, None)))
-        self.transcripts = [_transcript(model, u, t) for us, _, ts, _ in self.batches for u, t in zip(us, ts, strict=True)]
+        self.transcripts = [
+            _transcript(model, u, t) for us, _, ts, _ in self.batches for u, t in zip(us, ts, strict=True)
+        ]
 
 
 def _transcript(model: SpeechModel, utterance: object, tokens: list[int]) -> Transcript:
-    return Transcript(id=utterance.id, text=model.text(tokens), tokens=tuple(tokens), duration_s=0.0, reference=utterance.text)
+    return Transcript(
+        id=utterance.id, text=model.text(tokens), tokens=tuple(tokens), duration_s=0.0, reference=utterance.text
+    )
 
 
 def _evaluate(model: SpeechModel, reference: list[_Reference]) -> dict[str, object]:
@@ -140,7 +161,9 @@ def _write(out: str, key: str, cell: dict[str, object], compute: object) -> None
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lines:
         lines.write(json.dumps(row) + "\n")
-    figures = {name: (round(r["wer_percent"], 2), round(r["mean_kl"], 4), len(r["looped"])) for name, r in row["sets"].items()}
+    figures = {
+        name: (round(r["wer_percent"], 2), round(r["mean_kl"], 4), len(r["looped"])) for name, r in row["sets"].items()
+    }
     print(f"{key}: {figures} ({time.perf_counter() - started:.0f} s)", flush=True)
 
 

@@ -58,10 +58,14 @@ def quantize(
     speech = None
     if recipe.method.streams:
         if calibration is None:
-            raise RecipeError("this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
+            raise RecipeError(
+                "this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
+            )
         data = calibration if isinstance(calibration, DataSet) else load_data(calibration)
         speech = prepare_speech(speech_model, data.draw(utterances, seed), language=language, progress=progress)
-    result = quantize_model(speech_model, recipe, speech, batch_size=batch_size, language=language, seed=seed, progress=progress)
+    result = quantize_model(
+        speech_model, recipe, speech, batch_size=batch_size, language=language, seed=seed, progress=progress
+    )
     save_quantized(result, out, overwrite=overwrite)
     return result
 
@@ -83,7 +87,11 @@ def evaluate(
 
 
 def transcribe(
-    model: str | Path | SpeechModel, audio: Sequence[str | Path], *, language: str | None = None, progress: Progress = silent
+    model: str | Path | SpeechModel,
+    audio: Sequence[str | Path],
+    *,
+    language: str | None = None,
+    progress: Progress = silent,
 ) -> tuple[Transcript, ...]:
     """The words spoken in sound files, in their order."""
     data = DataSet("files", tuple(Utterance(id=str(file), audio=Path(file)) for file in audio))

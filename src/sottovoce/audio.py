@@ -26,7 +26,9 @@ def read_audio(path: Path | str) -> np.ndarray:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as exc:
-        raise AudioError(f"{path}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC") from exc
+        raise AudioError(
+            f"{path}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC"
+        ) from exc
     return check_audio(samples.mean(axis=1), rate, str(path))
 
 

@@ -30,7 +30,9 @@ class PositionWeights:
 
     def __post_init__(self) -> None:
         if not 0 <= self.padding <= 1 or self.stride < 1:
-            raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and stride {self.stride} at least 1")
+            raise CalibrationError(
+                f"padding weight {self.padding} must be within 0 .. 1 and stride {self.stride} at least 1"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,9 @@ class Fold:
     def centred(self) -> Moments:
         """The moments about the means."""
         hessian = self.moments.hessian.matrix - self.weight * torch.outer(self.mean_hat, self.mean_hat)
-        return Moments(Hessian(hessian), self.moments.cross - self.weight * torch.outer(self.mean - self.mean_hat, self.mean_hat))
+        return Moments(
+            Hessian(hessian), self.moments.cross - self.weight * torch.outer(self.mean - self.mean_hat, self.mean_hat)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +199,9 @@ def _accumulate(stop: Stop, batches: Sequence[Batch], layer: Layer) -> LayerInpu
             probes_hat.append(probes[-1] if same else rows_hat[::every].clone())
     for total in sums:
         if not bool(torch.isfinite(total.hessian).all()):
-            raise CalibrationError(f"{layer.name}: its inputs hold NaN or infinite values; check the audio and the model's weights")
+            raise CalibrationError(
+                f"{layer.name}: its inputs hold NaN or infinite values; check the audio and the model's weights"
+            )
     magnitude = (sums[0].total_magnitude + sums[1].total_magnitude) / max(sums[0].weight + sums[1].weight, 1e-12)
     return LayerInputs((sums[0].fold(), sums[1].fold()), magnitude.float(), torch.cat(probes), torch.cat(probes_hat))
 
@@ -236,4 +242,3 @@ class _Sums:
         mean = self.total / self.weight if self.weight > 0 else self.total
         mean_hat = self.total_hat / self.weight if self.weight > 0 else self.total_hat
         return Fold(Moments(Hessian(hessian), self.cross), mean, mean_hat, self.weight)
-

@@ -97,7 +97,9 @@ def _write_files(result: QuantizedModel, folder: Path) -> None:
         "environment": environment(),
         "layers": [asdict(report) for report in result.reports],
         "left_in_floating_point": list(result.plan.left),
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())},
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())
+        },
     }
     _write_json(folder / MANIFEST, manifest)
     for file in folder.iterdir():
@@ -110,7 +112,9 @@ def _state(result: QuantizedModel) -> dict[str, Tensor]:
     model, state = result.model, dict[str, Tensor]()
     for name, tensor in model.network.state_dict().items():
         module = name.removesuffix(".weight")
-        if module in result.weights or (model.tied and module in (model.head, model.embedding) and model.head in result.weights):
+        if module in result.weights or (
+            model.tied and module in (model.head, model.embedding) and model.head in result.weights
+        ):
             continue
         if model.tied and module == model.head:
             continue
@@ -206,7 +210,9 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
     missing, unexpected = network.load_state_dict(state, strict=False)
     tied = set(getattr(network, "all_tied_weights_keys", {}) or {})
     if unexpected or set(missing) - tied:
-        raise CheckpointError(f"{folder}: missing tensors {sorted(set(missing) - tied)}, unexpected tensors {unexpected}")
+        raise CheckpointError(
+            f"{folder}: missing tensors {sorted(set(missing) - tied)}, unexpected tensors {unexpected}"
+        )
     network.tie_weights()
     network.generation_config = GenerationConfig.from_pretrained(folder)
     return network.eval(), AutoProcessor.from_pretrained(folder)
@@ -223,7 +229,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: is of format version {version}, this sottovoce reads {FORMAT_VERSION}; install a newer one")
+        raise CheckpointError(
+            f"{folder}: is of format version {version}, this sottovoce reads {FORMAT_VERSION}; install a newer one"
+        )
     for name, digest in wanted.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
@@ -243,9 +251,13 @@ def read_weights(folder: Path, manifest: dict[str, Any]) -> dict[str, QuantizedT
                 if f"{target}.weight_packed" not in names:
                     continue  # the head, where it is stored under the embedding's name
                 tensors = {name: file.get_tensor(name) for name in names if name.startswith(f"{target}.weight_")}
-                found[target] = unpacked_tensor(target, tensors, scheme["weights"]["num_bits"], scheme["weights"]["symmetric"])
+                found[target] = unpacked_tensor(
+                    target, tensors, scheme["weights"]["num_bits"], scheme["weights"]["symmetric"]
+                )
     if len(found) != len(manifest["layers"]):
-        raise CheckpointError(f"{folder}: {len(found)} quantized layers in {WEIGHTS}, {len(manifest['layers'])} in {MANIFEST}")
+        raise CheckpointError(
+            f"{folder}: {len(found)} quantized layers in {WEIGHTS}, {len(manifest['layers'])} in {MANIFEST}"
+        )
     return found
 
 
@@ -275,4 +287,3 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 def is_quantized_folder(path: Path | str) -> bool:
     """Whether `path` is a folder of ours."""
     return (Path(path).expanduser() / MANIFEST).is_file()
-

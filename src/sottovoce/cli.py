@@ -56,22 +56,71 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
 @main.command()
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--calibration", metavar="DATA", help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it.")
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it.",
+)
 @click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
-@click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How the codes are found.")
-@click.option("--group-size", type=click.Choice(["32", "64", "128", "row"]), default="128", show_default=True, help="Weights that share a scale.")
+@click.option(
+    "--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How the codes are found."
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(["32", "64", "128", "row"]),
+    default="128",
+    show_default=True,
+    help="Weights that share a scale.",
+)
 @click.option("--symmetric", is_flag=True, help="Symmetric grid, without zero points.")
-@click.option("--scale", type=click.Choice(["search", "minmax"]), default="search", show_default=True, help="How scales are found.")
-@click.option("--head-bits", type=click.Choice([*WIDTHS, "16"]), help="Bits of the output head and token embedding (default: as --bits; 16 leaves it).")
-@click.option("--rule", "rules", nargs=2, multiple=True, metavar="REGEX BITS", help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.")
-@click.option("--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE")
+@click.option(
+    "--scale",
+    type=click.Choice(["search", "minmax"]),
+    default="search",
+    show_default=True,
+    help="How scales are found.",
+)
+@click.option(
+    "--head-bits",
+    type=click.Choice([*WIDTHS, "16"]),
+    help="Bits of the output head and token embedding (default: as --bits; 16 leaves it).",
+)
+@click.option(
+    "--rule",
+    "rules",
+    nargs=2,
+    multiple=True,
+    metavar="REGEX BITS",
+    help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.",
+)
+@click.option(
+    "--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE"
+)
 @click.option("--ridge", help="Ridge of the correction, in mean diagonals of the Hessian.", metavar=HELD_OUT_OR_NUMBER)
 @click.option("--damping", help="Damping of the Hessian, in its mean diagonals.", metavar=HELD_OUT_OR_NUMBER)
 @click.option("--order", type=click.Choice(["activation", "original"]), help="Order in which columns are rounded.")
 @click.option("--absorb-bias/--keep-bias", default=None, help="Put the mean output error into the bias.")
-@click.option("--padding-weight", type=float, default=0.0, show_default=True, help="Weight of frames beyond the end of the audio, 0 to 1.")
-@click.option("--frame-stride", type=int, default=3, show_default=True, help="Count every n-th audio frame; 1 is slower and slightly better.")
-@click.option("--utterances", type=click.IntRange(2), default=128, show_default=True, help="Utterances drawn from the calibration data.")
+@click.option(
+    "--padding-weight",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Weight of frames beyond the end of the audio, 0 to 1.",
+)
+@click.option(
+    "--frame-stride",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Count every n-th audio frame; 1 is slower and slightly better.",
+)
+@click.option(
+    "--utterances",
+    type=click.IntRange(2),
+    default=128,
+    show_default=True,
+    help="Utterances drawn from the calibration data.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if sottovoce wrote it.")
@@ -117,7 +166,9 @@ def quantize(model: str, out: Path, **options: Any) -> None:
 @_language
 @_threads
 @_as_json
-def evaluate(model: str, data: str, against: str | None, language: str | None, threads: int | None, as_json: bool) -> None:
+def evaluate(
+    model: str, data: str, against: str | None, language: str | None, threads: int | None, as_json: bool
+) -> None:
     """Word error rate of MODEL on DATA.
 
     \b
@@ -178,7 +229,13 @@ def inspect(out: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for speech and models.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for speech and models.",
+)
 @click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
 @_threads
 @_as_json

@@ -45,7 +45,7 @@ class DataSet:
     def draw(self, count: int | None, seed: int) -> "DataSet":
         """`count` utterances (all if None or more than there are), drawn and ordered by `seed`."""
         order = sorted(self.utterances, key=lambda utterance: utterance.id)
-        random.Random(seed).shuffle(order)
+        random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible draw, no secret
         return DataSet(self.name, tuple(order[:count]))
 
     def take(self, count: int | None) -> "DataSet":
@@ -69,7 +69,9 @@ def load_data(source: str | Path) -> DataSet:
     else:
         raise DataError(f"{source}: no such file or folder; a .jsonl manifest or a folder of sound files is wanted")
     if not utterances:
-        raise DataError(f"{source}: holds no utterances; sound files ({', '.join(SUFFIXES)}) or a manifest.jsonl are wanted")
+        raise DataError(
+            f"{source}: holds no utterances; sound files ({', '.join(SUFFIXES)}) or a manifest.jsonl are wanted"
+        )
     seen: set[str] = set()
     for utterance in utterances:
         if utterance.id in seen:
@@ -83,7 +85,9 @@ def _read_manifest(path: Path) -> list[Utterance]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as exc:
-        raise DataError(f"{path}: is not UTF-8 text, so not a manifest (JSON lines); for one sound file, give its folder") from exc
+        raise DataError(
+            f"{path}: is not UTF-8 text, so not a manifest (JSON lines); for one sound file, give its folder"
+        ) from exc
     for number, line in enumerate(lines, start=1):
         if line.strip():
             utterances.append(_manifest_line(line, path, number))
@@ -107,7 +111,10 @@ def _manifest_line(line: str, path: Path, number: int) -> Utterance:
             raise DataError(f"{where}: {key!r} must be text, got {value!r}")
         fields[key] = value
     return Utterance(
-        id=fields["id"] or Path(row["audio"]).stem, audio=path.parent / row["audio"], text=fields["text"], speaker=fields["speaker"]
+        id=fields["id"] or Path(row["audio"]).stem,
+        audio=path.parent / row["audio"],
+        text=fields["text"],
+        speaker=fields["speaker"],
     )
 
 
@@ -124,7 +131,9 @@ def _read_librispeech(transcripts: list[Path]) -> list[Utterance]:
             name, _, text = line.strip().partition(" ")
             if not name:
                 continue
-            audio = next((file for s in (".flac", ".wav") if (file := transcript.parent / f"{name}{s}").is_file()), None)
+            audio = next(
+                (file for s in (".flac", ".wav") if (file := transcript.parent / f"{name}{s}").is_file()), None
+            )
             if audio is None:
                 raise DataError(f"{transcript}, line {number}: no {name}.flac beside it")
             utterances.append(Utterance(id=name, audio=audio, text=text, speaker=name.split("-")[0]))

@@ -1,6 +1,7 @@
 """The README.md of a quantized folder: a model card for the Hub."""
 
 from sottovoce.quantize import QuantizedModel
+from sottovoce.recipe import Recipe
 
 
 def model_card(result: QuantizedModel) -> str:
@@ -12,7 +13,9 @@ def model_card(result: QuantizedModel) -> str:
     strengths = [report.strength for report in result.reports if report.added_error is not None]
     lines = [
         "---",
-        f"base_model: {result.model.source}" if "/" in result.model.source and ":" not in result.model.source else "library_name: transformers",
+        f"base_model: {result.model.source}"
+        if "/" in result.model.source and ":" not in result.model.source
+        else "library_name: transformers",
         "pipeline_tag: automatic-speech-recognition",
         "tags:",
         "- sottovoce",
@@ -28,7 +31,7 @@ def model_card(result: QuantizedModel) -> str:
         "|---|---|",
         f"| method | {method_name(result)} |",
         f"| grid | {grid.bits} bits, groups of {grid.group_size or 'a whole row'}, {'symmetric' if grid.symmetric else 'asymmetric'} |",
-        f"| head and token embedding | {'16 bits (not quantized)' if recipe.head_bits == 16 else f'{recipe.head_bits or grid.bits} bits'} |",
+        f"| head and token embedding | {_head(recipe)} |",
         f"| bits per quantized weight, scales included | {bits:.2f} |",
         f"| layers quantized | {len(result.reports)} |",
     ]
@@ -36,7 +39,7 @@ def model_card(result: QuantizedModel) -> str:
         lines.append(f"| mean strength of error correction | {sum(strengths) / len(strengths):.2f} |")
     if result.calibration:
         utterances = result.calibration["utterances"]
-        lines.append(f"| calibration | {len(utterances)} utterances, {result.calibration['seconds']:.0f} s |")  # type: ignore[arg-type]
+        lines.append(f"| calibration | {len(utterances)} utterances, {result.calibration['seconds']:.0f} s |")
     lines += ["", "## Use", ""]
     if uniform:
         lines += [
@@ -58,8 +61,16 @@ def model_card(result: QuantizedModel) -> str:
             "sottovoce transcribe THIS_FOLDER speech.wav",
             "```",
         ]
-    lines += ["", "Recipe, calibration draw, versions, checksums and diagnostics of every layer are in `sottovoce.json`.", ""]
+    lines += [
+        "",
+        "Recipe, calibration draw, versions, checksums and diagnostics of every layer are in `sottovoce.json`.",
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _head(recipe: Recipe) -> str:
+    return "16 bits (not quantized)" if recipe.head_bits == 16 else f"{recipe.head_bits or recipe.grid.bits} bits"
 
 
 def method_name(result: QuantizedModel) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,12 +75,17 @@ class QuantizedModel:
     reports: tuple[LayerReport, ...]
     plan: Plan
     recipe: Recipe
-    calibration: dict[str, object] | None
+    calibration: dict[str, Any] | None
     timing: Timing
 
 
 def prepare_speech(
-    model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress = silent, use_text: bool = True
+    model: SpeechModel,
+    data: DataSet,
+    *,
+    language: str | None = None,
+    progress: Progress = silent,
+    use_text: bool = True,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
@@ -133,14 +139,17 @@ def quantize_model(
 ) -> QuantizedModel:
     """Quantize `model` in memory by `recipe`; `model` itself stays as it is.
 
-    `speech` is needed by every method but RTN. `seed` is what it was drawn by, for the record. Raises `RecipeError` for a recipe that does not fit the model and
-    `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
+    `speech` is needed by every method but RTN. `seed` is what it was drawn by, for the record.
+    Raises `RecipeError` for a recipe that does not fit the model and `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
     """
     plan = resolve(model, recipe)
     started = time.perf_counter()
     if recipe.method.streams == 0:
-        network = share_weights(model.network)
-        solutions = {layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid) for layer, grid in plan.steps}
+        network: Any = share_weights(model.network)
+        solutions = {
+            layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid)
+            for layer, grid in plan.steps
+        }
         for layer, _ in plan.steps:
             _install(model, network, layer, solutions[layer.name])
     else:
@@ -155,8 +164,10 @@ def quantize_model(
             positions=PositionWeights(padding=recipe.padding_weight, stride=recipe.frame_stride),
             language=language,
         )
-        solve = _solve_awq if recipe.method.kind == "awq" else _solve_in_lockstep
-        network, solutions = solve(model, plan, recipe, batches, progress)
+        if recipe.method.kind == "awq":
+            network, solutions = _solve_awq(model, plan, batches, progress)
+        else:
+            network, solutions = _solve_in_lockstep(model, plan, recipe, batches, progress)
     _round_to_half(network, plan)
     return QuantizedModel(
         model=model.with_network(network),
@@ -171,9 +182,10 @@ def quantize_model(
 
 def _solve_in_lockstep(
     model: SpeechModel, plan: Plan, recipe: Recipe, batches: Sequence[Batch], progress: Progress
-) -> tuple[nn.Module, dict[str, Solution]]:
+) -> tuple[Any, dict[str, Solution]]:
     """GPTQ and all that is built on it: each layer is solved when both networks have reached it, and installed at once."""
-    network, solutions = share_weights(model.network), dict[str, Solution]()
+    network: Any = share_weights(model.network)
+    solutions: dict[str, Solution] = {}
     strengths = _first_look(model, plan, batches) if recipe.method.strength == "diagnostic" else {}
     networks = [model.network, network] if recipe.method.streams == 2 else [network]
     layers = [layer for layer, _ in plan.steps]
@@ -220,10 +232,10 @@ def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dic
 
 
 def _solve_awq(
-    model: SpeechModel, plan: Plan, recipe: Recipe, batches: Sequence[Batch], progress: Progress
-) -> tuple[nn.Module, dict[str, Solution]]:
+    model: SpeechModel, plan: Plan, batches: Sequence[Batch], progress: Progress
+) -> tuple[Any, dict[str, Solution]]:
     """Search scales on the original network's inputs, fold them all, round what comes out."""
-    network = share_weights(model.network)
+    network: Any = share_weights(model.network)
     layers = [layer for layer, _ in plan.steps]
     seen: dict[str, LayerInputs] = {}
     for layer, inputs in layer_inputs([model.network], batches, layers):
@@ -245,14 +257,16 @@ def _solve_awq(
         for name in names:
             module = network.get_submodule(name)
             _set_parameters(module, scale_inputs(module.weight, found.scales), module.bias)
-    solutions = {layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid) for layer, grid in plan.steps}
+    solutions = {
+        layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid) for layer, grid in plan.steps
+    }
     for layer in layers:
         _install(model, network, layer, solutions[layer.name])
     progress("", len(layers), len(layers))
     return network, solutions
 
 
-def _install(model: SpeechModel, network: nn.Module, layer: Layer, solution: Solution) -> None:
+def _install(model: SpeechModel, network: Any, layer: Layer, solution: Solution) -> None:
     module = network.get_submodule(layer.name)
     _set_parameters(module, solution.weight.dequantize(), module.bias if solution.bias is None else solution.bias)
     if layer.name == model.head and model.tied:
@@ -282,7 +296,7 @@ def _set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None) -> N
         module.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def _describe(speech: CalibrationSpeech, seed: int) -> dict[str, object]:
+def _describe(speech: CalibrationSpeech, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "utterances": list(speech.ids),

@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sottovoce.core.gptq import Order
 from sottovoce.core.grid import BITS, Grid
+from sottovoce.core.hessian import Order
 from sottovoce.errors import RecipeError
 from sottovoce.models.base import Layer, SpeechModel
 
 Strength = float | Literal["diagnostic", "cross-fit"]
-HELD_OUT = "held-out"
+HELD_OUT: Literal["held-out"] = "held-out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,9 @@ METHODS: dict[str, Method] = {
     "fade-diagnostic": Method(
         kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True
     ),
-    "fade": Method(kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True),
+    "fade": Method(
+        kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True
+    ),
 }
 DEFAULT_METHOD = "fade"
 
@@ -88,8 +90,9 @@ class Recipe:
     """Everything that determines the codes, but for the model and the calibration data.
 
     `grid`: of the encoder's and decoder's linears. `head_bits`: of the output head (with the token embedding, where the
-    two are one); None for those of the grid, 16 to leave it in floating point. `rules`: exceptions, later ones win. `head_identity`: weight of the token look-up beside
-    the head's own inputs, in units of the mean diagonal of their moments.
+    two are one); None for those of the grid, 16 to leave it in floating point. `head_identity`: weight of the token look-up
+    beside the head's own inputs, in units of the mean diagonal of their moments. `padding_weight`, `frame_stride`: how
+    encoder positions count (see `calibrate.PositionWeights`). `rules`: exceptions, later ones win.
     """
 
     method: Method = field(default_factory=lambda: METHODS[DEFAULT_METHOD])
@@ -126,7 +129,9 @@ def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
     layers = model.layers()
     for rule in recipe.rules:
         if not any(re.search(rule.match, layer.name) for layer in layers):
-            raise RecipeError(f"the rule {rule.match!r} matches no layer of {model.source}; layers look like {layers[0].name!r}")
+            raise RecipeError(
+                f"the rule {rule.match!r} matches no layer of {model.source}; layers look like {layers[0].name!r}"
+            )
     steps, left = [], []
     for layer in layers:
         grid = _grid_of(layer, recipe)

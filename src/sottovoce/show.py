@@ -42,7 +42,14 @@ def quiet_libraries() -> None:
 def progress() -> Iterator[Report]:
     """A bar on standard error with what is being done, how far it is, and the time left."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -68,11 +75,19 @@ def plan(model: SpeechModel, recipe: Recipe) -> None:
         weights = [model.module(layer.name).weight for layer, _ in steps]
         count = sum(weight.numel() for weight in weights)
         size = sum(
-            weight.numel() * grid.bits / 8 + weight.numel() / grid.columns_per_group(weight.shape[1]) * (16 + (0 if grid.symmetric else grid.bits)) / 8
+            weight.numel() * grid.bits / 8
+            + weight.numel() / grid.columns_per_group(weight.shape[1]) * (16 + (0 if grid.symmetric else grid.bits)) / 8
             for weight, (_, grid) in zip(weights, steps, strict=True)
         )
         bits = sorted({grid.bits for _, grid in steps})
-        table.add_row(part, str(len(steps)), f"{count / 1e6:.1f} M", ", ".join(map(str, bits)), _megabytes(2 * count), _megabytes(size))
+        table.add_row(
+            part,
+            str(len(steps)),
+            f"{count / 1e6:.1f} M",
+            ", ".join(map(str, bits)),
+            _megabytes(2 * count),
+            _megabytes(size),
+        )
     console = Console(stderr=True)
     console.print(table)
     if resolved.left:
@@ -97,11 +112,15 @@ def notes(result: QuantizedModel) -> list[str]:
     found = []
     calibration = result.calibration or {}
     if cut := calibration.get("cut_at_silence"):
-        found.append(f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}")  # type: ignore[arg-type]
+        found.append(
+            f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}"
+        )
     asked = result.recipe.method.damping
     for report in result.reports:
         if report.damping is not None and not isinstance(asked, str) and report.damping > asked:
-            found.append(f"{report.name}: damping was raised from {asked:g} to {report.damping:g} to make its Hessian positive definite")
+            found.append(
+                f"{report.name}: damping was raised from {asked:g} to {report.damping:g} to make its Hessian positive definite"
+            )
         if report.dead_columns:
             found.append(f"{report.name}: {report.dead_columns} input channels were never active and got weight 0")
     if len({(r.bits, r.group_size) for r in result.reports}) > 1:
@@ -169,9 +188,31 @@ def folder(manifest: dict[str, Any], out: Path) -> None:
     """A quantized folder: its parts, then every layer."""
     console = Console()
     console.print(_parts_table(manifest["layers"], f"{out}, from {manifest['source']}"))
-    table = Table("layer", "bits", "strength", "ridge", "damping", "vulnerability", "reliability", "gain", "inherited", "added", "outgoing")
+    table = Table(
+        "layer",
+        "bits",
+        "strength",
+        "ridge",
+        "damping",
+        "vulnerability",
+        "reliability",
+        "gain",
+        "inherited",
+        "added",
+        "outgoing",
+    )
     for row in manifest["layers"]:
-        keys = ("strength", "ridge", "damping", "vulnerability", "reliability", "calibration_gain", "inherited_error", "added_error", "outgoing_error")
+        keys = (
+            "strength",
+            "ridge",
+            "damping",
+            "vulnerability",
+            "reliability",
+            "calibration_gain",
+            "inherited_error",
+            "added_error",
+            "outgoing_error",
+        )
         table.add_row(row["name"], str(row["bits"]), *(_figure(row[key]) for key in keys))
     console.print(table)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
@@ -179,7 +220,9 @@ def folder(manifest: dict[str, Any], out: Path) -> None:
 
 
 def _parts_table(layers: list[dict[str, Any]], title: str) -> Table:
-    table = Table("part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title)
+    table = Table(
+        "part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title
+    )
     for part in PARTS:
         rows = [row for row in layers if row["part"] == part]
         if rows:
@@ -198,12 +241,18 @@ def demo(result: "DemoResult") -> None:
     for name, outcome in result.evaluations.items():
         score = outcome.score
         table.add_row(
-            name, _megabytes(result.bytes[name]), f"{100 * score.wer:.2f} %", f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
-            str(len(score.looped)), f"{outcome.rtfx:.1f}",
+            name,
+            _megabytes(result.bytes[name]),
+            f"{100 * score.wer:.2f} %",
+            f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+            str(len(score.looped)),
+            f"{outcome.rtfx:.1f}",
         )
     console.print(table)
     words = next(iter(result.evaluations.values())).score.words
-    console.print(f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:")
+    console.print(
+        f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:"
+    )
     console.print(f"  sottovoce transcribe {result.folder} {result.folder.parent}/test/test-00.flac", highlight=False)
 
 
@@ -212,7 +261,8 @@ def demo_as_dict(result: "DemoResult") -> dict[str, Any]:
     return {
         "folder": str(result.folder),
         "systems": {
-            name: {"bytes": result.bytes[name], "rtfx": outcome.rtfx, **as_rows(outcome.score)} for name, outcome in result.evaluations.items()
+            name: {"bytes": result.bytes[name], "rtfx": outcome.rtfx, **as_rows(outcome.score)}
+            for name, outcome in result.evaluations.items()
         },
         "layers": [asdict(report) for report in result.quantized.reports],
     }

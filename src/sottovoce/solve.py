@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sottovoce.calibrate import LayerInputs
-from sottovoce.core.fade import CrossFit, calibration_gain, cross_fit, held_out_damping, reliability_score
+from sottovoce.core.fade import CANDIDATES, CrossFit, calibration_gain, cross_fit, held_out_damping, reliability_score
 from sottovoce.core.gptq import gptq
 from sottovoce.core.grid import Grid, fit_scaling
 from sottovoce.core.hessian import Hessian
@@ -90,7 +90,10 @@ def solve_layer(
     total = inputs.total
     moments, folds = (total.centred, inputs.single_centred) if centre else (total.moments, inputs.single)
     if identity:
-        moments, folds = _with_identity(moments, identity), (_with_identity(folds[0], identity), _with_identity(folds[1], identity))
+        moments, folds = (
+            _with_identity(moments, identity),
+            (_with_identity(folds[0], identity), _with_identity(folds[1], identity)),
+        )
     scaling = fit_scaling(weight, grid)
     # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
     some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
@@ -144,7 +147,7 @@ def _choose_correction(
     if excluded or method.strength == 0 or not bool(folds[0].cross.any() or folds[1].cross.any()):
         return CrossFit(0.0, ridge, 0.0)
     if method.strength == "cross-fit":
-        return cross_fit(weight, folds, **({} if method.ridge == HELD_OUT else {"ridges": (ridge,)}))
+        return cross_fit(weight, folds, CANDIDATES if method.ridge == HELD_OUT else (ridge,))
     return CrossFit(strength if strength is not None else float(method.strength), ridge, 0.0)
 
 
@@ -167,7 +170,9 @@ def _with_identity(moments: Moments, identity: float) -> Moments:
     return Moments(Hessian(matrix), moments.cross)
 
 
-def _output_error(weight: Tensor, inputs: Tensor, other: Tensor, other_inputs: Tensor, shift: Tensor | None = None) -> float:
+def _output_error(
+    weight: Tensor, inputs: Tensor, other: Tensor, other_inputs: Tensor, shift: Tensor | None = None
+) -> float:
     """`||W X - (Z X^ + shift)||^2 / ||W X||^2` on the sampled positions."""
     wanted = inputs @ weight.T
     got = other_inputs @ other.T

@@ -27,7 +27,12 @@ class ChannelScales:
 
 
 def search_scales(
-    weights: Sequence[Tensor], hessians: Sequence[Tensor], grids: Sequence[Grid], magnitude: Tensor, *, steps: int = STEPS
+    weights: Sequence[Tensor],
+    hessians: Sequence[Tensor],
+    grids: Sequence[Grid],
+    magnitude: Tensor,
+    *,
+    steps: int = STEPS,
 ) -> ChannelScales:
     """Scales shared by several weights `[out, in]` that read the same channels.
 
@@ -58,4 +63,3 @@ def divide_outputs(weight: Tensor, bias: Tensor | None, scales: Tensor) -> tuple
     """A LayerNorm's (`[out]`) or linear's (`[out, in]`) parameters with its outputs divided by `scales` `[out]`."""
     divided = weight / (scales if weight.ndim == 1 else scales.unsqueeze(1))
     return divided, None if bias is None else bias / scales
-

@@ -95,7 +95,9 @@ def held_out_damping(
     weight = weight.to(folds[0].cross.dtype)
     targets, factors, columns = [], [], []
     for fold in folds:
-        target = weight if fit is None or fit.strength == 0 else weight + fit.strength * correction(weight, fold, fit.ridge)
+        target = (
+            weight if fit is None or fit.strength == 0 else weight + fit.strength * correction(weight, fold, fit.ridge)
+        )
         targets.append(torch.where(fold.hessian.dead, 0.0, target).float())
         columns.append(fold.hessian.columns(order))
         factors.append(torch.stack([fold.hessian.factor(damping, order)[0].float() for damping in dampings]))
@@ -119,7 +121,9 @@ def held_out_damping(
     energy, rounded, added = 0.0, 0.0, 0.0
     for i, judge in enumerate((folds[1], folds[0])):
         energy += output_energy(weight, judge.hessian.matrix)
-        rounded += output_energy(targets[i] - round_to_nearest(targets[i], scaling, grid).dequantize(), judge.hessian.matrix)
+        rounded += output_energy(
+            targets[i] - round_to_nearest(targets[i], scaling, grid).dequantize(), judge.hessian.matrix
+        )
         added += output_energy(targets[i] - values[i][best], judge.hessian.matrix)
     energy = energy if energy > 0 else 1.0
     return HeldOutDamping(dampings[best], rounded / energy, added / energy)

@@ -40,7 +40,9 @@ class Grid:
         if self.bits not in BITS:
             raise RecipeError(f"bits = {self.bits!r} is not supported; choose one of {BITS}")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
-            raise RecipeError(f"group size {self.group_size!r} is not supported; choose one of {GROUP_SIZES}, or a whole row")
+            raise RecipeError(
+                f"group size {self.group_size!r} is not supported; choose one of {GROUP_SIZES}, or a whole row"
+            )
         if self.scale not in ("minmax", "search"):
             raise RecipeError(f"scale = {self.scale!r} is not known; choose 'minmax' or 'search'")
 
@@ -80,7 +82,7 @@ def fit_scaling(weight: Tensor, grid: Grid, importance: Tensor | None = None) ->
     `importance` `[in]` (optional, positive) weighs the columns' rounding errors in a search.
     """
     size = grid.columns_per_group(weight.shape[-1])
-    grouped = weight.float().unflatten(-1, (-1, size))
+    grouped = weight.float().reshape(*weight.shape[:-1], -1, size)
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     if grid.symmetric:
         high = torch.maximum(-low, high)

@@ -93,7 +93,8 @@ def invert_lower(lower: Tensor) -> Tensor:
     """Inverse of a lower triangular matrix, by halves, so that nearly all of the work is matrix products."""
     n = len(lower)
     if n <= LEAF:
-        return torch.linalg.solve_triangular(lower, torch.eye(n, dtype=lower.dtype), upper=False)
+        leaf: Tensor = torch.linalg.solve_triangular(lower, torch.eye(n, dtype=lower.dtype), upper=False)
+        return leaf
     half = n // 2
     inverse = torch.zeros_like(lower)
     inverse[:half, :half] = invert_lower(lower[:half, :half])

@@ -24,7 +24,7 @@ def relative_weight_error(weight: Tensor, other: Tensor) -> float:
 
 def outlier_ratio(weight: Tensor, group_size: int) -> float:
     """Mean over the groups of `max|w| / rms(w)`; at least 1. Groups of zeros are left out."""
-    grouped = weight.float().unflatten(1, (-1, group_size))
+    grouped = weight.float().reshape(len(weight), -1, group_size)
     rms = grouped.square().mean(-1).sqrt()
     seen = rms > 0
     return float((grouped.abs().amax(-1)[seen] / rms[seen]).mean()) if bool(seen.any()) else 1.0

@@ -32,7 +32,9 @@ class QuantizedTensor:
                 "wanted uint8, float16, uint8"
             )
         if self.codes.ndim != 2 or self.scale.shape != self.zero_point.shape or self.scale.ndim != 2:
-            raise CheckpointError(f"codes {tuple(self.codes.shape)}, scale {tuple(self.scale.shape)}: wanted [out, in] and [out, groups]")
+            raise CheckpointError(
+                f"codes {tuple(self.codes.shape)}, scale {tuple(self.scale.shape)}: wanted [out, in] and [out, groups]"
+            )
         (out, in_features), (rows, groups) = self.codes.shape, self.scale.shape
         if rows != out or groups == 0 or in_features % groups:
             raise CheckpointError(f"{groups} groups in {rows} rows do not fit codes of shape {out} x {in_features}")
@@ -64,14 +66,15 @@ class QuantizedTensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values, `[out, in]`: `(codes - zero_point) * scale`, computed in `dtype`."""
-        grouped = self.codes.unflatten(1, (-1, self.group_size)).to(dtype)
+        grouped = self.codes.reshape(len(self.codes), -1, self.group_size).to(dtype)
         zero, scale = self.zero_point.to(dtype).unsqueeze(-1), self.scale.to(dtype).unsqueeze(-1)
-        return ((grouped - zero) * scale).flatten(1)
+        values: Tensor = ((grouped - zero) * scale).flatten(1)
+        return values
 
 
 def round_to_nearest(weight: Tensor, scaling: Scaling, grid: Grid) -> QuantizedTensor:
     """`weight` `[out, in]` rounded to the nearest levels of a given scaling."""
     size = grid.columns_per_group(weight.shape[1])
-    grouped = weight.float().unflatten(1, (-1, size))
+    grouped = weight.float().reshape(len(weight), -1, size)
     codes = round_to_codes(grouped, scaling.scale.unsqueeze(-1), scaling.zero_point.unsqueeze(-1), grid)
     return QuantizedTensor.from_scaling(codes.flatten(1), scaling, grid)

@@ -39,7 +39,9 @@ def make_speech(folder: Path | str, split: Split) -> Path:
     try:
         from hibari import Hibari
     except ImportError as exc:
-        raise MissingDependencyError(f"the demo speaks with hibari-tts; install it with: pip install hibari-tts=={VOICE_VERSION}") from exc
+        raise MissingDependencyError(
+            f"the demo speaks with hibari-tts; install it with: pip install hibari-tts=={VOICE_VERSION}"
+        ) from exc
     folder.parent.mkdir(parents=True, exist_ok=True)
     build = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -52,7 +54,10 @@ def make_speech(folder: Path | str, split: Split) -> Path:
             name = f"{split}-{i:02d}.flac"
             soundfile.write(build / name, samples / max(1.0, float(np.abs(samples).max())), SAMPLE_RATE)
             # Calibration takes no text, as in real use: the model transcribes it itself.
-            rows.append({"id": f"{split}-{i:02d}", "audio": name, "snr_db": snr_db} | ({"text": text} if split == "test" else {}))
+            rows.append(
+                {"id": f"{split}-{i:02d}", "audio": name, "snr_db": snr_db}
+                | ({"text": text} if split == "test" else {})
+            )
         (build / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         build.rename(folder)
     finally:
@@ -66,4 +71,4 @@ def add_noise(samples: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
     spectrum = np.fft.rfft(generator.standard_normal(len(samples)))
     noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(samples))
     gain = np.sqrt(np.mean(samples**2) / np.mean(noise**2) / 10 ** (snr_db / 10))
-    return (samples + gain * noise).astype(np.float32)
+    return np.asarray(samples + gain * noise, dtype=np.float32)

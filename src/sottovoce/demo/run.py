@@ -32,7 +32,12 @@ def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
     folders = {"plain rounding": out / f"tiny.en-{bits}bit-rtn", "FADE": out / f"tiny.en-{bits}bit"}
     api.quantize(original, folders["plain rounding"], recipe=_recipe("rtn", bits), overwrite=True)
     result = api.quantize(
-        original, folders["FADE"], recipe=_recipe("fade", bits), calibration=calibration, overwrite=True, progress=progress
+        original,
+        folders["FADE"],
+        recipe=_recipe("fade", bits),
+        calibration=calibration,
+        overwrite=True,
+        progress=progress,
     )
     float_bytes = sum(parameter.numel() * 2 for parameter in original.network.parameters())
     evaluations = {"float": api.evaluate(original, test, progress=progress)}
@@ -42,7 +47,8 @@ def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
         quantized=result,
         folder=folders["FADE"],
         evaluations=evaluations,
-        bytes={"float": float_bytes} | {name: (folder / "model.safetensors").stat().st_size for name, folder in folders.items()},
+        bytes={"float": float_bytes}
+        | {name: (folder / "model.safetensors").stat().st_size for name, folder in folders.items()},
     )
 
 

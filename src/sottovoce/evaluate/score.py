@@ -119,7 +119,9 @@ def score_utterance(transcript: Transcript) -> UtteranceScore:
     )
 
 
-def bootstrap_interval(errors: np.ndarray, words: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap_interval(
+    errors: np.ndarray, words: np.ndarray, *, seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile of the corpus rate when utterances are drawn anew with replacement."""
     draws = np.random.default_rng(seed).integers(0, len(errors), size=(resamples, len(errors)))
     rates = errors[draws].sum(axis=1) / np.maximum(words[draws].sum(axis=1), 1)

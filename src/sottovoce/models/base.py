@@ -109,7 +109,9 @@ class SpeechModel(ABC):
         """A transcript as token ids, without prompt and end token."""
 
     @abstractmethod
-    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(
+        self, transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
 
     @abstractmethod
@@ -138,4 +140,4 @@ class SpeechModel(ABC):
     @property
     def device(self) -> torch.device:
         """Where the network's parameters lie."""
-        return next(self.network.parameters()).device
+        return torch.device(next(self.network.parameters()).device)

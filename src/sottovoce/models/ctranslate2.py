@@ -14,14 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
-from transformers import WhisperProcessor, WhisperTokenizer
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from sottovoce.errors import ModelError
 
 BINARY_VERSION = 6
-DTYPES = {0: np.dtype("<f4"), 1: np.dtype("i1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<f2")}
+DTYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<f4"),
+    1: np.dtype("i1"),
+    2: np.dtype("<i2"),
+    3: np.dtype("<i4"),
+    4: np.dtype("<f2"),
+}
 FLOAT_TYPES = (np.dtype("<f4"), np.dtype("<f2"))
 HEAD_SIZE = 64  # every published Whisper has attention heads of 64
 
@@ -72,7 +84,9 @@ def read_variables(*parts: Path) -> dict[str, np.ndarray]:
     reader = _Reader(with_data, name)
     version = reader.number("I")
     if version != BINARY_VERSION:
-        raise ModelError(f"{name} has CTranslate2 binary version {version}, wanted {BINARY_VERSION}: convert the model again")
+        raise ModelError(
+            f"{name} has CTranslate2 binary version {version}, wanted {BINARY_VERSION}: convert the model again"
+        )
     spec = reader.string()
     if spec != "WhisperSpec":
         raise ModelError(f"{name} holds a {spec!r} model, wanted 'WhisperSpec'")
@@ -101,7 +115,9 @@ def _read_variable(reader: _Reader, file_name: str) -> tuple[str, np.ndarray]:
     return name, np.frombuffer(bytes(reader.take(n_bytes)), dtype).reshape(shape)
 
 
-def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+def load_folder(
+    folder: Path, parts: tuple[Path, ...] | None = None
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """The model (float32, evaluation mode) and processor of a CTranslate2 Whisper folder.
 
     `parts`: files that make up `model.bin` where it is not one file of the folder. Raises `ModelError` for a damaged
@@ -125,7 +141,9 @@ def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[Wh
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if key != "proj_out.weight"]  # tied to the embedding
     if missing or unexpected:
-        raise ModelError(f"{folder}: weights do not make up a Whisper model; missing {missing}, unexpected {unexpected}")
+        raise ModelError(
+            f"{folder}: weights do not make up a Whisper model; missing {missing}, unexpected {unexpected}"
+        )
     model.tie_weights()
     model.generation_config = _generation_config(config, tokenizer, settings)
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
@@ -185,7 +203,13 @@ def to_transformers(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
 
 
 def _n_layers(variables: dict[str, np.ndarray], half: str) -> int:
-    return len({name.split("/")[1] for name in variables if name.startswith(f"{half}/layer_") and not name.startswith(f"{half}/layer_norm")})
+    return len(
+        {
+            name.split("/")[1]
+            for name in variables
+            if name.startswith(f"{half}/layer_") and not name.startswith(f"{half}/layer_norm")
+        }
+    )
 
 
 def _tokenizer(folder: Path) -> WhisperTokenizer:
@@ -226,7 +250,9 @@ def _config(state: dict[str, torch.Tensor], tokenizer: WhisperTokenizer) -> Whis
     )
 
 
-def _generation_config(config: WhisperConfig, tokenizer: WhisperTokenizer, settings: dict[str, Any]) -> GenerationConfig:
+def _generation_config(
+    config: WhisperConfig, tokenizer: WhisperTokenizer, settings: dict[str, Any]
+) -> GenerationConfig:
     """Whisper's generation settings; what `config.json` does not hold follows from the vocabulary."""
     token = tokenizer.convert_tokens_to_ids
     no_timestamps = token("<|notimestamps|>")

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import Fold, Layer, Part, SpeechModel
+from sottovoce.models.base import Fold, Layer, Part, Positions, SpeechModel
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 SAMPLES_PER_POSITION = 320  # hop of 160 samples, halved in time by the second convolution
@@ -39,8 +39,8 @@ class Whisper(SpeechModel):
 
     @staticmethod
     def _attention(prefix: str, part: Part) -> list[Layer]:
-        own = "frames" if part == "encoder" else "tokens"
-        keys = "frames" if part == "decoder cross" else own
+        own: Positions = "frames" if part == "encoder" else "tokens"
+        keys: Positions = "frames" if part == "decoder cross" else own
         return [
             Layer(f"{prefix}.q_proj", part, own),
             Layer(f"{prefix}.k_proj", part, keys, shift_free=True),
@@ -50,7 +50,7 @@ class Whisper(SpeechModel):
 
     @staticmethod
     def _mlp(prefix: str, part: Part) -> list[Layer]:
-        positions = "frames" if part == "encoder" else "tokens"
+        positions: Positions = "frames" if part == "encoder" else "tokens"
         return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
 
     def awq_folds(self) -> list[Fold]:
@@ -64,7 +64,9 @@ class Whisper(SpeechModel):
                     folds.append(Fold(f"{at}.encoder_attn_layer_norm", (f"{at}.encoder_attn.q_proj",)))
                     folds.append(Fold(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.out_proj",)))
                 folds.append(Fold(f"{at}.final_layer_norm", (f"{at}.fc1",)))
-        cross = tuple(f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_layers) for p in "kv")
+        cross = tuple(
+            f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_layers) for p in "kv"
+        )
         return [*folds, Fold("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -79,12 +81,14 @@ class Whisper(SpeechModel):
         return torch.arange(positions) < heard.clamp(max=positions).unsqueeze(1)
 
     def encode(self, features: dict[str, Tensor]) -> Tensor:
-        return self.network.model.encoder(features["input_features"]).last_hidden_state
+        encoded: Tensor = self.network.model.encoder(features["input_features"]).last_hidden_state
+        return encoded
 
     def decoder_states(self, encoded: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        return self.network.model.decoder(
+        states: Tensor = self.network.model.decoder(
             input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded, use_cache=False
         ).last_hidden_state
+        return states
 
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         first = FIRST_TOKENS if max_new_tokens is None else min(FIRST_TOKENS, max_new_tokens)
@@ -97,13 +101,19 @@ class Whisper(SpeechModel):
                 transcripts[i] = transcript
         return transcripts
 
-    def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int | None) -> tuple[list[list[int]], list[bool]]:
+    def _generate(
+        self, encoded: Tensor, language: str | None, max_new_tokens: int | None
+    ) -> tuple[list[list[int]], list[bool]]:
         """Transcripts, and whether each came to its end token within `max_new_tokens` (None: the model's own limit)."""
         options: dict[str, object] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         if self.network.generation_config.is_multilingual:
             options |= {"language": self._language(language), "task": "transcribe"}
         out = self.network.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded), num_beams=1, do_sample=False, return_timestamps=False, **options
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            num_beams=1,
+            do_sample=False,
+            return_timestamps=False,
+            **options,
         )
         end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
         transcripts, finished = [], []
@@ -120,7 +130,9 @@ class Whisper(SpeechModel):
     def tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids)
 
-    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(
+        self, transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         prompt = self._prompt(language)
         room = self.network.config.max_target_positions - len(prompt)
         rows = [[*prompt, *list(transcript)[:room]] for transcript in transcripts]
@@ -144,5 +156,7 @@ class Whisper(SpeechModel):
         code = language or "en"
         known = self.network.generation_config.lang_to_id
         if f"<|{code}|>" not in known:
-            raise ModelError(f"language {code!r} is not one this model knows: {', '.join(sorted(k[2:-2] for k in known))}")
+            raise ModelError(
+                f"language {code!r} is not one this model knows: {', '.join(sorted(k[2:-2] for k in known))}"
+            )
         return code
