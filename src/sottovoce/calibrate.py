@@ -17,6 +17,7 @@ from sottovoce.lockstep import Stop, walk_together
 from sottovoce.models.base import Batch, Layer, SpeechModel
 
 PROBE_ROWS = 64  # counted positions kept per batch and fold for measuring errors at the layers' outputs
+CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
 SYMMETRIC_BLOCK = 256  # columns per block when only the upper triangle of a product is computed
 
 
@@ -46,11 +47,12 @@ class Fold:
 
     @cached_property
     def centred(self) -> Moments:
-        """The moments about the means."""
-        hessian = self.moments.hessian.matrix - self.weight * torch.outer(self.mean_hat, self.mean_hat)
-        return Moments(
-            Hessian(hessian), self.moments.cross - self.weight * torch.outer(self.mean - self.mean_hat, self.mean_hat)
-        )
+        """The moments about the means. A channel that was active but constant keeps a trace of its energy: it is not dead."""
+        raw = self.moments.hessian.matrix
+        hessian = raw - self.weight * torch.outer(self.mean_hat, self.mean_hat)
+        hessian.diagonal().copy_(torch.maximum(hessian.diagonal(), CONSTANT_SHARE * raw.diagonal()))
+        shift = self.weight * torch.outer(self.mean - self.mean_hat, self.mean_hat)
+        return Moments(Hessian(hessian), self.moments.cross - shift)
 
 
 @dataclass(frozen=True, eq=False)

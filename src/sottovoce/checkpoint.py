@@ -103,6 +103,7 @@ def _write_files(result: QuantizedModel, folder: Path) -> None:
     }
     _write_json(folder / MANIFEST, manifest)
     for file in folder.iterdir():
+        file.chmod(0o644)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
 

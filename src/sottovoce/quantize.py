@@ -140,7 +140,8 @@ def quantize_model(
     """Quantize `model` in memory by `recipe`; `model` itself stays as it is.
 
     `speech` is needed by every method but RTN. `seed` is what it was drawn by, for the record.
-    Raises `RecipeError` for a recipe that does not fit the model and `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
+    Raises `RecipeError` for a recipe that does not fit the model, and `CalibrationError` if a planned layer is not reached
+    exactly once or its inputs are not finite.
     """
     plan = resolve(model, recipe)
     started = time.perf_counter()

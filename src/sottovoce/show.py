@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 PARTS = ("encoder", "decoder self", "decoder cross", "decoder mlp", "head")
 MEGABYTE = 1e6
+PIPE_WIDTH = 160  # columns
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Full width where nobody wraps lines: in files and pipes."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def quiet_libraries() -> None:
@@ -41,7 +49,7 @@ def quiet_libraries() -> None:
 @contextmanager
 def progress() -> Iterator[Report]:
     """A bar on standard error with what is being done, how far it is, and the time left."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -88,7 +96,7 @@ def plan(model: SpeechModel, recipe: Recipe) -> None:
             _megabytes(2 * count),
             _megabytes(size),
         )
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     console.print(table)
     if resolved.left:
         console.print(f"left in floating point: {', '.join(resolved.left)}")
@@ -96,7 +104,7 @@ def plan(model: SpeechModel, recipe: Recipe) -> None:
 
 def quantized(result: QuantizedModel, out: Path) -> None:
     """The outcome by part."""
-    console = Console()
+    console = _console()
     console.print(_parts_table([asdict(report) for report in result.reports], f"{result.model.source} -> {out}"))
     timing = result.timing
     console.print(
@@ -142,7 +150,7 @@ def quantized_as_dict(result: QuantizedModel, out: Path) -> dict[str, Any]:
 
 def evaluation(result: Evaluation) -> None:
     """Scores, the reference system first if there is one."""
-    console = Console()
+    console = _console()
     table = Table("", "WER", "95 % interval", "sub", "ins", "del", "looped", "empty", "worse", "x real time")
     if result.reference:
         table.add_row("reference", *_evaluation_cells(result.reference))
@@ -186,7 +194,7 @@ def evaluation_as_dict(result: Evaluation) -> dict[str, Any]:
 
 def folder(manifest: dict[str, Any], out: Path) -> None:
     """A quantized folder: its parts, then every layer."""
-    console = Console()
+    console = _console()
     console.print(_parts_table(manifest["layers"], f"{out}, from {manifest['source']}"))
     table = Table(
         "layer",
@@ -213,7 +221,7 @@ def folder(manifest: dict[str, Any], out: Path) -> None:
             "added_error",
             "outgoing_error",
         )
-        table.add_row(row["name"], str(row["bits"]), *(_figure(row[key]) for key in keys))
+        table.add_row(row["name"].removeprefix("model."), str(row["bits"]), *(_figure(row[key]) for key in keys))
     console.print(table)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     console.print(f"{_megabytes(size)} in {len(manifest['files'])} files, all checksums right")
@@ -235,7 +243,7 @@ def _parts_table(layers: list[dict[str, Any]], title: str) -> Table:
 
 def demo(result: "DemoResult") -> None:
     """The demo's outcome: size and words of the original, of plain rounding, and of FADE."""
-    console = Console()
+    console = _console()
     console.print(_parts_table([asdict(report) for report in result.quantized.reports], "what FADE did"))
     table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "looped", "x real time")
     for name, outcome in result.evaluations.items():
