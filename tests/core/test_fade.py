@@ -1,0 +1,151 @@
+"""Propagation, cross-fitting and the diagnostics, against the formulas written out."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sottovoce.core.fade import (
+    calibration_gain,
+    cross_fit,
+    diagnostic_strengths,
+    held_out_damping,
+    reliability_score,
+)
+from sottovoce.core.gptq import gptq
+from sottovoce.core.grid import Grid, fit_scaling
+from sottovoce.core.hessian import Hessian
+from sottovoce.core.measure import outlier_ratio, output_energy, relative_output_error, relative_weight_error
+from sottovoce.core.propagation import Moments, corrected_target, correction
+from sottovoce.core.rtn import rtn
+
+from ..conftest import random_moments
+
+
+def test_full_correction_without_ridge_is_least_squares() -> None:
+    """`alpha = 1, ridge -> 0` gives the weights that best produce W X from X^."""
+    moments, original, quantized = random_moments(24, seed=0, n=100)
+    weight = torch.randn(5, 24, dtype=torch.float64)
+    solution = torch.linalg.lstsq(quantized.T, (weight @ original).T).solution.T
+    torch.testing.assert_close((weight + correction(weight, moments, 1e-12)).float(), solution.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_correction_equals_the_formula() -> None:
+    moments, _, _ = random_moments(24, seed=1)
+    weight, matrix = torch.randn(5, 24), moments.hessian.matrix
+    damped = matrix + 0.3 * matrix.diagonal().mean() * torch.eye(24)
+    expected = weight + 0.5 * weight.double() @ moments.cross @ torch.linalg.inv(damped)
+    torch.testing.assert_close(corrected_target(weight, moments, strength=0.5, ridge=0.3), expected.float())
+    assert torch.equal(corrected_target(weight, moments, strength=0, ridge=0.3), weight)
+
+
+def slow_cross_fit(weight: torch.Tensor, folds: tuple[Moments, Moments], ridge: float, limit: float) -> tuple[float, float]:
+    corrections = []
+    for fold in folds:
+        matrix = fold.hessian.matrix
+        corrections.append(weight @ fold.cross @ torch.linalg.inv(matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix))))
+    (a, b), (c_a, c_b) = folds, corrections
+    top = torch.trace(c_a @ (weight @ b.cross).T) + torch.trace(c_b @ (weight @ a.cross).T)
+    bottom = torch.trace(c_a @ b.hessian.matrix @ c_a.T) + torch.trace(c_b @ a.hessian.matrix @ c_b.T)
+    strength = min(max(float(top / bottom), 0.0), limit)
+    return strength, float(2 * strength * top - strength**2 * bottom)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1.0, 2.0]))
+def test_cross_fit_equals_the_formula(seed: int, limit: float) -> None:
+    folds = (random_moments(16, seed, n=40)[0], random_moments(16, seed + 5000, n=60)[0])
+    weight = torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    ridges = (0.01, 0.3, 3.0)
+    found = cross_fit(weight, folds, ridges, limit=limit)
+    slow = {ridge: slow_cross_fit(weight, folds, ridge, limit) for ridge in ridges}
+    best = max(slow, key=lambda ridge: slow[ridge][1])
+    energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
+    if slow[best][1] <= 0:
+        assert found.strength == 0
+    else:
+        assert found.ridge == best
+        assert found.strength == pytest.approx(slow[best][0], rel=1e-6)
+        assert found.gain == pytest.approx(slow[best][1] / energy, rel=1e-6)
+
+
+def test_cross_fit_removes_that_much_held_out_error() -> None:
+    """The gain is what it says: the drop of ||W X - Z X^||^2 on the other fold."""
+    (a, x_a, q_a), (b, x_b, q_b) = random_moments(16, 1, n=60), random_moments(16, 1, n=60)
+    noise = torch.randn(16, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(9)) * 0.2
+    x_b = x_b + noise
+    b = Moments(b.hessian, (x_b - q_b) @ q_b.T)
+    weight = torch.randn(4, 16, dtype=torch.float64)
+    found = cross_fit(weight, (a, b), (0.1,))
+    before, after = 0.0, 0.0
+    for learnt, x, q in ((a, x_b, q_b), (b, x_a, q_a)):
+        target = weight + found.strength * correction(weight, learnt, 0.1)
+        before += float((weight @ x - weight @ q).square().sum())
+        after += float((weight @ x - target @ q).square().sum())
+    energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
+    assert 0 < found.strength <= 1
+    assert found.gain == pytest.approx((before - after) / energy, rel=1e-9)
+
+
+def test_unrelated_folds_get_no_strength() -> None:
+    a, b = random_moments(16, 3)[0], random_moments(16, 4)[0]
+    opposed = Moments(b.hessian, -(b.hessian.matrix @ torch.linalg.inv(a.hessian.matrix) @ a.cross.T).T)
+    weight = torch.randn(4, 16, dtype=torch.float64)
+    found = cross_fit(weight, (a, Moments(a.hessian, -a.cross)), (0.1,))
+    assert found.strength == 0
+    assert found.gain == 0
+    assert opposed.cross.shape == (16, 16)
+
+
+def test_nothing_heard_gets_no_strength() -> None:
+    silent = Moments(Hessian(torch.zeros(8, 8)), torch.zeros(8, 8))
+    assert cross_fit(torch.randn(3, 8), (silent, silent)).strength == 0
+
+
+def test_held_out_damping_equals_doing_it_one_by_one() -> None:
+    folds = (random_moments(64, 1, n=70)[0], random_moments(64, 2, n=70)[0])
+    weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grid, dampings = Grid(bits=3, group_size=32), (0.01, 0.3, 3.0)
+    scaling = fit_scaling(weight, grid)
+    fit = cross_fit(weight, folds, (0.3,))
+    found = held_out_damping(weight, folds, grid, scaling, fit=fit, dampings=dampings)
+    losses, added = {}, {}
+    energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
+    for damping in dampings:
+        loss = extra = 0.0
+        for learn, judge in (folds, folds[::-1]):
+            target = corrected_target(weight, learn, strength=fit.strength, ridge=fit.ridge)
+            values = gptq(target, learn.hessian, grid, damping=damping, scaling=scaling).weight.dequantize().double()
+            loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(((weight - values) * (weight @ judge.cross)).sum())
+            extra += output_energy(target.double() - values, judge.hessian.matrix)
+        losses[damping], added[damping] = loss, extra / energy
+    best = min(losses, key=lambda damping: losses[damping])
+    assert found.damping == best
+    assert found.calibrated_error == pytest.approx(added[best], rel=1e-4)
+
+
+def test_scores() -> None:
+    assert reliability_score(0.1, 0.4) == pytest.approx(0.5)  # accuracies 0.9 and 0.6
+    assert reliability_score(0.5, 1.5) == 0.0
+    assert calibration_gain(0.1, 0.4) == pytest.approx(0.75)
+    assert calibration_gain(0.0, 0.0) == 0.0
+
+
+def test_diagnostic_strengths() -> None:
+    assert diagnostic_strengths([0.3, 0.3], [0.1, 0.1]) == [0.5, 0.5]
+    low, high = diagnostic_strengths([0.1, 0.3], [0.2, 0.2])
+    assert low == pytest.approx(1 / (1 + math.e))
+    assert high == pytest.approx(1 / (1 + 1 / math.e))
+
+
+def test_measures() -> None:
+    weight, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.0]])
+    matrix = torch.diag(torch.tensor([1.0, 2.0]))
+    assert output_energy(weight, matrix) == pytest.approx(9 + 32)
+    assert relative_output_error(weight, other, matrix) == pytest.approx(2 / 41)
+    assert relative_weight_error(weight, other) == pytest.approx(1 / 5)
+    assert relative_output_error(torch.zeros(1, 2), other, matrix) == 0
+    assert outlier_ratio(torch.tensor([[1.0, 1.0, 2.0, 0.0]]), 2) == pytest.approx((1 + math.sqrt(2)) / 2)
+    assert relative_weight_error(weight, rtn(weight.repeat(1, 16), Grid(bits=8, group_size=32)).dequantize()[:, :2]) < 0.01

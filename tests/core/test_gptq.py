@@ -1,0 +1,132 @@
+"""GPTQ against the slow algorithm of the paper: an explicit inverse, re-derived for every column (OBQ in a fixed order)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sottovoce.core.gptq import gptq
+from sottovoce.core.grid import Grid, fit_scaling
+from sottovoce.core.hessian import Hessian, invert_lower
+from sottovoce.core.measure import output_energy
+from sottovoce.core.rtn import rtn
+from sottovoce.errors import CalibrationError
+
+from ..conftest import random_moments
+
+
+def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float, order: str) -> torch.Tensor:
+    """Optimal brain quantization, one column after the other; the inverse Hessian of what is left is computed anew each time."""
+    weight, n = weight.double().clone(), weight.shape[1]
+    size = grid.group_size or n
+    hessian = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(n)
+    columns = list(range(n))
+    if order == "activation":
+        columns.sort(key=lambda j: (-float(hessian[j, j]), j))
+    fixed = fit_scaling(weight.float(), grid) if order == "activation" else None
+    scales: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    result = torch.zeros_like(weight)
+    for done, i in enumerate(columns):
+        group = i // size
+        if fixed is not None:
+            scales[group] = (fixed.scale[:, group].double(), fixed.zero_point[:, group].double())
+        elif i % size == 0:
+            scaling = fit_scaling(weight[:, i : i + size].float(), Grid(bits=grid.bits, group_size=None, scale=grid.scale))
+            scales[group] = (scaling.scale[:, 0].double(), scaling.zero_point[:, 0].double())
+        scale, zero = scales[group]
+        left = columns[done:]
+        inverse = torch.linalg.inv(hessian[left][:, left])
+        code = (torch.round(weight[:, i] / scale) + zero).clamp(0, grid.max_code)
+        result[:, i] = (code - zero) * scale
+        error = (weight[:, i] - result[:, i]) / inverse[0, 0]
+        weight[:, left[1:]] -= error[:, None] * inverse[0, 1:]
+    return result
+
+
+@pytest.mark.parametrize("order", ["activation", "original"])
+@pytest.mark.parametrize(("bits", "group", "width"), [(4, 32, 96), (3, 64, 128), (2, 128, 256), (3, None, 80)])
+def test_equals_the_slow_reference(order: str, bits: int, group: int | None, width: int) -> None:
+    """Widths beyond one block of 64 columns, and groups across a block's border, take part in the comparison."""
+    moments, _, _ = random_moments(width, seed=bits, n=3 * width)
+    weight = torch.randn(6, width, generator=torch.Generator().manual_seed(7))
+    grid = Grid(bits=bits, group_size=group)
+    fast = gptq(weight, moments.hessian, grid, damping=0.05, order=order).weight.dequantize().double()
+    slow = slow_gptq(weight, moments.hessian.matrix, grid, 0.05, order)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_worked_example() -> None:
+    """Two perfectly correlated inputs: what the first column loses by rounding, the second makes good."""
+    hessian = Hessian(torch.tensor([[1.0, 0.999], [0.999, 1.0]], dtype=torch.float64).kron(torch.eye(16, dtype=torch.float64)))
+    weight = torch.zeros(1, 32)
+    weight[0, 0], weight[0, 16] = 0.4, 0.4
+    weight[0, 1], weight[0, 2] = -1.0, 2.0  # range -1 .. 2 at 2 bits: levels -1, 0, 1, 2
+    grid = Grid(bits=2, group_size=32, scale="minmax")
+    values = gptq(weight, hessian, grid, damping=1e-6, order="original").weight.dequantize()
+    assert rtn(weight, grid).dequantize()[0, [0, 16]].tolist() == [0.0, 0.0]
+    assert values[0, [0, 16]].tolist() == [0.0, 1.0]  # 0.4 + 0.4 * 0.999 = 0.8 rounds to 1: the sum 0.8 becomes 1, not 0
+
+
+def test_identity_hessian_is_rounding() -> None:
+    weight = torch.randn(5, 64)
+    grid = Grid(bits=3, group_size=32)
+    values = gptq(weight, Hessian(torch.eye(64, dtype=torch.float64)), grid).weight
+    assert torch.equal(values.codes, rtn(weight, grid).codes)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.sampled_from(["activation", "original"]))
+def test_output_error_is_not_worse_than_rounding(seed: int, bits: int, order: str) -> None:
+    moments, _, _ = random_moments(64, seed)
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed))
+    grid = Grid(bits=bits, group_size=32)
+    values = gptq(weight, moments.hessian, grid, order=order).weight.dequantize()
+    matrix = moments.hessian.matrix
+    assert output_energy(weight - values, matrix) <= 1.2 * output_energy(weight - rtn(weight, grid).dequantize(), matrix)
+
+
+def test_dead_columns_get_weight_zero() -> None:
+    moments, _, _ = random_moments(32, seed=0)
+    matrix = moments.hessian.matrix.clone()
+    matrix[5], matrix[:, 5] = 0, 0
+    result = gptq(torch.randn(3, 32), Hessian(matrix), Grid(bits=4, group_size=32))
+    assert result.dead == 1
+    assert bool((result.weight.dequantize()[:, 5] == 0).all())
+
+
+def test_factor_is_that_of_the_inverse() -> None:
+    matrix = random_moments(300, seed=3, n=900)[0].hessian.matrix
+    hessian = Hessian(matrix)
+    factor, used = hessian.factor(0.1, "activation")
+    columns = hessian.columns("activation")
+    damped = matrix + 0.1 * matrix.diagonal().mean() * torch.eye(300)
+    assert used == 0.1
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped[columns][:, columns]))
+    right = torch.randn(4, 300, dtype=torch.float64)
+    torch.testing.assert_close(hessian.solve(right, 0.1), right @ torch.linalg.inv(damped))
+
+
+def test_triangular_inverse() -> None:
+    lower = torch.randn(333, 333, dtype=torch.float64).tril() * 0.05 + 2 * torch.eye(333)
+    torch.testing.assert_close(invert_lower(lower), torch.linalg.inv(lower))
+
+
+def test_damping_is_raised_until_positive_definite_and_said_so() -> None:
+    matrix = torch.eye(32, dtype=torch.float64)
+    matrix[0, 1] = matrix[1, 0] = 3.0  # an eigenvalue of -2
+    result = gptq(torch.randn(2, 32), Hessian(matrix), Grid(bits=4, group_size=32), damping=0.01)
+    assert result.damping == pytest.approx(10.0)
+
+
+def test_refuses_nan() -> None:
+    matrix = torch.full((32, 32), float("nan"), dtype=torch.float64)
+    matrix.diagonal().fill_(1.0)
+    with pytest.raises(CalibrationError, match="not positive definite"):
+        gptq(torch.randn(2, 32), Hessian(matrix), Grid(bits=4, group_size=32))
+
+
+def test_nothing_seen_is_plain_zero() -> None:
+    result = gptq(torch.randn(2, 32), Hessian(torch.zeros(32, 32, dtype=torch.float64)), Grid(bits=4, group_size=32))
+    assert result.dead == 32
+    assert bool((result.weight.dequantize() == 0).all())
