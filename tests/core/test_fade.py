@@ -89,14 +89,12 @@ def test_cross_fit_removes_that_much_held_out_error() -> None:
     assert found.gain == pytest.approx((before - after) / energy, rel=1e-9)
 
 
-def test_unrelated_folds_get_no_strength() -> None:
-    a, b = random_moments(16, 3)[0], random_moments(16, 4)[0]
-    opposed = Moments(b.hessian, -(b.hessian.matrix @ torch.linalg.inv(a.hessian.matrix) @ a.cross.T).T)
+def test_folds_that_contradict_each_other_get_no_strength() -> None:
+    a = random_moments(16, 3)[0]
     weight = torch.randn(4, 16, dtype=torch.float64)
     found = cross_fit(weight, (a, Moments(a.hessian, -a.cross)), (0.1,))
     assert found.strength == 0
     assert found.gain == 0
-    assert opposed.cross.shape == (16, 16)
 
 
 def test_nothing_heard_gets_no_strength() -> None:

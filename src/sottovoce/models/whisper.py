@@ -91,21 +91,22 @@ class Whisper(SpeechModel):
         return states
 
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
-        first = FIRST_TOKENS if max_new_tokens is None else min(FIRST_TOKENS, max_new_tokens)
+        longest = self.network.generation_config.max_length or self.network.config.max_target_positions
+        room = min(longest, self.network.config.max_target_positions) - len(self._prompt(language))
+        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        first = min(FIRST_TOKENS, limit)
         transcripts, finished = self._generate(encoded, language, first)
         # Few utterances are longer than that, and looping ones run to the limit: only these go on, in a batch of their own.
         unfinished = [i for i, done in enumerate(finished) if not done]
-        if unfinished and first != max_new_tokens:
-            longer, _ = self._generate(encoded[unfinished], language, max_new_tokens)
+        if unfinished and first < limit:
+            longer, _ = self._generate(encoded[unfinished], language, limit)
             for i, transcript in zip(unfinished, longer, strict=True):
                 transcripts[i] = transcript
         return transcripts
 
-    def _generate(
-        self, encoded: Tensor, language: str | None, max_new_tokens: int | None
-    ) -> tuple[list[list[int]], list[bool]]:
-        """Transcripts, and whether each came to its end token within `max_new_tokens` (None: the model's own limit)."""
-        options: dict[str, object] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int) -> tuple[list[list[int]], list[bool]]:
+        """Transcripts, and whether each came to its end token within `max_new_tokens`."""
+        options: dict[str, object] = {"max_new_tokens": max_new_tokens}
         if self.network.generation_config.is_multilingual:
             options |= {"language": self._language(language), "task": "transcribe"}
         out = self.network.generate(

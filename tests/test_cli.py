@@ -1,0 +1,160 @@
+"""The command: what it prints, what it refuses, how fast it helps."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+import sottovoce
+from sottovoce.cli import main
+
+from .conftest import make_tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Whisper as a `transformers` folder."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model = make_tiny()
+    model.network.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_quantize_inspect_transcribe_evaluate(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32)
+    assert code == 0, shown
+    assert "Plan for" in shown
+    assert "mean strength" in printed
+    code, printed, _ = run("inspect", out, "--json")
+    assert code == 0
+    manifest = json.loads(printed)
+    assert manifest["recipe"]["method"]["strength"] == "cross-fit"
+    assert len(manifest["calibration"]["utterances"]) == 12
+    keys = {"strength", "vulnerability", "calibration_gain", "reliability", "inherited_error", "added_error"}
+    assert all(keys <= row.keys() and row["added_error"] is not None for row in manifest["layers"])
+    assert "all checksums right" in run("inspect", out)[1]
+    code, printed, _ = run("transcribe", out, speech_folder / "u0.wav", "--json")
+    assert code == 0
+    assert json.loads(printed)[0]["duration_s"] == 0.75
+    code, printed, _ = run("evaluate", out, speech_folder, "--against", model_folder, "--json")
+    assert code == 0
+    scored = json.loads(printed)
+    assert scored["utterances"] == 12
+    assert scored["interval_percent"][0] <= scored["wer_percent"] <= scored["interval_percent"][1]
+    assert scored["reference"]["words"] == scored["words"]
+    assert "95 % interval" in run("evaluate", out, speech_folder)[1]
+
+
+def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--method", "gptq", "--bits", 3, "--head-bits", 16, "--rule", "fc1$", 8, "--damping", 0.2, "--order", "activation")
+    code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments)
+    assert code == 0, shown
+    layers = {row["name"]: row for row in json.loads(printed)["layers"]}
+    assert "proj_out" not in layers
+    assert layers["model.encoder.layers.0.fc1"]["bits"] == 8
+    assert layers["model.encoder.layers.0.fc2"]["bits"] == 3
+    assert {row["damping"] for row in layers.values()} == {0.2}
+
+
+def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert"}')
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    soundfile.write(broken / "a.wav", [0.0] * 16000, 16000)
+    data = ("--calibration", speech_folder, "--group-size", 32)
+    cases = [
+        (("quantize", tmp_path / "absent", out, *data), "no such folder"),
+        (("quantize", "some/model/path", out, *data), "not a Hub id"),
+        (("quantize", empty, out, *data), "no config.json"),
+        (("quantize", bert, out, *data), "not an encoder-decoder speech recogniser"),
+        (("quantize", "bundled:huge", out, *data), "bundled:huge is not known"),
+        (("quantize", model_folder, out), "groups of 128 do not divide"),
+        (("quantize", model_folder, out, "--group-size", 32), "give calibration data"),
+        (("quantize", model_folder, out, "--calibration", empty, "--group-size", 32), "holds no utterances"),
+        (("quantize", model_folder, out, "--calibration", broken, "--group-size", 32), "is silent"),
+        (("quantize", model_folder, out, *data, "--rule", "no_such", 4), "matches no layer"),
+        (("quantize", model_folder, out, *data, "--damping", 0), "out of range"),
+        (("quantize", model_folder, empty / "..", *data), "exists already"),
+        (("transcribe", model_folder, tmp_path / "absent.wav"), "no such file"),
+        (("inspect", model_folder), "not written by sottovoce"),
+        (("evaluate", model_folder, broken), "is silent"),
+    ]
+    for arguments, words in cases:
+        code, printed, shown = run(*arguments)
+        assert code == 1, (arguments, shown)
+        assert words in shown.replace("\n", " "), (arguments, shown)
+        assert not printed
+        assert not out.exists()
+    for arguments in [("quantize", model_folder, out, "--bits", 5), ("quantize",), ("quantize", model_folder, out, "--damping", "lots")]:
+        assert run(*arguments)[0] == 2
+
+
+def test_nan_weights_are_named(model_folder: Path, tmp_path: Path) -> None:
+    model = make_tiny()
+    model.network.model.encoder.layers[0].fc1.weight[0, 0] = float("nan")
+    model.network.save_pretrained(tmp_path / "nan")
+    model.processor.save_pretrained(tmp_path / "nan")
+    code, _, shown = run("transcribe", tmp_path / "nan", "x.wav")
+    assert code == 1
+    assert "'model.encoder.layers.0.fc1.weight' holds NaN" in shown
+
+
+def test_help_needs_no_torch_and_is_fast() -> None:
+    script = "import sys; sys.argv = ['sottovoce', '--help']\nfrom sottovoce.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert time.perf_counter() - started < 5  # generous: this guards against importing torch, benchmarks measure the time
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_and_an_example_in_it(command: str) -> None:
+    code, printed, _ = run(command, "--help")
+    assert code == 0
+    assert f"sottovoce {command}" in printed
+
+
+def test_public_names() -> None:
+    assert set(main.commands) == {"quantize", "evaluate", "transcribe", "inspect", "demo"}
+    assert set(sottovoce.__all__) == {
+        "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
+        "evaluate", "load", "load_data", "method_named", "quantize", "transcribe",
+    }  # fmt: skip
+    for name in sottovoce.__all__:
+        assert getattr(sottovoce, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sottovoce.nothing
+
+
+def test_readme_commands_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", readme, flags=re.M):
+        assert f"\n{target}:" in makefile
+    for line in re.findall(r"^sottovoce (.+)$", readme, flags=re.M):
+        command, *words = line.split()
+        options = {option for parameter in main.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= options, line
+    for script in re.findall(r"python (benchmarks/\w+\.py)", readme):
+        assert (ROOT / script).is_file()
