@@ -134,7 +134,7 @@ def test_changed_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiny_en_is_whisper() -> None:
     model = load_model("bundled:tiny.en")
     assert len(model.layers()) == 4 * 6 + 4 * 10 + 1
-    assert sum(p.numel() for p in model.network.parameters()) == 37_760_256 - 0
+    assert sum(p.numel() for p in model.network.parameters()) == 37_760_256
     assert model.prompt_length == 2
     assert model.text(model.tokens("Hello, world.")) == "Hello, world."
 
@@ -167,7 +167,7 @@ def test_hub_ids_are_asked_for_and_local_folders_are_not(tmp_path: Path, monkeyp
 
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", fake)
     loaded = api.load("organisation/whisper")
-    assert set(asked) == {"organisation/whisper"}
+    assert asked.count("organisation/whisper") == 3
     assert loaded.source == "organisation/whisper"
     assert torch.equal(loaded.network.proj_out.weight, model.network.proj_out.weight)
 

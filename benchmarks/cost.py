@@ -1,0 +1,73 @@
+"""What quantizing costs, in full-precision forward passes over the same batches.
+
+    python benchmarks/cost.py --speech DIR [--utterances 128] [--repeats 2]
+
+DIR/calibration holds the speech. Solving (both walks, moments, all choices and rounding) is timed against the bare forward
+pass over the same batches of 8, right before it; transcribing the calibration speech is reported apart.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import time
+from pathlib import Path
+
+import torch
+
+from sottovoce.calibrate import PositionWeights, assign_folds, make_batches
+from sottovoce.data import load_data
+from sottovoce.models import load_model
+from sottovoce.quantize import environment, prepare_speech, quantize_model
+from sottovoce.recipe import Recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", required=True)
+    parser.add_argument("--model", default="bundled:tiny.en")
+    parser.add_argument("--utterances", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", default="benchmarks/results/cost.json")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    model, recipe = load_model(arguments.model), Recipe(head_bits=16)
+    speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").draw(arguments.utterances, 0))
+    runs = []
+    for _ in range(arguments.repeats):
+        batches = make_batches(
+            model,
+            speech.recordings,
+            speech.transcripts,
+            assign_folds(speech.speakers),
+            batch_size=8,
+            positions=PositionWeights(stride=recipe.frame_stride),
+            language=None,
+        )
+        started = time.perf_counter()
+        for batch in batches:
+            model.network(**batch.inputs)
+        forward_s = time.perf_counter() - started
+        del batches
+        solving_s = quantize_model(model, recipe, speech).timing.solving_s
+        runs.append({"forward_s": forward_s, "solving_s": solving_s, "ratio": solving_s / forward_s})
+    result = {
+        "model": arguments.model,
+        "utterances": arguments.utterances,
+        "audio_s": speech.seconds,
+        "frame_stride": recipe.frame_stride,
+        "labels_s": speech.label_time_s,
+        "runs": runs,
+        "ratio": min(run["ratio"] for run in runs),
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "environment": environment(),
+    }
+    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
+    print(f"ratio {result['ratio']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
