@@ -16,7 +16,6 @@ from sottovoce.errors import CalibrationError
 from sottovoce.lockstep import Stop, walk_together
 from sottovoce.models.base import Batch, Layer, SpeechModel
 
-ROWS_AT_ONCE = 4096  # positions multiplied in one product; fewer would spend the time on adding up
 PROBE_ROWS = 64  # counted positions kept per batch and fold for measuring errors at the layers' outputs
 CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
 SYMMETRIC_BLOCK = 256  # columns per block when only the upper triangle of a product is computed
@@ -78,16 +77,6 @@ class LayerInputs:
             share * a.mean_hat + (1 - share) * b.mean_hat,
             weight,
         )
-
-    @cached_property
-    def single_total(self) -> Moments:
-        """Both folds' moments in float32, for the correction, whose result is float32."""
-        return _single(self.total.moments)
-
-    @cached_property
-    def single_total_centred(self) -> Moments:
-        """The same about the means."""
-        return _single(self.total.centred)
 
     @cached_property
     def single(self) -> tuple[Moments, Moments]:
@@ -211,7 +200,7 @@ def _accumulate(stop: Stop, batches: Sequence[Batch], layer: Layer) -> LayerInpu
             probes.append(rows[::every].clone())
             probes_hat.append(probes[-1] if same else rows_hat[::every].clone())
     for total in sums:
-        if not bool(torch.isfinite(total.total_magnitude).all()):
+        if not bool(torch.isfinite(total.hessian).all()):
             raise CalibrationError(
                 f"{layer.name}: its inputs hold NaN or infinite values; check the audio and the model's weights"
             )
@@ -225,7 +214,7 @@ def _rows(inputs: Tensor, counted: Tensor, root: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Running sums in float64 of float32 products over a few thousand positions each."""
+    """Running sums in float64 of float32 products over one batch."""
 
     def __init__(self, width: int) -> None:
         self.hessian = torch.zeros(width, width, dtype=torch.float64)
@@ -234,32 +223,22 @@ class _Sums:
         self.total_hat = torch.zeros(width, dtype=torch.float64)
         self.total_magnitude = torch.zeros(width, dtype=torch.float64)
         self.weight = 0.0
-        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, rows: Tensor, rows_hat: Tensor, root: Tensor) -> None:
-        """Rows `[n, width]` of both networks, each multiplied by the `root` `[n, 1]` of its weight already."""
+        if not len(rows):
+            return
+        width = rows.shape[1]
+        for start in range(0, width, SYMMETRIC_BLOCK):
+            block = slice(start, start + SYMMETRIC_BLOCK)
+            self.hessian[block, start:] += rows_hat[:, block].T @ rows_hat[:, start:]
+        if rows is not rows_hat:
+            self.cross += (rows - rows_hat).T @ rows_hat
         self.total += (rows * root).sum(0, dtype=torch.float64)
         self.total_hat += (rows_hat * root).sum(0, dtype=torch.float64)
         self.total_magnitude += (rows_hat.abs() * root).sum(0, dtype=torch.float64)
         self.weight += float(root.square().sum())
-        self._waiting.append((rows, rows_hat))
-        if sum(len(waiting) for waiting, _ in self._waiting) >= ROWS_AT_ONCE:
-            self._multiply()
-
-    def _multiply(self) -> None:
-        if not self._waiting:
-            return
-        same = all(rows is rows_hat for rows, rows_hat in self._waiting)
-        hat = torch.cat([rows_hat for _, rows_hat in self._waiting])
-        for start in range(0, hat.shape[1], SYMMETRIC_BLOCK):
-            block = slice(start, start + SYMMETRIC_BLOCK)
-            self.hessian[block, start:] += hat[:, block].T @ hat[:, start:]
-        if not same:
-            self.cross += (torch.cat([rows for rows, _ in self._waiting]) - hat).T @ hat
-        self._waiting = []
 
     def fold(self) -> Fold:
-        self._multiply()
         upper = self.hessian.triu()
         hessian = upper + upper.triu(1).T
         mean = self.total / self.weight if self.weight > 0 else self.total

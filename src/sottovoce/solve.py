@@ -101,9 +101,7 @@ def solve_layer(
     held_out = None
     if method.damping == HELD_OUT:
         held_out = held_out_damping(weight[some], folds, grid, scaling[some], fit=fit, order=method.order)
-    target = corrected_target(
-        weight, inputs.single_total_centred if centre else inputs.single_total, strength=fit.strength, ridge=fit.ridge
-    )
+    target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
     result = gptq(
         target,
         moments.hessian,
