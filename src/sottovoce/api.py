@@ -10,7 +10,8 @@ from sottovoce.errors import RecipeError
 from sottovoce.evaluate.score import Score, score_transcripts
 from sottovoce.evaluate.transcribe import Transcript, Transcription, transcribe_data
 from sottovoce.models import SpeechModel, load_model
-from sottovoce.quantize import Progress, QuantizedModel, prepare_speech, quantize_model, silent
+from sottovoce.progress import Progress, silent
+from sottovoce.quantize import QuantizedModel, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe, resolve
 
 

@@ -283,8 +283,3 @@ def sha256(file: Path) -> str:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def is_quantized_folder(path: Path | str) -> bool:
-    """Whether `path` is a folder of ours."""
-    return (Path(path).expanduser() / MANIFEST).is_file()

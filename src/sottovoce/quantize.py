@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,24 +17,17 @@ from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
 from sottovoce.core.fade import diagnostic_strengths, held_out_damping, reliability_score
 from sottovoce.core.grid import fit_scaling
 from sottovoce.core.measure import relative_weight_error
-from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.core.rtn import rtn
+from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 from sottovoce.data import DataSet
 from sottovoce.errors import CalibrationError
 from sottovoce.models.base import Batch, Layer, SpeechModel
+from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Plan, Recipe, resolve
 from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded
 
 DIAGNOSTIC_UTTERANCES = 16  # utterances on which the rule "diagnostic" takes its first look
 DIAGNOSTIC_DAMPING = 0.1  # of that first look
 LABEL_BATCH = 16  # utterances transcribed at once
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps are done, and how many there are."""
-
-
-def silent(_doing: str, _done: int, _total: int) -> None:
-    """A `Progress` that shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +78,6 @@ def prepare_speech(
     *,
     language: str | None = None,
     progress: Progress = silent,
-    use_text: bool = True,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
@@ -101,7 +93,7 @@ def prepare_speech(
         for i, piece in enumerate(pieces):
             ids.append(utterance.id if len(pieces) == 1 else f"{utterance.id}#{i}")
             recordings.append(piece)
-            texts.append(utterance.text if use_text and len(pieces) == 1 else None)
+            texts.append(utterance.text if len(pieces) == 1 else None)
             speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
     if len(recordings) < 2:
         raise CalibrationError(f"{data.name}: {len(recordings)} utterance; at least two are needed, better a hundred")
@@ -147,12 +139,7 @@ def quantize_model(
     started = time.perf_counter()
     if recipe.method.streams == 0:
         network: Any = share_weights(model.network)
-        solutions = {
-            layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid)
-            for layer, grid in plan.steps
-        }
-        for layer, _ in plan.steps:
-            _install(model, network, layer, solutions[layer.name])
+        solutions = _round_all(model, network, plan)
     else:
         if speech is None:
             raise CalibrationError("this method calibrates on speech, and none was given")
@@ -221,7 +208,7 @@ def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dic
         weight, grid = model.module(layer.name).weight, plan.grid(layer.name)
         scaling = fit_scaling(weight, grid)
         held_out = held_out_damping(weight, inputs.single, grid, scaling, dampings=(DIAGNOSTIC_DAMPING,))
-        vulnerability[layer.name] = relative_weight_error(weight, rtn(weight, grid).dequantize())
+        vulnerability[layer.name] = relative_weight_error(weight, round_to_nearest(weight, scaling, grid).dequantize())
         reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)
     strengths: dict[str, float] = {}
     for encoder in (True, False):
@@ -258,13 +245,17 @@ def _solve_awq(
         for name in names:
             module = network.get_submodule(name)
             _set_parameters(module, scale_inputs(module.weight, found.scales), module.bias)
-    solutions = {
-        layer.name: solve_rounded(layer, network.get_submodule(layer.name).weight, grid) for layer, grid in plan.steps
-    }
-    for layer in layers:
-        _install(model, network, layer, solutions[layer.name])
     progress("", len(layers), len(layers))
-    return network, solutions
+    return network, _round_all(model, network, plan)
+
+
+def _round_all(model: SpeechModel, network: Any, plan: Plan) -> dict[str, Solution]:
+    """Round every planned layer of `network` to nearest and install what comes out."""
+    solutions = {}
+    for layer, grid in plan.steps:
+        solutions[layer.name] = solve_rounded(layer, network.get_submodule(layer.name).weight, grid)
+        _install(model, network, layer, solutions[layer.name])
+    return solutions
 
 
 def _install(model: SpeechModel, network: Any, layer: Layer, solution: Solution) -> None:
@@ -276,12 +267,9 @@ def _install(model: SpeechModel, network: Any, layer: Layer, solution: Solution)
 
 def _round_to_half(network: nn.Module, plan: Plan) -> None:
     """What stays in floating point is stored as float16: round it now, so that what is measured is what is written."""
-    planned = {f"{layer.name}.weight" for layer, _ in plan.steps}
-    done: dict[int, nn.Parameter] = {}
-    for module_name, module in network.named_modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if f"{module_name}.{name}" in planned:
-                done[id(parameter)] = parameter  # and so is the embedding that is tied to a planned head
+    # Planned weights stay, and with them the embedding that is tied to a planned head.
+    planned = [network.get_parameter(f"{layer.name}.weight") for layer, _ in plan.steps]
+    done = {id(parameter): parameter for parameter in planned}
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in done:

@@ -17,7 +17,7 @@ from rich.table import Table
 from sottovoce.api import Evaluation
 from sottovoce.evaluate.score import as_rows
 from sottovoce.models.base import SpeechModel
-from sottovoce.quantize import Progress as Report
+from sottovoce.progress import Progress as Report
 from sottovoce.quantize import QuantizedModel
 from sottovoce.recipe import Recipe, resolve
 

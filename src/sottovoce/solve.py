@@ -13,6 +13,7 @@ from sottovoce.core.hessian import Hessian
 from sottovoce.core.measure import outlier_ratio, relative_output_error, relative_weight_error
 from sottovoce.core.propagation import Moments, corrected_target
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
+from sottovoce.core.rtn import rtn
 from sottovoce.models.base import Layer
 from sottovoce.recipe import HELD_OUT, Method
 
@@ -66,7 +67,7 @@ class Solution:
 
 def solve_rounded(layer: Layer, weight: Tensor, grid: Grid) -> Solution:
     """Round to nearest, without any data."""
-    quantized = round_to_nearest(weight, fit_scaling(weight, grid), grid)
+    quantized = rtn(weight, grid)
     return Solution(quantized, None, LayerReport(**_data_free(layer, weight, quantized, quantized)))
 
 

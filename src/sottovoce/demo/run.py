@@ -7,7 +7,8 @@ from sottovoce import api
 from sottovoce.api import Evaluation
 from sottovoce.core.grid import Grid
 from sottovoce.demo import make_speech
-from sottovoce.quantize import Progress, QuantizedModel
+from sottovoce.progress import Progress
+from sottovoce.quantize import QuantizedModel
 from sottovoce.recipe import METHODS, Recipe
 
 MODEL = "bundled:tiny.en"
@@ -42,7 +43,7 @@ def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
     float_bytes = sum(parameter.numel() * 2 for parameter in original.network.parameters())
     evaluations = {"float": api.evaluate(original, test, progress=progress)}
     for name, folder in folders.items():
-        evaluations[name] = api.evaluate(folder, test, against=None, progress=progress)
+        evaluations[name] = api.evaluate(folder, test, progress=progress)
     return DemoResult(
         quantized=result,
         folder=folders["FADE"],

@@ -1,7 +1,6 @@
 """Recordings to words, in batches, greedily, with the model's own prompt and suppression rules."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +8,10 @@ import torch
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data import DataSet
 from sottovoce.models.base import SpeechModel
+from sottovoce.progress import Progress, silent
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for 32 than for 8
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Transcription:
 
 @torch.no_grad()
 def transcribe_data(
-    model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress | None = None
+    model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress = silent
 ) -> Transcription:
     """Transcribe every utterance of `data`. Recordings longer than one forward pass are cut at silence and joined again.
 
@@ -53,8 +51,7 @@ def transcribe_data(
     done, encoder_s, decoder_s = list[Transcript](), 0.0, 0.0
     utterances = list(data)
     for start in range(0, len(utterances), DECODER_BATCH):
-        if progress:
-            progress(f"transcribing {data.name}", start, len(utterances))
+        progress(f"transcribing {data.name}", start, len(utterances))
         batch = utterances[start : start + DECODER_BATCH]
         whole = [utterance.samples() for utterance in batch]
         pieces = [split_at_silence(samples, model.longest_s) for samples in whole]
@@ -78,6 +75,5 @@ def transcribe_data(
                     pieces=len(parts),
                 )
             )
-    if progress:
-        progress(f"transcribing {data.name}", len(utterances), len(utterances))
+    progress(f"transcribing {data.name}", len(utterances), len(utterances))
     return Transcription(transcripts=tuple(done), encoder_s=encoder_s, decoder_s=decoder_s)
