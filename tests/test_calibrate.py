@@ -72,7 +72,10 @@ def test_moments_equal_the_plain_reference_at_every_layer() -> None:
             got = inputs.folds[fold]
             scale = float(expected[0].abs().max())
             torch.testing.assert_close(got.moments.hessian.matrix, expected[0], rtol=1e-4, atol=1e-5 * scale)
-            torch.testing.assert_close(got.moments.cross, expected[1], rtol=1e-3, atol=1e-5 * scale)
+            weight = plain.get_submodule(layer.name).weight
+            pull = weight.double() @ expected[1]
+            torch.testing.assert_close(got.moments.pull(weight), pull, rtol=1e-3, atol=1e-5 * scale)
+            assert got.moments.through == (layer.residual_mlp and weight.shape[1] > 2 * weight.shape[0])
             torch.testing.assert_close(got.mean, expected[2], rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(got.mean_hat, expected[3], rtol=1e-3, atol=1e-5)
             assert got.weight == pytest.approx(float(expected[4]))
@@ -86,7 +89,7 @@ def test_moments_equal_the_plain_reference_at_every_layer() -> None:
 def test_centred_moments_are_covariances() -> None:
     model, batches = tiny_batches(padding=0.0)
     plain = share_weights(model.network)
-    for layer, inputs in layer_inputs([model.network], batches, model.layers()[:1]):
+    for layer, inputs in layer_inputs([model.network], batches, model.layers()[:1], magnitudes=True):
         rows = torch.cat([captured(plain, layer.name, b.inputs)[b.weights["frames"] > 0] for b in batches]).double()
         centred = rows - rows.mean(0)
         torch.testing.assert_close(inputs.total.centred.hessian.matrix, centred.T @ centred, rtol=1e-4, atol=1e-3)
@@ -193,3 +196,25 @@ def test_folds_keep_speakers_together_and_level() -> None:
 def test_position_weights_are_checked() -> None:
     with pytest.raises(CalibrationError, match=r"0 \.\. 1"):
         PositionWeights(padding=2.0)
+
+
+def test_a_shared_stem_is_computed_once_and_a_changed_one_is_not() -> None:
+    model, batches = tiny_batches()
+    original = model.network
+
+    def walk(copy: nn.Module) -> list[torch.Tensor]:
+        inputs = [batch.inputs for batch in batches]
+        name = "model.encoder.layers.0.self_attn.q_proj"
+        return [tensor for stop in walk_together([original, copy], inputs, [name]) for tensor in stop.inputs[1]]
+
+    copy = share_weights(original)
+    changed = share_weights(original)
+    changed.model.encoder.conv1.weight = nn.Parameter(changed.model.encoder.conv1.weight * 1.5, requires_grad=False)
+    alone = [
+        captured(net, "model.encoder.layers.0.self_attn.q_proj", b.inputs) for net in (copy, changed) for b in batches
+    ]
+    got = walk(copy) + walk(changed)
+    for ours, theirs in zip(got, alone, strict=True):
+        assert torch.equal(ours, theirs)
+    for network in (original, copy, changed):
+        assert "forward" not in vars(network.model.encoder.conv1)

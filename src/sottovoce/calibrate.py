@@ -16,8 +16,9 @@ from sottovoce.errors import CalibrationError
 from sottovoce.lockstep import Stop, walk_together
 from sottovoce.models.base import Batch, Layer, SpeechModel
 
-PROBE_ROWS = 64  # counted positions kept per batch and fold for measuring errors at the layers' outputs
+PROBE_ROWS = 48  # counted positions kept per batch and fold for measuring errors at the layers' outputs
 CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
+PRODUCT_ROWS = 2048  # positions multiplied at once: enough that adding up the products takes little of the time
 SYMMETRIC_BLOCK = 256  # columns per block when only the upper triangle of a product is computed
 
 
@@ -38,12 +39,16 @@ class PositionWeights:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Sums over one fold's counted positions: second moments (float64), means `[in]` in both networks, total weight."""
+    """Sums over one fold's counted positions: second moments (float64), means `[in]` in both networks, total weight.
+
+    `reader`: the one weight `[out, in]` through which the cross-moment is seen, if it is.
+    """
 
     moments: Moments
     mean: Tensor
     mean_hat: Tensor
     weight: float
+    reader: Tensor | None = None
 
     @cached_property
     def centred(self) -> Moments:
@@ -51,19 +56,22 @@ class Fold:
         raw = self.moments.hessian.matrix
         hessian = raw - self.weight * torch.outer(self.mean_hat, self.mean_hat)
         hessian.diagonal().copy_(torch.maximum(hessian.diagonal(), CONSTANT_SHARE * raw.diagonal()))
-        shift = self.weight * torch.outer(self.mean - self.mean_hat, self.mean_hat)
-        return Moments(Hessian(hessian), self.moments.cross - shift)
+        gap = self.mean - self.mean_hat
+        if self.reader is not None:
+            gap = self.reader.double() @ gap
+        shift = self.weight * torch.outer(gap, self.mean_hat)
+        return Moments(Hessian(hessian), self.moments.cross - shift, self.moments.through)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What one layer sees: two folds; the mean absolute input of each channel in the quantized network, `magnitude` `[in]`; and
-    a sample of its inputs `[n, in]` in the original (`probe`) and quantized network (`probe_hat`)."""
+    """What one layer sees: two folds; a sample of its inputs `[n, in]` in the original (`probe`) and quantized network
+    (`probe_hat`); and the mean absolute input of each channel in the quantized network, `magnitude` `[in]` (or `[0]`: not asked for)."""
 
     folds: tuple[Fold, Fold]
-    magnitude: Tensor
     probe: Tensor
     probe_hat: Tensor
+    magnitude: Tensor
 
     @cached_property
     def total(self) -> Fold:
@@ -76,21 +84,38 @@ class LayerInputs:
             share * a.mean + (1 - share) * b.mean,
             share * a.mean_hat + (1 - share) * b.mean_hat,
             weight,
+            a.reader,
         )
 
     @cached_property
-    def single(self) -> tuple[Moments, Moments]:
-        """The folds' moments in float32, which is accurate enough to steer choices and twice as fast."""
-        return _single(self.folds[0].moments), _single(self.folds[1].moments)
+    def raw(self) -> "Views":
+        """The moments about zero."""
+        return Views(self.total.moments, (self.folds[0].moments, self.folds[1].moments))
 
     @cached_property
-    def single_centred(self) -> tuple[Moments, Moments]:
-        """The same about the means."""
-        return _single(self.folds[0].centred), _single(self.folds[1].centred)
+    def centred(self) -> "Views":
+        """The moments about the means."""
+        return Views(self.total.centred, (self.folds[0].centred, self.folds[1].centred))
 
 
-def _single(moments: Moments) -> Moments:
-    return Moments(Hessian(moments.hessian.matrix.float()), moments.cross.float())
+class Views:
+    """The same moments for several purposes. Layers that share an input share these objects and the factors within.
+
+    `total`: both folds, float64. `single`: the same in float32, good enough where the Hessian is damped by a tenth of its mean
+    diagonal or more. `folds`: the folds in float32, which steer choices.
+    """
+
+    def __init__(self, total: Moments, folds: tuple[Moments, Moments]) -> None:
+        self.total = total
+        self._folds = folds
+
+    @cached_property
+    def single(self) -> Moments:
+        return self.total.single()
+
+    @cached_property
+    def folds(self) -> tuple[Moments, Moments]:
+        return self._folds[0].single(), self._folds[1].single()
 
 
 def assign_folds(speakers: Sequence[str | None]) -> list[int]:
@@ -115,20 +140,24 @@ def make_batches(
     positions: PositionWeights,
     language: str | None,
 ) -> list[Batch]:
-    """Teacher-forced batches of `batch_size` utterances, in the given order."""
+    """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order.
+
+    (So that all but one batch at most belong to one fold, and their products are computed in one piece.)
+    """
+    order = sorted(range(len(recordings)), key=lambda i: folds[i])
     batches = []
-    for start in range(0, len(recordings), batch_size):
-        piece = slice(start, start + batch_size)
-        inputs, tokens = model.teacher_forcing(transcripts[piece], language)
-        frames = model.frame_mask(recordings[piece]).float()
+    for start in range(0, len(order), batch_size):
+        which = order[start : start + batch_size]
+        heard = [recordings[i] for i in which]
+        inputs, tokens = model.teacher_forcing([transcripts[i] for i in which], language)
+        frames = model.frame_mask(heard).float()
         frames = torch.where(frames > 0, frames, positions.padding)
         frames[:, torch.arange(frames.shape[1]) % positions.stride != 0] = 0
-        features = model.features(recordings[piece])
         batches.append(
             Batch(
-                {**features, **inputs, "use_cache": False},
+                {**model.features(heard), **inputs, "use_cache": False},
                 {"frames": frames, "tokens": tokens.float()},
-                torch.tensor(folds[piece]),
+                torch.tensor([folds[i] for i in which]),
             )
         )
     return batches
@@ -141,7 +170,7 @@ def share_weights(network: nn.Module) -> nn.Module:
 
 
 def layer_inputs(
-    networks: Sequence[nn.Module], batches: Sequence[Batch], layers: Collection[Layer]
+    networks: Sequence[nn.Module], batches: Sequence[Batch], layers: Collection[Layer], *, magnitudes: bool = False
 ) -> Iterator[tuple[Layer, LayerInputs]]:
     """Walk the networks in lockstep and yield every layer with its moments, in calling order.
 
@@ -157,7 +186,7 @@ def layer_inputs(
         identity = _Identity(stop)
         known = next((seen for other, seen in recent if other.same(identity)), None)
         if known is None:
-            known = _accumulate(stop, batches, layer)
+            known = _accumulate(stop, batches, layer, _reader(networks[0], layer), magnitudes)
             recent.append((identity, known))
         del stop
         yield layer, known
@@ -179,9 +208,18 @@ class _Identity:
         )
 
 
-def _accumulate(stop: Stop, batches: Sequence[Batch], layer: Layer) -> LayerInputs:
+def _reader(network: nn.Module, layer: Layer) -> Tensor | None:
+    """The layer's weight, if it alone reads its inputs and looking through it makes the cross-moment cheaper."""
+    weight = network.get_parameter(f"{layer.name}.weight")
+    return weight if layer.residual_mlp and 2 * weight.shape[0] < weight.shape[1] else None
+
+
+def _accumulate(
+    stop: Stop, batches: Sequence[Batch], layer: Layer, reader: Tensor | None, magnitudes: bool
+) -> LayerInputs:
     width = stop.inputs[0][0].shape[-1]
-    sums, probes, probes_hat = [_Sums(width), _Sums(width)], [], []
+    sums, probes, probes_hat = [_Sums(width, reader), _Sums(width, reader)], [], []
+    magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
     for i, batch in enumerate(batches):
         weights = batch.weights[layer.positions]
         original, quantized = stop.inputs[0][i], stop.inputs[-1][i]
@@ -196,16 +234,19 @@ def _accumulate(stop: Stop, batches: Sequence[Batch], layer: Layer) -> LayerInpu
             rows_hat = _rows(quantized, counted, root)
             rows = rows_hat if same else _rows(original, counted, root)
             sums[fold].add(rows, rows_hat, root)
+            if magnitudes:
+                magnitude += (rows_hat.abs() * root).sum(0, dtype=torch.float64)
             every = max(1, len(rows) // PROBE_ROWS)
             probes.append(rows[::every].clone())
             probes_hat.append(probes[-1] if same else rows_hat[::every].clone())
     for total in sums:
+        total.flush()
         if not bool(torch.isfinite(total.hessian).all()):
             raise CalibrationError(
                 f"{layer.name}: its inputs hold NaN or infinite values; check the audio and the model's weights"
             )
-    magnitude = (sums[0].total_magnitude + sums[1].total_magnitude) / max(sums[0].weight + sums[1].weight, 1e-12)
-    return LayerInputs((sums[0].fold(), sums[1].fold()), magnitude.float(), torch.cat(probes), torch.cat(probes_hat))
+    magnitude /= max(sums[0].weight + sums[1].weight, 1e-12)
+    return LayerInputs((sums[0].fold(), sums[1].fold()), torch.cat(probes), torch.cat(probes_hat), magnitude.float())
 
 
 def _rows(inputs: Tensor, counted: Tensor, root: Tensor) -> Tensor:
@@ -214,33 +255,46 @@ def _rows(inputs: Tensor, counted: Tensor, root: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Running sums in float64 of float32 products over one batch."""
+    """Running sums in float64 of float32 products over some thousand positions at a time."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, reader: Tensor | None) -> None:
+        self.reader = reader
         self.hessian = torch.zeros(width, width, dtype=torch.float64)
-        self.cross = torch.zeros(width, width, dtype=torch.float64)
+        self.cross = torch.zeros(width if reader is None else len(reader), width, dtype=torch.float64)
         self.total = torch.zeros(width, dtype=torch.float64)
         self.total_hat = torch.zeros(width, dtype=torch.float64)
-        self.total_magnitude = torch.zeros(width, dtype=torch.float64)
         self.weight = 0.0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, rows: Tensor, rows_hat: Tensor, root: Tensor) -> None:
-        if not len(rows):
+        root = root.squeeze(1).double()
+        self.total += root @ rows.double()
+        self.total_hat += root @ rows_hat.double()
+        self.weight += float(root.square().sum())
+        self.waiting.append((rows, rows_hat))
+        if sum(len(rows) for rows, _ in self.waiting) >= PRODUCT_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.waiting:
             return
-        width = rows.shape[1]
+        same = all(rows is rows_hat for rows, rows_hat in self.waiting)
+        rows_hat = torch.cat([rows_hat for _, rows_hat in self.waiting])
+        width = rows_hat.shape[1]
         for start in range(0, width, SYMMETRIC_BLOCK):
             block = slice(start, start + SYMMETRIC_BLOCK)
             self.hessian[block, start:] += rows_hat[:, block].T @ rows_hat[:, start:]
-        if rows is not rows_hat:
-            self.cross += (rows - rows_hat).T @ rows_hat
-        self.total += (rows * root).sum(0, dtype=torch.float64)
-        self.total_hat += (rows_hat * root).sum(0, dtype=torch.float64)
-        self.total_magnitude += (rows_hat.abs() * root).sum(0, dtype=torch.float64)
-        self.weight += float(root.square().sum())
+        if not same:
+            difference = torch.cat([rows - rows_hat for rows, rows_hat in self.waiting])
+            if self.reader is not None:
+                difference = difference @ self.reader.T
+            self.cross += difference.T @ rows_hat
+        self.waiting = []
 
     def fold(self) -> Fold:
         upper = self.hessian.triu()
         hessian = upper + upper.triu(1).T
         mean = self.total / self.weight if self.weight > 0 else self.total
         mean_hat = self.total_hat / self.weight if self.weight > 0 else self.total_hat
-        return Fold(Moments(Hessian(hessian), self.cross), mean, mean_hat, self.weight)
+        moments = Moments(Hessian(hessian), self.cross, self.reader is not None)
+        return Fold(moments, mean, mean_hat, self.weight, self.reader)

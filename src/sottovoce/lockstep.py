@@ -9,11 +9,12 @@ Memory: what the paused forward passes keep alive, which is the residual stream 
 batch and network. See `docs/calibration.md` for the bound and measurements.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import greenlet
+import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import CalibrationError
@@ -41,20 +42,64 @@ def walk_together(
     ]
     walkers = [[greenlet.greenlet(_walk(network, batch), driver) for batch in batches] for network in networks]
     visited: set[str] = set()
+    undo = _compute_once(networks)
     try:
         while len(visited) < len(targets):
-            stops = [[walker.switch() for walker in row] for row in walkers]
+            # Batch by batch, so that what one network has just computed for a batch is there for the next network.
+            stops = list(zip(*[[row[b].switch() for row in walkers] for b in range(len(batches))], strict=True))
             name = _common_name(stops, visited, targets)
             visited.add(name)
             # Only the generator's caller holds the inputs while everybody waits.
             yield Stop(name, [[stop[1] for stop in row] for row in stops])
     finally:
+        undo()
         for hook in hooks:
             hook.remove()
         for row in walkers:
             for walker in row:
                 if walker and not walker.dead:
                     walker.throw(greenlet.GreenletExit)
+
+
+def _compute_once(networks: Sequence[nn.Module]) -> Callable[[], None]:
+    """Let convolutions with the same weights and the same input be computed by the first network only.
+
+    The convolutional stem comes before everything that is quantized, and is a tenth of an encoder's work. Returns what undoes it.
+    """
+    shared = []
+    for name, module in networks[0].named_modules() if len(networks) > 1 else ():
+        if not isinstance(module, nn.Conv1d | nn.Conv2d):
+            continue
+        twins = [network.get_submodule(name) for network in networks]
+        if all(twin.weight is module.weight and twin.bias is module.bias for twin in twins):
+            passed_on = _PassedOn(module.forward, len(twins) - 1)
+            for twin in twins:
+                twin.forward = passed_on
+            shared += twins
+
+    def undo() -> None:
+        for twin in shared:
+            del twin.forward
+
+    return undo
+
+
+class _PassedOn:
+    """A function that remembers its last output for the next `times` calls with an equal input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], times: int) -> None:
+        self.function, self.times = function, times
+        self.left, self.known = 0, dict[str, Tensor]()
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self.left and torch.equal(inputs, self.known["input"]):
+            self.left -= 1
+        else:
+            self.left, self.known = self.times, {"input": inputs, "output": self.function(inputs)}
+        output = self.known["output"]
+        if not self.left:
+            self.known = {}
+        return output
 
 
 def _walk(network: nn.Module, batch: dict[str, Any]) -> Any:
@@ -74,7 +119,7 @@ def _pause(name: str) -> Any:
     return hook
 
 
-def _common_name(stops: list[list[Any]], visited: set[str], targets: Collection[str]) -> str:
+def _common_name(stops: Sequence[Sequence[Any]], visited: set[str], targets: Collection[str]) -> str:
     names = {stop[0] if stop is not None else None for row in stops for stop in row}
     if len(names) > 1:
         raise CalibrationError(

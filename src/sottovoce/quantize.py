@@ -20,6 +20,7 @@ from sottovoce.core.measure import relative_weight_error
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 from sottovoce.data import DataSet
 from sottovoce.errors import CalibrationError
+from sottovoce.memory import keep_freed_memory
 from sottovoce.models.base import Batch, Layer, SpeechModel
 from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Plan, Recipe, resolve
@@ -136,8 +137,8 @@ def quantize_model(
     exactly once or its inputs are not finite.
     """
     plan = resolve(model, recipe)
-    started = time.perf_counter()
     if recipe.method.streams == 0:
+        started = time.perf_counter()
         network: Any = share_weights(model.network)
         solutions = _round_all(model, network, plan)
     else:
@@ -152,10 +153,12 @@ def quantize_model(
             positions=PositionWeights(padding=recipe.padding_weight, stride=recipe.frame_stride),
             language=language,
         )
-        if recipe.method.kind == "awq":
-            network, solutions = _solve_awq(model, plan, batches, progress)
-        else:
-            network, solutions = _solve_in_lockstep(model, plan, recipe, batches, progress)
+        started = time.perf_counter()
+        with keep_freed_memory():
+            if recipe.method.kind == "awq":
+                network, solutions = _solve_awq(model, plan, batches, progress)
+            else:
+                network, solutions = _solve_in_lockstep(model, plan, recipe, batches, progress)
     _round_to_half(network, plan)
     return QuantizedModel(
         model=model.with_network(network),
@@ -207,7 +210,7 @@ def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dic
     for layer, inputs in layer_inputs([model.network], few, [layer for layer, _ in plan.steps]):
         weight, grid = model.module(layer.name).weight, plan.grid(layer.name)
         scaling = fit_scaling(weight, grid)
-        held_out = held_out_damping(weight, inputs.single, grid, scaling, dampings=(DIAGNOSTIC_DAMPING,))
+        held_out = held_out_damping(weight, inputs.raw.folds, grid, scaling, dampings=(DIAGNOSTIC_DAMPING,))
         vulnerability[layer.name] = relative_weight_error(weight, round_to_nearest(weight, scaling, grid).dequantize())
         reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)
     strengths: dict[str, float] = {}
@@ -226,7 +229,7 @@ def _solve_awq(
     network: Any = share_weights(model.network)
     layers = [layer for layer, _ in plan.steps]
     seen: dict[str, LayerInputs] = {}
-    for layer, inputs in layer_inputs([model.network], batches, layers):
+    for layer, inputs in layer_inputs([model.network], batches, layers, magnitudes=True):
         progress(layer.name, len(seen), len(layers))
         seen[layer.name] = inputs
     for fold in model.awq_folds():

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sottovoce.calibrate import LayerInputs
+from sottovoce.calibrate import LayerInputs, Views
 from sottovoce.core.fade import CANDIDATES, CrossFit, calibration_gain, cross_fit, held_out_damping, reliability_score
 from sottovoce.core.gptq import gptq
 from sottovoce.core.grid import Grid, fit_scaling
@@ -17,7 +17,8 @@ from sottovoce.core.rtn import rtn
 from sottovoce.models.base import Layer
 from sottovoce.recipe import HELD_OUT, Method
 
-CHOICE_ROWS = 128  # output rows on which strength, ridge and damping are chosen
+CHOICE_ROWS = 64  # output rows on which strength, ridge and damping are chosen
+SINGLE_DAMPING = 0.1  # from here on float32 gives the codes of float64 but for some in ten thousand
 FIXED_RIDGE = 0.3  # of the rule "diagnostic" where the ridge is to be held out but nothing can be learnt from the folds
 
 
@@ -88,35 +89,39 @@ def solve_layer(
     of the look-up; such a layer is never corrected, since the look-up wants the original rows.
     """
     centre = layer.shift_free or (bias is not None and method.absorb_bias)
-    total = inputs.total
-    moments, folds = (total.centred, inputs.single_centred) if centre else (total.moments, inputs.single)
+    views = inputs.centred if centre else inputs.raw
     if identity:
-        moments, folds = (
-            _with_identity(moments, identity),
-            (_with_identity(folds[0], identity), _with_identity(folds[1], identity)),
+        first, second = views.folds
+        views = Views(
+            _with_identity(views.total, identity), (_with_identity(first, identity), _with_identity(second, identity))
         )
     scaling = fit_scaling(weight, grid)
     # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
     some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
+    folds = (views.folds[0].of_rows(some), views.folds[1].of_rows(some))
     fit = _choose_correction(layer, weight[some], folds, method, strength, tied=identity > 0)
     held_out = None
     if method.damping == HELD_OUT:
         held_out = held_out_damping(weight[some], folds, grid, scaling[some], fit=fit, order=method.order)
+    damping = held_out.damping if held_out else float(method.damping)
+    moments = views.single if min(damping, fit.ridge) >= SINGLE_DAMPING else views.total
     target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
     result = gptq(
         target,
         moments.hessian,
         grid,
-        damping=held_out.damping if held_out else float(method.damping),
+        damping=damping,
         order=method.order,
         scaling=scaling if method.order == "activation" else None,
     )
     values = result.weight.dequantize()
     new_bias, shift = None, None
     if bias is not None and method.absorb_bias:
-        new_bias = (bias.double() + weight.double() @ total.mean - values.double() @ total.mean_hat).float()
+        new_bias = (
+            bias.double() + weight.double() @ inputs.total.mean - values.double() @ inputs.total.mean_hat
+        ).float()
         shift = new_bias - bias
-    hessian = moments.hessian.matrix.float()
+    hessian = views.single.hessian.matrix
     rounded_error = relative_output_error(target, round_to_nearest(target, scaling, grid).dequantize(), hessian)
     added_error = relative_output_error(target, values, hessian)
     report = LayerReport(
@@ -133,7 +138,7 @@ def solve_layer(
         else reliability_score(added_error, rounded_error),
         inherited_error=_output_error(weight, inputs.probe, weight, inputs.probe_hat),
         outgoing_error=_output_error(weight, inputs.probe, values, inputs.probe_hat, shift),
-        positions=total.weight,
+        positions=inputs.total.weight,
         dead_columns=result.dead,
         bias_absorbed=new_bias is not None,
     )
@@ -168,7 +173,7 @@ def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, rounded
 def _with_identity(moments: Moments, identity: float) -> Moments:
     matrix = moments.hessian.matrix.clone()
     matrix.diagonal().add_(identity * matrix.diagonal().mean())
-    return Moments(Hessian(matrix), moments.cross)
+    return Moments(Hessian(matrix), moments.cross, moments.through)
 
 
 def _output_error(

@@ -103,6 +103,20 @@ def test_folds_that_contradict_each_other_get_no_strength() -> None:
     assert found.gain == 0
 
 
+def test_moments_seen_through_the_weight_give_the_same() -> None:
+    folds = (random_moments(16, 1, n=40)[0], random_moments(16, 2, n=60)[0])
+    weight = torch.randn(6, 16, dtype=torch.float64)
+    seen = tuple(Moments(fold.hessian, weight @ fold.cross, through=True) for fold in folds)
+    some = slice(None, None, 2)
+    of_rows = (seen[0].of_rows(some), seen[1].of_rows(some))
+    assert cross_fit(weight, seen) == cross_fit(weight, folds)
+    assert cross_fit(weight[some], of_rows) == cross_fit(weight[some], folds)
+    torch.testing.assert_close(
+        corrected_target(weight, seen[0] + seen[1], strength=0.7, ridge=0.3),
+        corrected_target(weight, folds[0] + folds[1], strength=0.7, ridge=0.3),
+    )
+
+
 def test_nothing_heard_gets_no_strength() -> None:
     silent = Moments(Hessian(torch.zeros(8, 8)), torch.zeros(8, 8))
     assert cross_fit(torch.randn(3, 8), (silent, silent)).strength == 0

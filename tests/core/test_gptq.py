@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sottovoce.core.gptq import gptq
 from sottovoce.core.grid import Grid, fit_scaling
-from sottovoce.core.hessian import Hessian, invert_lower
+from sottovoce.core.hessian import Hessian, inverse_cholesky
 from sottovoce.core.measure import output_energy
 from sottovoce.core.rtn import rtn
 from sottovoce.errors import CalibrationError
@@ -116,9 +116,13 @@ def test_factor_is_that_of_the_inverse() -> None:
     torch.testing.assert_close(hessian.solve(right, 0.1), right @ torch.linalg.inv(damped))
 
 
-def test_triangular_inverse() -> None:
-    lower = torch.randn(333, 333, dtype=torch.float64).tril() * 0.05 + 2 * torch.eye(333)
-    torch.testing.assert_close(invert_lower(lower), torch.linalg.inv(lower))
+@pytest.mark.parametrize("n", [7, 128, 333])
+def test_inverse_cholesky(n: int) -> None:
+    matrix = random_moments(n, seed=n, n=3 * n)[0].hessian.matrix
+    lower = torch.linalg.cholesky(matrix)
+    torch.testing.assert_close(inverse_cholesky(matrix), torch.linalg.inv(lower), rtol=1e-6, atol=1e-8)
+    matrix[n // 2, n // 2] = -1.0
+    assert inverse_cholesky(matrix) is None
 
 
 def test_damping_is_raised_until_positive_definite_and_said_so() -> None:

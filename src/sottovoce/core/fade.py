@@ -46,7 +46,7 @@ def cross_fit(
     """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
     a, b = folds
     weight = weight.to(a.cross.dtype)
-    pull_a, pull_b = weight @ a.cross, weight @ b.cross
+    pull_a, pull_b = a.pull(weight), b.pull(weight)
     energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
     best = CrossFit(0.0, max(ridges), 0.0)
     if energy <= 0:
@@ -112,7 +112,7 @@ def held_out_damping(
     losses = [0.0] * len(dampings)
     values: tuple[list[Tensor], list[Tensor]] = ([], [])
     for i, judge in enumerate((folds[1], folds[0])):
-        pull = weight @ judge.cross
+        pull = judge.pull(weight)
         for j in range(len(dampings)):
             values[i].append(QuantizedTensor.from_scaling(codes[i, j], scaling, grid).dequantize())
             error = weight - values[i][j]

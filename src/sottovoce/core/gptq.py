@@ -16,7 +16,7 @@ from sottovoce.core.grid import Grid, Scaling, fit_scaling, round_to_codes
 from sottovoce.core.hessian import Hessian, Order
 from sottovoce.core.qtensor import QuantizedTensor
 
-BLOCK = 64
+BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def solve_columns(
             column, s, z = work[..., i, :], scale[..., i, :], zero[..., i, :]
             code = round_to_codes(column, s, z, grid)
             codes[..., i, :] = code
-            error = column - (code - z) * s
-            errors[..., i - start, :] = error
+            error = torch.sub(column, code.sub_(z).mul_(s), out=errors[..., i - start, :])
             if i + 1 < end:
-                work[..., i + 1 : end, :] -= rows[..., i, i + 1 : end].unsqueeze(-1) * error.unsqueeze(-2)
+                behind = rows[..., i, i + 1 : end].unsqueeze(-1)
+                work[..., i + 1 : end, :].addcmul_(behind, error.unsqueeze(-2), value=-1)
         if end < n:
             work[..., end:, :] -= rows[..., start:end, end:].transpose(-1, -2) @ errors
     if scaling is None:

@@ -13,18 +13,34 @@ from sottovoce.core.hessian import Hessian
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of a layer's inputs: `hessian` of X^ X^^T, and `cross` = (X - X^) X^^T `[in, in]`."""
+    """Second moments of a layer's inputs: `hessian` of X^ X^^T, and `cross` = delta X^^T `[in, in]`.
+
+    With `through`, `cross` is `W delta X^^T` `[out, in]`, seen through the one weight that reads these inputs.
+    """
 
     hessian: Hessian
     cross: Tensor
+    through: bool = False
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.hessian + other.hessian, self.cross + other.cross)
+        return Moments(self.hessian + other.hessian, self.cross + other.cross, self.through)
+
+    def pull(self, weight: Tensor) -> Tensor:
+        """`W D`: the error at the layer's outputs against its inputs, `[out, in]` in the dtype of the moments."""
+        return self.cross if self.through else weight.to(self.cross.dtype) @ self.cross
+
+    def of_rows(self, rows: slice) -> "Moments":
+        """The moments for these rows of the weight."""
+        return Moments(self.hessian, self.cross[rows], True) if self.through else self
+
+    def single(self) -> "Moments":
+        """The same in float32, a new `Hessian` object included."""
+        return Moments(Hessian(self.hessian.matrix.float()), self.cross.float(), self.through)
 
 
 def correction(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
     """The full correction `W D (H + ridge * mean(diag H) * I)^-1`, `[out, in]`, in the dtype of the moments."""
-    return moments.hessian.solve(weight.to(moments.cross.dtype) @ moments.cross, ridge)
+    return moments.hessian.solve(moments.pull(weight), ridge)
 
 
 def corrected_target(weight: Tensor, moments: Moments, *, strength: float, ridge: float) -> Tensor:

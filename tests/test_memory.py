@@ -1,0 +1,34 @@
+"""Freed memory is kept within the block and given back after it."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, torch
+from sottovoce.memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+with keep_freed_memory():
+    with keep_freed_memory():
+        faults()
+    inside = faults()
+    big = [torch.ones(1_000_000) for _ in range(100)]
+    del big
+    full = resident()
+print(inside, resident() < full - 50_000)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_memory_is_kept_inside_and_returned_after() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    inside, returned = done.stdout.split()
+    assert int(inside) < 100  # 20 x 16 MB in pages of 4 kB would be 78,000
+    assert returned == "True"
