@@ -21,7 +21,7 @@ from sottovoce.core.grid import Grid
 from sottovoce.data import DataSet, load_data
 from sottovoce.evaluate.divergence import hidden_states, token_divergence
 from sottovoce.evaluate.score import as_rows, score_transcripts
-from sottovoce.evaluate.transcribe import Transcript
+from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.quantize import prepare_speech, quantize_model
 from sottovoce.recipe import METHODS, Method, Recipe

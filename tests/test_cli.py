@@ -62,6 +62,36 @@ def test_quantize_inspect_transcribe_evaluate(model_folder: Path, speech_folder:
     assert "95 % interval" in run("evaluate", out, speech_folder)[1]
 
 
+def test_transcripts_are_scored_later_without_a_model(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "heard.jsonl"
+    evaluated = json.loads(run("evaluate", model_folder, speech_folder, "--save", saved, "--json")[1])
+    code, printed, _ = run("score", saved, "--against", saved, "--json", "--gate")
+    scored = json.loads(printed)
+    assert code == 0
+    assert scored["wer_percent"] == evaluated["wer_percent"]
+    assert scored["gate"] == {
+        "passed": True,
+        "tolerance": 0,
+        "added": {"looped": [], "empty": [], "spoken_silence": [], "truncated": []},
+    }
+    assert run("transcribe", model_folder, speech_folder, "--save", tmp_path / "again.jsonl")[0] == 0
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in (saved, tmp_path / "again.jsonl")]
+    assert [row["text"] for row in rows[0]] == [row["text"] for row in rows[1]]
+
+
+def test_the_gate_closes(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    theirs.write_text(json.dumps({"id": "a", "text": "cats and dogs", "reference": "cats and dogs"}) + "\n")
+    ours.write_text(json.dumps({"id": "a", "text": "", "reference": "cats and dogs"}) + "\n")
+    code, printed, complaint = run("score", ours, "--against", theirs, "--gate")
+    assert code == 1
+    assert "100.00 %" in printed
+    assert "added, empty (1): a" in complaint
+    assert "gate failed" in complaint
+    assert run("score", ours, "--against", theirs, "--gate", "--tolerance", 1)[0] == 0
+    assert run("score", ours, "--gate")[0] == 2
+
+
 def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = (
@@ -164,10 +194,10 @@ def test_every_command_has_help_and_an_example_in_it(command: str) -> None:
 
 
 def test_public_names() -> None:
-    assert set(main.commands) == {"quantize", "evaluate", "transcribe", "inspect", "demo"}
+    assert set(main.commands) == {"quantize", "evaluate", "score", "transcribe", "inspect", "demo"}
     assert set(sottovoce.__all__) == {
         "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
-        "evaluate", "load", "load_data", "method_named", "quantize", "transcribe",
+        "evaluate", "load", "load_data", "method_named", "quantize", "score", "transcribe",
     }  # fmt: skip
     for name in sottovoce.__all__:
         assert getattr(sottovoce, name) is not None

@@ -1,6 +1,7 @@
 """Sound files, data sets and scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from sottovoce.audio import read_audio, split_at_silence
 from sottovoce.data import load_data
 from sottovoce.errors import AudioError, DataError
-from sottovoce.evaluate.score import bootstrap_interval, is_loop, score_transcripts
-from sottovoce.evaluate.transcribe import Transcript, transcribe_data
+from sottovoce.evaluate.score import bootstrap_interval, gate, is_loop, score_transcripts, sign_test
+from sottovoce.evaluate.transcribe import transcribe_data
+from sottovoce.evaluate.transcripts import Transcript, read_transcripts, write_transcripts
 
 from .conftest import make_tiny
 
@@ -145,7 +147,8 @@ def test_score_by_hand() -> None:
     assert score.wer == pytest.approx(4 / 12)
     assert score.low <= score.wer <= score.high
     assert score.empty == ("c",)
-    assert score.worse == ("a",)
+    assert score.paired is not None
+    assert score.paired.worse == ("a",)
     assert score.unscored == 1
 
 
@@ -209,3 +212,88 @@ def test_json_of_a_manifest_line_keeps_unicode(tmp_path: Path) -> None:
         json.dumps({"audio": "ä.wav", "text": "schön"}, ensure_ascii=False), encoding="utf-8"
     )
     assert next(iter(load_data(tmp_path))).text == "schön"
+
+
+def test_paired_comparison_by_hand() -> None:
+    references = ["cats dogs birds fish", "oak elm pine fir", "red green blue black", "sun moon star sky"]
+    ours = [
+        heard(t, r, str(i))
+        for i, (t, r) in enumerate(zip(["cats dogs birds", *references[1:]], references, strict=True))
+    ]
+    theirs = [heard("", references[0], "0")] + [heard(r, r, str(i)) for i, r in enumerate(references[1:], 1)]
+    score = score_transcripts(ours, theirs)
+    paired = score.paired
+    assert paired is not None
+    assert paired.difference == pytest.approx((1 - 4) / 16)
+    assert (paired.better, paired.worse) == (("0",), ())
+    assert paired.low <= paired.difference <= paired.high <= 0
+    assert paired.sign_test == 1.0
+    assert score.quality_of_inference == 1.0
+    assert score.cer == pytest.approx(len(" fish") / sum(map(len, references)))
+    with pytest.raises(DataError, match="differs between"):
+        score_transcripts(ours, [heard("x", "quite another text here now", str(i)) for i in range(4)])
+
+
+@pytest.mark.parametrize(("better", "worse", "p"), [(0, 0, 1.0), (5, 0, 2 / 32), (1, 3, 10 / 16), (10, 10, 1.0)])
+def test_sign_test(better: int, worse: int, p: float) -> None:
+    assert sign_test(better, worse) == pytest.approx(p)
+    assert sign_test(worse, better) == pytest.approx(p)
+
+
+def test_the_gate_counts_failures_that_were_added() -> None:
+    loop = "again and again " * 12
+    ours = score_transcripts(
+        [
+            heard(loop, "again once more", "loop"),
+            heard("", "one two", "empty"),
+            heard("thank you", "", "silence"),
+            replace(heard("word", "word", "cut"), truncated=True),
+            heard("fine", "fine", "ok"),
+        ]
+    )
+    assert (ours.looped, ours.empty, ours.spoken_silence, ours.truncated) == (
+        ("loop",), ("empty",), ("silence",), ("cut",),
+    )  # fmt: skip
+    clean = score_transcripts(
+        [
+            heard("again once more", "again once more", "loop"),
+            heard("", "one two", "empty"),
+            heard("fine", "fine", "ok"),
+        ]
+    )
+    verdict = gate(ours, clean)
+    assert not verdict.open
+    assert verdict.added == {"looped": ("loop",), "empty": (), "spoken_silence": ("silence",), "truncated": ("cut",)}
+    assert gate(ours, clean, tolerance=1).open
+    assert gate(clean, ours).open
+
+
+def test_transcripts_survive_the_file(tmp_path: Path) -> None:
+    transcripts = (
+        Transcript(
+            id="a/1", text='he said "né"', tokens=(1, 2), duration_s=1.25, reference="x", pieces=2, truncated=True
+        ),
+        Transcript(id="b", text="", tokens=(), duration_s=0.5),
+    )
+    write_transcripts(tmp_path / "new" / "t.jsonl", transcripts)
+    assert read_transcripts(tmp_path / "new" / "t.jsonl") == transcripts
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["t.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "line 2: is not JSON"),
+        ("[1]", "wanted an object"),
+        ('{"id": "x"}', "wanted an object"),
+        ('{"id": "x", "text": "y", "reference": 3}', "reference"),
+        ('{"id": "x", "text": "y", "duration_s": NaN}', "duration_s"),
+        ('{"id": "x", "text": "y", "tokens": ["a"]}', "tokens"),
+        ('{"id": "first", "text": "y"}', "occurs twice"),
+    ],
+)
+def test_bad_transcript_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"id": "first", "text": "y"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_transcripts(file)

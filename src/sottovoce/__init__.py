@@ -26,6 +26,7 @@ _PUBLIC = {
     "load_data": "data",
     "method_named": "recipe",
     "quantize": "api",
+    "score": "api",
     "transcribe": "api",
 }
 

@@ -8,7 +8,9 @@ from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
 from sottovoce.data import DataSet, Utterance, load_data
 from sottovoce.errors import RecipeError
 from sottovoce.evaluate.score import Score, score_transcripts
-from sottovoce.evaluate.transcribe import Transcript, Transcription, transcribe_data
+from sottovoce.evaluate.transcribe import Transcription, transcribe_data
+from sottovoce.evaluate.transcripts import Transcript, read_transcripts
+from sottovoce.memory import peak_memory_bytes
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.progress import Progress, silent
 from sottovoce.quantize import QuantizedModel, prepare_speech, quantize_model
@@ -17,10 +19,15 @@ from sottovoce.recipe import Recipe, resolve
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Score and timing of a model on a data set; `reference`: the same of the model it was compared with."""
+    """Score and timing of a model on a data set; `reference`: the same of the model it was compared with.
+
+    `model_bytes`: the weights on disk, or as float16 would be where they lie elsewhere; `peak_memory_bytes`: of the whole process.
+    """
 
     score: Score
     transcription: Transcription
+    model_bytes: int
+    peak_memory_bytes: int
     reference: "Evaluation | None" = None
 
     @property
@@ -82,9 +89,24 @@ def evaluate(
     """Word error rate of `model` on `data`, compared utterance by utterance with `against` if given."""
     data = data if isinstance(data, DataSet) else load_data(data)
     reference = None if against is None else evaluate(against, data, language=language, progress=progress)
-    transcription = transcribe_data(_loaded(model), data, language=language, progress=progress)
-    score = score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None)
-    return Evaluation(score=score, transcription=transcription, reference=reference)
+    model = _loaded(model)
+    transcription = transcribe_data(model, data, language=language, progress=progress)
+    return Evaluation(
+        score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None),
+        transcription=transcription,
+        model_bytes=_stored_bytes(model),
+        peak_memory_bytes=peak_memory_bytes(),
+        reference=reference,
+    )
+
+
+def score(transcripts: str | Path, *, against: str | Path | None = None) -> tuple[Score, Score | None]:
+    """Scores of a transcript file, and those of the reference system's file it is compared with. No model is needed."""
+    reference = None if against is None else read_transcripts(against)
+    return (
+        score_transcripts(read_transcripts(transcripts), reference),
+        None if reference is None else score_transcripts(reference),
+    )
 
 
 def transcribe(
@@ -94,10 +116,23 @@ def transcribe(
     language: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Transcript, ...]:
-    """The words spoken in sound files, in their order."""
-    data = DataSet("files", tuple(Utterance(id=str(file), audio=Path(file)) for file in audio))
+    """The words spoken in sound files, folders of them and data sets, in their order."""
+    utterances: list[Utterance] = []
+    for source in audio:
+        if Path(source).is_dir() or Path(source).suffix == ".jsonl":
+            utterances += load_data(source)
+        else:
+            utterances.append(Utterance(id=str(source), audio=Path(source)))
+    data = DataSet("files", tuple(utterances))
     return transcribe_data(_loaded(model), data, language=language, progress=progress).transcripts
 
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:
     return model if isinstance(model, SpeechModel) else load(model)
+
+
+def _stored_bytes(model: SpeechModel) -> int:
+    files = list(Path(model.source).expanduser().glob("*.safetensors"))
+    if files:
+        return sum(file.stat().st_size for file in files)
+    return sum(2 * parameter.numel() for parameter in model.network.parameters())

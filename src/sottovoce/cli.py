@@ -17,6 +17,7 @@ from sottovoce import __version__
 from sottovoce.errors import SottovoceError
 
 if TYPE_CHECKING:
+    from sottovoce.evaluate.score import Score
     from sottovoce.recipe import Recipe
 
 METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
@@ -159,15 +160,38 @@ def quantize(model: str, out: Path, **options: Any) -> None:
         show.quantized(result, out)
 
 
+_gate = click.option(
+    "--gate", is_flag=True, help="Exit with 1 if failures are added to those of the reference (--against)."
+)
+_tolerance = click.option(
+    "--tolerance",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Added failures of each kind that the gate lets pass: loops, empty outputs, words on silence, truncations.",
+)
+
+
 @main.command()
 @click.argument("model")
 @click.argument("data")
 @click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
+@_gate
+@_tolerance
 @_language
 @_threads
 @_as_json
 def evaluate(
-    model: str, data: str, against: str | None, language: str | None, threads: int | None, as_json: bool
+    model: str,
+    data: str,
+    against: str | None,
+    save: Path | None,
+    gate: bool,
+    tolerance: int,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Word error rate of MODEL on DATA.
 
@@ -175,33 +199,66 @@ def evaluate(
     sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
     """
     from sottovoce import api, show
+    from sottovoce.evaluate.transcripts import write_transcripts
 
+    _gate_needs(gate, against)
     _set_threads(threads)
     with show.progress() as progress:
         result = api.evaluate(model, data, against=against, language=language, progress=progress)
-    if as_json:
-        _print_json(show.evaluation_as_dict(result))
-    else:
+    if save is not None:
+        write_transcripts(save, result.transcription.transcripts)
+    content = show.evaluation_as_dict(result) if as_json else None
+    if not as_json:
         show.evaluation(result)
+    _finish(content, result.score, result.reference.score if result.reference else None, gate, tolerance)
+
+
+@main.command()
+@click.argument("transcripts", type=click.Path(path_type=Path))
+@click.option("--against", metavar="FILE", type=click.Path(path_type=Path), help="Transcripts of a reference system.")
+@_gate
+@_tolerance
+@_as_json
+def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, as_json: bool) -> None:
+    """Score a file of TRANSCRIPTS; no model is needed.
+
+    \b
+    sottovoce score tiny-4bit.jsonl --against tiny.jsonl --gate
+    """
+    from sottovoce import api, show
+    from sottovoce.evaluate.score import as_rows
+
+    _gate_needs(gate, against)
+    ours, reference = api.score(transcripts, against=against)
+    content = {**as_rows(ours), "reference": as_rows(reference) if reference else None} if as_json else None
+    if not as_json:
+        show.scores(ours, reference)
+    _finish(content, ours, reference, gate, tolerance)
 
 
 @main.command()
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
 @_language
 @_threads
 @_as_json
-def transcribe(model: str, audio: tuple[str, ...], language: str | None, threads: int | None, as_json: bool) -> None:
-    """Print the words spoken in sound files.
+def transcribe(
+    model: str, audio: tuple[str, ...], save: Path | None, language: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Print the words spoken in sound files, or in folders and manifests of them.
 
     \b
     sottovoce transcribe tiny-4bit interview.flac
     """
     from sottovoce import api, show
+    from sottovoce.evaluate.transcripts import write_transcripts
 
     _set_threads(threads)
     with show.progress() as progress:
         transcripts = api.transcribe(model, audio, language=language, progress=progress)
+    if save is not None:
+        write_transcripts(save, transcripts)
     if as_json:
         _print_json([{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts])
         return
@@ -255,6 +312,27 @@ def demo(out: Path, bits: str, threads: int | None, as_json: bool) -> None:
         _print_json(show.demo_as_dict(result))
     else:
         show.demo(result)
+
+
+def _gate_needs(gate: bool, against: object) -> None:
+    if gate and against is None:
+        raise click.UsageError("--gate compares with a reference system: give it with --against")
+
+
+def _finish(
+    content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int
+) -> None:
+    """Print the JSON, if any; with `--gate`, give the verdict and exit by it."""
+    from sottovoce import show
+    from sottovoce.evaluate.score import gate
+
+    verdict = gate(score, reference, tolerance=tolerance) if gate_asked and reference else None
+    if content is not None:
+        _print_json(content | ({"gate": show.gate_as_dict(verdict)} if verdict else {}))
+    elif verdict:
+        show.gate(verdict)
+    if verdict and not verdict.open:
+        sys.exit(1)
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:

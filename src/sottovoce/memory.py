@@ -1,7 +1,8 @@
-"""Keep freed memory in the process while large tensors come and go."""
+"""How much memory the process has used, and how to keep what it frees while large tensors come and go."""
 
 import contextlib
 import ctypes
+import resource
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +14,12 @@ AFTERWARDS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 2
 
 
 _depth = 0
+
+
+def peak_memory_bytes() -> int:
+    """The most memory the process has had resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sottovoce.api import Evaluation
-from sottovoce.evaluate.score import as_rows
+from sottovoce.evaluate.score import FAILURES, Gate, Score, as_rows
 from sottovoce.models.base import SpeechModel
 from sottovoce.progress import Progress as Report
 from sottovoce.quantize import QuantizedModel
@@ -149,32 +149,73 @@ def quantized_as_dict(result: QuantizedModel, out: Path) -> dict[str, Any]:
 
 
 def evaluation(result: Evaluation) -> None:
-    """Scores, the reference system first if there is one."""
+    """Scores and speed, the reference system first if there is one."""
+    timing = (_timing_cells(result.reference) if result.reference else None), _timing_cells(result)
+    scores(result.score, result.reference.score if result.reference else None, timing=timing)
     console = _console()
-    table = Table("", "WER", "95 % interval", "sub", "ins", "del", "looped", "empty", "worse", "x real time")
-    if result.reference:
-        table.add_row("reference", *_evaluation_cells(result.reference))
-    table.add_row("model", *_evaluation_cells(result))
+    console.print(f"peak memory {_megabytes(result.peak_memory_bytes)}")
+
+
+def scores(
+    score: Score, reference: Score | None, *, timing: tuple[list[str] | None, list[str] | None] = (None, None)
+) -> None:
+    """Scores, the reference system first if there is one; `timing`: its cells, if something was timed."""
+    console = _console()
+    speed = ("size", "x real time", "encoder s", "decoder s") if timing[1] else ()
+    table = Table("", "WER", "95 % interval", "CER", "sub", "ins", "del", *speed)
+    if reference:
+        table.add_row("reference", *_score_cells(reference), *(timing[0] or []))
+    table.add_row("model", *_score_cells(score), *(timing[1] or []))
     console.print(table)
-    score = result.score
-    console.print(f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text")
-    for name in ("looped", "empty"):
+    console.print(
+        f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text to score"
+    )
+    if paired := score.paired:
+        console.print(
+            f"against the reference: {100 * paired.difference:+.2f} points of WER "
+            f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {len(paired.better)} utterances better, "
+            f"{len(paired.worse)} worse (sign test p = {paired.sign_test:.3g}); "
+            f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %"
+        )
+    for name in FAILURES:
         if ids := getattr(score, name):
-            console.print(f"{name}: {', '.join(ids)}", highlight=False)
+            console.print(f"{name.replace('_', ' ')} ({len(ids)}): {', '.join(ids)}", highlight=False)
 
 
-def _evaluation_cells(result: Evaluation) -> list[str]:
-    score = result.score
+def gate(result: Gate) -> None:
+    """Which failures the model adds to those of the reference, on standard error."""
+    console = _console(stderr=True)
+    for name, ids in result.added.items():
+        if ids:
+            console.print(f"added, {name.replace('_', ' ')} ({len(ids)}): {', '.join(ids)}", highlight=False)
+    verdict = "passed" if result.open else "failed"
+    console.print(f"gate {verdict}: at most {result.tolerance} added of each kind", highlight=False)
+
+
+def gate_as_dict(result: Gate) -> dict[str, Any]:
+    """The gate's verdict as plain data."""
+    added = {name: list(ids) for name, ids in result.added.items()}
+    return {"passed": result.open, "tolerance": result.tolerance, "added": added}
+
+
+def _score_cells(score: Score) -> list[str]:
     return [
         f"{100 * score.wer:.2f} %",
         f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+        f"{100 * score.cer:.2f} %",
         str(score.substitutions),
         str(score.insertions),
         str(score.deletions),
-        str(len(score.looped)),
-        str(len(score.empty)),
-        "" if score.worse is None else f"{len(score.worse)} of {len(score.utterances)}",
+    ]
+
+
+def _timing_cells(result: Evaluation) -> list[str]:
+    transcription = result.transcription
+    return [
+        _megabytes(result.model_bytes),
         f"{result.rtfx:.1f}",
+        f"{transcription.encoder_s:.1f}",
+        f"{transcription.decoder_s:.1f}",
     ]
 
 
@@ -183,6 +224,8 @@ def evaluation_as_dict(result: Evaluation) -> dict[str, Any]:
     transcription = result.transcription
     return {
         **as_rows(result.score),
+        "model_bytes": result.model_bytes,
+        "peak_memory_bytes": result.peak_memory_bytes,
         "rtfx": result.rtfx,
         "audio_s": transcription.audio_s,
         "encoder_s": transcription.encoder_s,

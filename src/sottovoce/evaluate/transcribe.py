@@ -7,23 +7,12 @@ import torch
 
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data import DataSet
+from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 from sottovoce.progress import Progress, silent
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for 32 than for 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transcript:
-    """What was recognised in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut."""
-
-    id: str
-    text: str
-    tokens: tuple[int, ...]
-    duration_s: float
-    reference: str | None = None
-    pieces: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +50,11 @@ def transcribe_data(
             [model.encode(model.features(flat[i : i + ENCODER_BATCH])) for i in range(0, len(flat), ENCODER_BATCH)]
         )
         between = time.perf_counter()
-        tokens = iter(model.decode(encoded, language))
+        decoded = model.decode_to_end(encoded, language)
         encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
+        tokens = iter(decoded)
         for utterance, samples, parts in zip(batch, whole, pieces, strict=True):
-            heard = [next(tokens) for _ in parts]
+            heard, ended = zip(*(next(tokens) for _ in parts), strict=True)
             done.append(
                 Transcript(
                     id=utterance.id,
@@ -73,6 +63,7 @@ def transcribe_data(
                     duration_s=len(samples) / SAMPLE_RATE,
                     reference=utterance.text,
                     pieces=len(parts),
+                    truncated=not all(ended),
                 )
             )
     progress(f"transcribing {data.name}", len(utterances), len(utterances))

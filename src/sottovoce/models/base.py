@@ -97,8 +97,14 @@ class SpeechModel(ABC):
         """The head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
 
     @abstractmethod
+    def decode_to_end(
+        self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """Greedy transcripts as token ids, prompt and end token left off, and whether each came to its end token."""
+
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         """Greedy transcripts as token ids, prompt and end token left off."""
+        return [tokens for tokens, _ in self.decode_to_end(encoded, language, max_new_tokens)]
 
     @abstractmethod
     def text(self, tokens: Sequence[int]) -> str:

@@ -90,23 +90,23 @@ class Whisper(SpeechModel):
         ).last_hidden_state
         return states
 
-    def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
+    def decode_to_end(
+        self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None
+    ) -> list[tuple[list[int], bool]]:
         longest = self.network.generation_config.max_length or self.network.config.max_target_positions
         room = min(longest, self.network.config.max_target_positions) - len(self._prompt(language))
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         first = min(FIRST_TOKENS, limit)
-        transcripts, finished = self._generate(encoded, language, first)
+        decoded = self._generate(encoded, language, first)
         # Few utterances are longer than that, and looping ones run to the limit: only these go on, in a batch of their own.
-        unfinished = [i for i, done in enumerate(finished) if not done]
+        unfinished = [i for i, (_, ended) in enumerate(decoded) if not ended]
         if unfinished and first < limit:
-            longer, _ = self._generate(encoded[unfinished], language, limit)
-            for i, transcript in zip(unfinished, longer, strict=True):
-                transcripts[i] = transcript
-        return transcripts
+            longer = self._generate(encoded[unfinished], language, limit)
+            for i, row in zip(unfinished, longer, strict=True):
+                decoded[i] = row
+        return decoded
 
-    def _generate(
-        self, encoded: Tensor, language: str | None, max_new_tokens: int
-    ) -> tuple[list[list[int]], list[bool]]:
+    def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
         """Transcripts, and whether each came to its end token within `max_new_tokens`."""
         options: dict[str, object] = {"max_new_tokens": max_new_tokens}
         if self.network.generation_config.is_multilingual:
@@ -119,13 +119,12 @@ class Whisper(SpeechModel):
             **options,
         )
         end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
-        transcripts, finished = [], []
+        transcripts = []
         for row in out.tolist():
             while row and row[0] in prompt:
                 row = row[1:]
-            finished.append(end in row)
-            transcripts.append(row[: row.index(end)] if end in row else row)
-        return transcripts, finished
+            transcripts.append((row[: row.index(end)] if end in row else row, end in row))
+        return transcripts
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

@@ -1,0 +1,102 @@
+"""What was recognised, as a file: one JSON object per line, so that scoring needs no model.
+
+    {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false}
+
+Only `id` and `text` are required when reading; `reference` is what was said, null or missing where it is not known.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from sottovoce.errors import DataError, OutputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What was recognised in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut.
+    `truncated`: decoding stopped at the token limit, not at an end token."""
+
+    id: str
+    text: str
+    tokens: tuple[int, ...]
+    duration_s: float
+    reference: str | None = None
+    pieces: int = 1
+    truncated: bool = False
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_transcripts(path: str | Path, transcripts: Sequence[Transcript]) -> None:
+    """Write a transcript file, whole or not at all. Raises `OutputError`."""
+    target = Path(path).expanduser().absolute()
+    try:
+        with _written_whole(target) as file:
+            for transcript in transcripts:
+                file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
+    except OSError as exc:
+        raise OutputError(f"{path}: transcripts cannot be written ({exc})") from exc
+
+
+def read_transcripts(path: str | Path) -> tuple[Transcript, ...]:
+    """Read a transcript file. Raises `DataError` with file and line for anything that does not fit."""
+    source = Path(path).expanduser()
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"{path}: cannot be read as a transcript file (JSON lines): {exc}") from exc
+    found: dict[str, Transcript] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            transcript = _from_line(line, f"{path}, line {number}")
+            if transcript.id in found:
+                raise DataError(f"{path}, line {number}: the id {transcript.id!r} occurs twice; ids must be unique")
+            found[transcript.id] = transcript
+    if not found:
+        raise DataError(f'{path}: holds no transcripts; lines of JSON with "id", "text" and "reference" are wanted')
+    return tuple(found.values())
+
+
+def _from_line(line: str, where: str) -> Transcript:
+    try:
+        row: Any = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise DataError(f"{where}: is not JSON ({exc})") from exc
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
+        raise DataError(f'{where}: wanted an object with "id" and "text" (both text); got {line[:80]!r}')
+    reference, duration, tokens = row.get("reference"), row.get("duration_s", 0.0), row.get("tokens", [])
+    if reference is not None and not isinstance(reference, str):
+        raise DataError(f'{where}: "reference" must be text or null, got {reference!r}')
+    if not isinstance(duration, int | float) or not 0 <= duration < float("inf"):
+        raise DataError(f'{where}: "duration_s" must be a number of seconds, got {duration!r}')
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise DataError(f'{where}: "tokens" must be a list of whole numbers')
+    return Transcript(
+        id=row["id"],
+        text=row["text"],
+        tokens=tuple(tokens),
+        duration_s=float(duration),
+        reference=reference,
+        pieces=row["pieces"] if isinstance(row.get("pieces"), int) else 1,
+        truncated=row.get("truncated") is True,
+    )
