@@ -88,6 +88,16 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Whisper as a `transformers` folder."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model = make_tiny()
+    model.network.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder
+
+
 def random_moments(
     width: int, seed: int, n: int = 200, noise: float = 0.3
 ) -> tuple[Moments, torch.Tensor, torch.Tensor]:

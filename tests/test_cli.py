@@ -19,16 +19,6 @@ from .conftest import make_tiny
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Whisper as a `transformers` folder."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    model = make_tiny()
-    model.network.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
-    return folder
-
-
 def run(*arguments: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
@@ -194,7 +184,7 @@ def test_every_command_has_help_and_an_example_in_it(command: str) -> None:
 
 
 def test_public_names() -> None:
-    assert set(main.commands) == {"quantize", "evaluate", "score", "transcribe", "inspect", "demo"}
+    assert set(main.commands) == {"quantize", "evaluate", "score", "transcribe", "inspect", "bench", "demo"}
     assert set(sottovoce.__all__) == {
         "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
         "evaluate", "load", "load_data", "method_named", "quantize", "score", "transcribe",

@@ -286,6 +286,58 @@ def inspect(out: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of results; a stopped bench goes on there."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Where the recipe's data sets lie (default: the recipe's own folder).",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each process (default: all cores, shared).")
+@click.option("--tables-only", is_flag=True, help="Compute nothing; tables and figures of what is there.")
+def bench(recipe: Path, out: Path, data: Path | None, jobs: int, threads: int | None, tables_only: bool) -> None:
+    """Measure models, methods, widths and seeds on data sets, as RECIPE (TOML) says.
+
+    Every cell is computed once and stored; start the command again after a stop. Writes results.md, results.csv and figures.
+
+    \b
+    sottovoce bench benchmarks/recipes/tiny.en.toml --data speech/ --out results/
+    """
+    from sottovoce import show
+    from sottovoce.bench import as_csv, as_markdown, draw_figures, read_plan, read_results, run_bench, summarise
+    from sottovoce.errors import MissingDependencyError
+
+    plan = read_plan(recipe)
+    failed: tuple[tuple[str, str], ...] = ()
+    if not tables_only:
+        _set_threads(None)
+        with show.progress() as progress:
+            outcome = run_bench(
+                plan, out, data_root=data or recipe.parent, jobs=jobs, threads=threads, progress=progress
+            )
+        failed = outcome.failed
+        click.echo(f"{len(outcome.computed)} cells computed, {len(outcome.found)} found finished", err=True)
+    results = read_results(out)
+    rows = summarise(results)
+    table = as_markdown(rows)
+    (out / "results.md").write_text(table, encoding="utf-8")
+    (out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+    click.echo(table)
+    try:
+        for file in draw_figures(rows, results, out):
+            click.echo(f"wrote {file}", err=True)
+    except MissingDependencyError as exc:
+        click.echo(f"note: {exc}", err=True)
+    for name, error in failed:
+        click.echo(f"failed: {name}: {error}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -78,12 +78,14 @@ def prepare_speech(
     data: DataSet,
     *,
     language: str | None = None,
+    labels: Mapping[str, Sequence[int]] | None = None,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
-    A recording with a known text is taught with it; others with the model's own greedy transcript. Raises `AudioError` for a
-    recording that cannot be used.
+    A recording with a known text is taught with it; others with the model's own greedy transcript. `labels`: such transcripts
+    from an earlier run, as token ids by recording; they are not made again. Raises `AudioError` for a recording that cannot
+    be used.
     """
     ids, recordings, texts, speakers, cut = [], [], [], [], []
     for utterance in data:
@@ -101,9 +103,12 @@ def prepare_speech(
     started = time.perf_counter()
     transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
     missing = [i for i, text in enumerate(texts) if text is None]
-    for start in range(0, len(missing), LABEL_BATCH):
-        progress("transcribing calibration speech", start, len(missing))
-        which = missing[start : start + LABEL_BATCH]
+    for i in missing:
+        transcripts[i] = tuple((labels or {}).get(ids[i], ()))
+    unknown = [i for i in missing if labels is None or ids[i] not in labels]
+    for start in range(0, len(unknown), LABEL_BATCH):
+        progress("transcribing calibration speech", start, len(unknown))
+        which = unknown[start : start + LABEL_BATCH]
         encoded = model.encode(model.features([recordings[i] for i in which]))
         for i, tokens in zip(which, model.decode(encoded, language), strict=True):
             transcripts[i] = tuple(tokens)

@@ -33,3 +33,13 @@ def token_divergence(
         p, q = torch.log_softmax(head(wanted), dim=-1), torch.log_softmax(other_head(got), dim=-1)
         divergences.append((p.exp() * (p - q)).sum(-1))
     return torch.cat(divergences)
+
+
+@torch.no_grad()
+def token_log_probabilities(model: SpeechModel, states: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Log-probability (natural) that the model gives each of its `tokens` at the head's inputs `states` `[>= n_tokens, d]`.
+
+    Of the plain softmax over the whole vocabulary: what decoding suppresses is not taken out.
+    """
+    rows = torch.log_softmax(model.module(model.head)(states[: len(tokens)]), dim=-1)
+    return rows.gather(1, torch.tensor(list(tokens), dtype=torch.int64).unsqueeze(1)).squeeze(1)

@@ -1,6 +1,7 @@
 """What was recognised, as a file: one JSON object per line, so that scoring needs no model.
 
-    {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false}
+    {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false,
+     "log_probabilities": [...]}
 
 Only `id` and `text` are required when reading; `reference` is what was said, null or missing where it is not known.
 """
@@ -20,7 +21,8 @@ from sottovoce.errors import DataError, OutputError
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
     """What was recognised in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut.
-    `truncated`: decoding stopped at the token limit, not at an end token."""
+    `truncated`: decoding stopped at the token limit, not at an end token. `log_probabilities`: natural, of each token, or empty
+    if they were not asked for."""
 
     id: str
     text: str
@@ -29,6 +31,7 @@ class Transcript:
     reference: str | None = None
     pieces: int = 1
     truncated: bool = False
+    log_probabilities: tuple[float, ...] = ()
 
 
 @contextlib.contextmanager
@@ -89,6 +92,9 @@ def _from_line(line: str, where: str) -> Transcript:
         raise DataError(f'{where}: "reference" must be text or null, got {reference!r}')
     if not isinstance(duration, int | float) or not 0 <= duration < float("inf"):
         raise DataError(f'{where}: "duration_s" must be a number of seconds, got {duration!r}')
+    probabilities = row.get("log_probabilities", [])
+    if not isinstance(probabilities, list) or not all(isinstance(p, int | float) and p <= 0 for p in probabilities):
+        raise DataError(f'{where}: "log_probabilities" must be a list of numbers that are at most 0')
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise DataError(f'{where}: "tokens" must be a list of whole numbers')
     return Transcript(
@@ -99,4 +105,5 @@ def _from_line(line: str, where: str) -> Transcript:
         reference=reference,
         pieces=row["pieces"] if isinstance(row.get("pieces"), int) else 1,
         truncated=row.get("truncated") is True,
+        log_probabilities=tuple(map(float, probabilities)),
     )

@@ -1,0 +1,111 @@
+"""Results on disk: one JSON file per cell, named by a hash of everything that determines it, written whole or not at all."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sottovoce.data import DataSet
+from sottovoce.errors import DataError
+from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.models.base import SpeechModel
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`kind`: "reference", "quantize" or "evaluate"; `key`: everything that determines the result, as plain data."""
+
+    kind: str
+    key: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A readable beginning and the hash of the key."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.key], sort_keys=True).encode()).hexdigest()[:16]
+        return f"{self.kind}-{digest}"
+
+
+class Results:
+    """The folder of a bench's results."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cells = folder / "cells"
+        self.cells.mkdir(parents=True, exist_ok=True)
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The result of a cell that was finished without an error, else None."""
+        file = self.cells / f"{cell.name}.json"
+        if not file.is_file():
+            return None
+        content = read_cell(file)
+        return None if "error" in content else content
+
+    def write(self, cell: Cell, timing: dict[str, float], **content: Any) -> dict[str, Any]:
+        """Store what came out: `result=...` or `error=...`."""
+        whole = {"kind": cell.kind, "key": cell.key, **content, "timing": timing}
+        descriptor, partial = tempfile.mkstemp(prefix=f".{cell.name}.", dir=self.cells)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(whole, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(self.cells / f"{cell.name}.json")
+        return whole
+
+
+def read_cell(file: Path) -> dict[str, Any]:
+    """One result file. Raises `DataError` if it is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise DataError(f"{file}: is damaged ({exc}); delete it, and the bench computes it again") from exc
+    if not isinstance(content, dict) or not {"kind", "key"} <= content.keys():
+        raise DataError(f"{file}: is not a result of a bench; delete it, and the bench computes it again")
+    return content
+
+
+def as_transcript(row: dict[str, Any]) -> Transcript:
+    """A transcript as it stands in a result."""
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Transcript(**fields)
+
+
+def model_digest(model: SpeechModel) -> str:
+    """A hash of all weights by name."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.network.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def data_digest(data: DataSet) -> str:
+    """A hash of all ids, texts, speakers and recordings."""
+    digest = hashlib.sha256()
+    for utterance in data:
+        digest.update(json.dumps([utterance.id, utterance.text, utterance.speaker]).encode())
+        digest.update(_file_digest(utterance.audio))
+    return digest.hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def once(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON in `file`; computed and stored first if it is not there."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            json.dump(compute(), handle)
+        Path(partial).replace(file)
+    return dict(json.loads(file.read_text(encoding="utf-8")))

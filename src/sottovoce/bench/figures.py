@@ -1,0 +1,122 @@
+"""Figures of a bench, by matplotlib: rates against widths with their spread, and strengths by depth."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sottovoce.bench.table import Row, Run
+from sottovoce.errors import MissingDependencyError
+
+# Okabe and Ito's colours, told apart by colour-blind readers; each with a marker of its own.
+STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
+          ("#000000", "X"), ("#999999", "*")]  # fmt: skip
+LOG_FROM = 3.0  # a scale is logarithmic if its largest value is so many times its smallest
+HALVES = {"encoder": "encoder", "decoder": "decoder"}
+
+
+def draw_figures(
+    rows: Sequence[Row], results: Mapping[tuple[str, str, int, str], Sequence[Run]], out: Path
+) -> list[Path]:
+    """Write SVG files to `out`: word error rate and divergence against bits, and strength by depth. Returns what was written.
+
+    Raises `MissingDependencyError` without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise MissingDependencyError('figures need matplotlib: pip install "sottovoce[figures]"') from exc
+    written = []
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row for row in rows if row.model == model]
+        if all(row.method == "none" for row in own):
+            continue
+        name = "".join(c if c.isalnum() or c in "-." else "-" for c in model)
+        for key, spread, label, scale in (
+            ("wer", "deviation", "word error rate (%)", 100.0),
+            ("mean_kl", "kl_deviation", "mean divergence from the original (nats per token)", 1.0),
+        ):
+            sets = list(dict.fromkeys(row.data for row in own))
+            figure = Figure(figsize=(4.2 * len(sets), 4.0), layout="constrained")
+            axes = figure.subplots(1, len(sets), squeeze=False)[0]
+            for axis, data in zip(axes, sets, strict=True):
+                _against_bits(axis, [row for row in own if row.data == data], key, spread, scale)
+                axis.set_title(data)
+            axes[0].set_ylabel(label)
+            axes[-1].legend(frameon=False, fontsize="small")
+            written.append(_save(figure, out / f"{name}-{key.replace('_', '-')}.svg"))
+        strengths = _strengths(model, results)
+        if strengths:
+            figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+            axes = figure.subplots(1, 2, sharey=True)
+            for axis, half in zip(axes, HALVES, strict=True):
+                _by_depth(axis, {series: layers[half] for series, layers in strengths.items()})
+                axis.set_title(half)
+            axes[0].set_ylabel("strength of the correction")
+            axes[1].legend(frameon=False, fontsize="small")
+            written.append(_save(figure, out / f"{name}-strength.svg"))
+    return written
+
+
+def _against_bits(axis: Any, rows: Sequence[Row], key: str, spread: str, scale: float) -> None:
+    bits = sorted({row.bits for row in rows if row.method != "none"})
+    methods = list(dict.fromkeys(row.method for row in rows if row.method != "none"))
+    values = []
+    for i, method in enumerate(sorted(methods)):
+        own = sorted((row for row in rows if row.method == method), key=lambda row: row.bits)
+        colour, marker = STYLES[i % len(STYLES)]
+        at = [bits.index(row.bits) + 0.06 * (i - (len(methods) - 1) / 2) for row in own]
+        heights = [scale * getattr(row, key) for row in own]
+        values += heights
+        errors = [scale * getattr(row, spread) for row in own]
+        axis.errorbar(at, heights, yerr=errors, label=method, color=colour, marker=marker, capsize=3, linewidth=1.2)
+    original = [row for row in rows if row.method == "none"]
+    if original and key == "wer":
+        axis.axhline(scale * original[0].wer, color="#666666", linestyle="--", linewidth=1, label="full precision")
+        values.append(scale * original[0].wer)
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > LOG_FROM * min(positive):
+        axis.set_yscale("log")
+    axis.set_xticks(range(len(bits)), [str(width) for width in bits])
+    axis.set_xlabel("bits per weight")
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _strengths(
+    model: str, results: Mapping[tuple[str, str, int, str], Sequence[Run]]
+) -> dict[str, dict[str, list[tuple[str, float]]]]:
+    """By method and width: (layer, mean strength over seeds) in the order of the model, by half, where strengths vary."""
+    found: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    for (name, method, bits, _), runs in results.items():
+        if name != model or f"{method}, {bits} bits" in found or not runs[0].layers:
+            continue
+        layers = [
+            (rows[0]["name"], rows[0]["part"], statistics.fmean(row["strength"] for row in rows))
+            for rows in zip(*(run.layers for run in runs), strict=True)
+        ]
+        if len({strength for *_, strength in layers if strength > 0}) > 1:
+            found[f"{method}, {bits} bits"] = {
+                half: [(layer, s) for layer, part, s in layers if part.startswith(half)] for half in HALVES
+            }
+    return found
+
+
+def _by_depth(axis: Any, series: Mapping[str, Sequence[tuple[str, float]]]) -> None:
+    for i, (name, layers) in enumerate(sorted(series.items())):
+        colour, marker = STYLES[i % len(STYLES)]
+        axis.plot(
+            [strength for _, strength in layers], label=name, color=colour, marker=marker, markersize=4, linewidth=1
+        )
+    axis.set_xlabel("linear layer, in the order of the model")
+    axis.set_ylim(-0.05, 1.1)
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _save(figure: Any, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # No date and a fixed salt: the same results give the same file.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "sottovoce"}):
+        figure.savefig(file, metadata={"Date": None})
+    return file

@@ -1,0 +1,156 @@
+"""A bench recipe (TOML) and the cells it stands for.
+
+models = ["bundled:tiny.en"]
+methods = ["rtn", "gptq", "qep", "fade"]
+bits = [4, 3]
+seeds = [0, 1, 2]
+data = ["dev-librispeech", "dev-home"]       # folders or manifests, relative to --data
+calibration = "calibration"
+utterances = 128                             # drawn from it by each seed
+
+# optional, with their defaults
+group_size = 128                             # 32, 64, 128 or "row"
+symmetric = false
+scale = "search"
+head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature
+frame_stride = 3
+padding_weight = 0.0
+batch_size = 8
+language = "en"
+
+[method.qep-strong]                          # a further method: a known one with other settings
+base = "qep"
+strength = 1.0
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sottovoce.core.grid import Grid
+from sottovoce.errors import RecipeError
+from sottovoce.recipe import METHODS, Method, Recipe, method_named
+
+KNOWN = {
+    "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "group_size", "symmetric", "scale",
+    "head_bits", "frame_stride", "padding_weight", "batch_size", "language", "method",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """One quantized model of the grid. `seed` is None where nothing depends on it (no calibration)."""
+
+    model: str
+    method: str
+    recipe: Recipe
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """What to measure. `data`: names of the test sets, as in the recipe; `calibration`: of the calibration set."""
+
+    models: tuple[str, ...]
+    methods: Mapping[str, Method]
+    bits: tuple[int, ...]
+    seeds: tuple[int, ...]
+    data: tuple[str, ...]
+    calibration: str | None
+    utterances: int
+    batch_size: int
+    language: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def quantizations(self) -> list[Quantization]:
+        """All quantized models: by model, then bits, seed and method, so that a bench stopped half-way can be compared."""
+        found = []
+        for model in self.models:
+            for bits in self.bits:
+                for i, seed in enumerate(self.seeds):
+                    for name, method in self.methods.items():
+                        if method.streams == 0 and i > 0:
+                            continue
+                        found.append(
+                            Quantization(
+                                model=model,
+                                method=name,
+                                recipe=self.recipe(method, bits),
+                                seed=seed if method.streams else None,
+                            )
+                        )
+        return found
+
+    def recipe(self, method: Method, bits: int) -> Recipe:
+        """The recipe of one cell."""
+        own = dict(self.settings)
+        grid = {key: own.pop(key) for key in ("group_size", "symmetric", "scale") if key in own}
+        if grid.get("group_size") == "row":
+            grid["group_size"] = None
+        return Recipe(method=method, grid=Grid(bits=bits, **grid), **own)
+
+
+def read_plan(file: str | Path) -> BenchPlan:
+    """The plan in a TOML file. Raises `RecipeError` for anything unknown, missing or out of range."""
+    try:
+        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise RecipeError(f"{file}: cannot be read ({exc.strerror}); a TOML file is wanted") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise RecipeError(f"{file}: is not TOML ({exc})") from exc
+    if unknown := sorted(content.keys() - KNOWN):
+        raise RecipeError(f"{file}: {unknown[0]!r} is not a setting of a bench; known are {', '.join(sorted(KNOWN))}")
+    try:
+        return _plan(content)
+    except (RecipeError, TypeError) as exc:
+        raise RecipeError(f"{file}: {exc}") from exc
+
+
+def _plan(content: dict[str, Any]) -> BenchPlan:
+    methods = {name: METHODS[name] for name in METHODS}
+    for name, changes in content.get("method", {}).items():
+        if not isinstance(changes, dict) or "base" not in changes:
+            raise RecipeError(f'method {name!r} needs a "base", one of {", ".join(METHODS)}')
+        methods[name] = method_named(**{"name" if k == "base" else k: v for k, v in changes.items()})
+    names = _list(content, "methods", str)
+    if missing := [name for name in names if name not in methods]:
+        raise RecipeError(f"method {missing[0]!r} is not known; choose from {', '.join(methods)}")
+    settings: dict[str, Any] = {
+        key: content[key]
+        for key in ("group_size", "symmetric", "scale", "frame_stride", "padding_weight")
+        if key in content
+    }
+    plan = BenchPlan(
+        models=_list(content, "models", str),
+        methods={name: methods[name] for name in names},
+        bits=_list(content, "bits", int),
+        seeds=_list(content, "seeds", int),
+        data=_list(content, "data", str),
+        calibration=_one(content, "calibration", str, None),
+        utterances=_one(content, "utterances", int, 128),
+        batch_size=_one(content, "batch_size", int, 8),
+        language=_one(content, "language", str, None),
+        settings={**settings, "head_bits": content.get("head_bits", 16)},
+    )
+    if plan.calibration is None and any(method.streams for method in plan.methods.values()):
+        raise RecipeError('these methods calibrate on speech: name it with "calibration"')
+    plan.quantizations()  # what is out of range is refused before any work
+    return plan
+
+
+def _list(content: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    value = content.get(key)
+    if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
+        raise RecipeError(f"{key!r} must be a list of {'names' if kind is str else 'whole numbers'}, got {value!r}")
+    if len(set(value)) < len(value):
+        raise RecipeError(f"{key!r} names something twice: {value!r}")
+    return tuple(value)
+
+
+def _one(content: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = content.get(key, default)
+    if value is not default and type(value) is not kind:
+        raise RecipeError(f"{key!r} must be {'a name' if kind is str else 'a whole number'}, got {value!r}")
+    return value
