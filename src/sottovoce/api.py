@@ -16,6 +16,8 @@ from sottovoce.progress import Progress, silent
 from sottovoce.quantize import QuantizedModel, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe, resolve
 
+HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -69,7 +71,7 @@ def quantize(
             raise RecipeError(
                 "this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
             )
-        data = calibration if isinstance(calibration, DataSet) else load_data(calibration)
+        data = calibration if isinstance(calibration, DataSet) else _calibration_data(calibration, utterances)
         speech = prepare_speech(speech_model, data.draw(utterances, seed), language=language, progress=progress)
     result = quantize_model(
         speech_model, recipe, speech, batch_size=batch_size, language=language, seed=seed, progress=progress
@@ -83,11 +85,12 @@ def evaluate(
     data: str | Path | DataSet,
     *,
     against: str | Path | SpeechModel | None = None,
+    limit: int | None = None,
     language: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Word error rate of `model` on `data`, compared utterance by utterance with `against` if given."""
-    data = data if isinstance(data, DataSet) else load_data(data)
+    """Word error rate of `model` on `data` (its first `limit` utterances), compared utterance by utterance with `against`."""
+    data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None if against is None else evaluate(against, data, language=language, progress=progress)
     model = _loaded(model)
     transcription = transcribe_data(model, data, language=language, progress=progress)
@@ -129,6 +132,13 @@ def transcribe(
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:
     return model if isinstance(model, SpeechModel) else load(model)
+
+
+def _calibration_data(source: str | Path, utterances: int | None) -> DataSet:
+    """All there is in a folder; of a data set on the Hub, some times as many as are drawn, not the whole corpus."""
+    if str(source).startswith("hf:") and utterances is not None:
+        return load_data(source, at_most=HUB_SURPLUS * utterances)
+    return load_data(source)
 
 
 def _stored_bytes(model: SpeechModel) -> int:

@@ -1,5 +1,6 @@
 """Any sound file to mono float32 at 16 kHz, or an error that names what is wrong with it."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +11,43 @@ from sottovoce.errors import AudioError
 
 SAMPLE_RATE = 16_000  # Hz
 SHORTEST_S = 0.1
+SPAN_SLACK_S = 0.5  # a segment may end so much after its recording: transcripts are rounded
 SILENCE = 1e-5  # peak amplitude below which a recording holds nothing (-100 dBFS)
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf")
 
 
-def read_audio(path: Path | str) -> np.ndarray:
+def read_audio(
+    source: Path | str | bytes, *, name: str | None = None, span: tuple[float, float] | None = None
+) -> np.ndarray:
     """The recording as float32 `[n_samples]`, mono, at 16 kHz.
 
+    `source`: a sound file, or its bytes (then `name` stands for it in messages); `span`: only from start to end, in seconds.
     Channels are averaged; other rates are resampled with soxr (HQ). Raises `AudioError` if the file is missing, unreadable,
-    shorter than 0.1 s, silent, or holds NaN or infinite samples.
+    ends before the span does, is shorter than 0.1 s, silent, or holds NaN or infinite samples.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
+    if isinstance(source, bytes):
+        called = name or "recording"
+    else:
+        called = str(source)
+        if not Path(source).is_file():
+            raise AudioError(f"{called}: no such file")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            rate, frames = file.samplerate, -1
+            if span is not None:
+                start, end = (round(second * rate) for second in span)
+                if end > file.frames + rate * SPAN_SLACK_S:
+                    raise AudioError(
+                        f"{called}: is {file.frames / rate:.2f} s long, but a segment from {span[0]:.2f} s to {span[1]:.2f} s is wanted"
+                    )
+                file.seek(min(start, file.frames))
+                frames = max(0, min(end, file.frames) - start)
+            samples = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as exc:
         raise AudioError(
-            f"{path}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC"
+            f"{called}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC"
         ) from exc
-    return check_audio(samples.mean(axis=1), rate, str(path))
+    return check_audio(samples.mean(axis=1), rate, called)
 
 
 def check_audio(samples: np.ndarray, sample_rate: int, name: str) -> np.ndarray:

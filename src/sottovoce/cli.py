@@ -45,7 +45,8 @@ def main() -> None:
     """Low-bit speech recognition that keeps its words.
 
     MODEL is a Hub id, a transformers or faster-whisper folder, a folder written by sottovoce, or bundled:tiny.en / bundled:base.
-    DATA is a folder of sound files, a LibriSpeech tree, or a manifest (JSON lines with "audio" and, where known, "text").
+    DATA is a folder of sound files, a tree of LibriSpeech, TED-LIUM or SPGISpeech, a manifest (JSON lines with "audio" and, where
+    known, "text"), or a data set on the Hub, hf:NAME:CONFIG:SPLIT.
     """
 
 
@@ -176,6 +177,7 @@ _tolerance = click.option(
 @click.argument("model")
 @click.argument("data")
 @click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many utterances.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
 @_gate
 @_tolerance
@@ -186,6 +188,7 @@ def evaluate(
     model: str,
     data: str,
     against: str | None,
+    limit: int | None,
     save: Path | None,
     gate: bool,
     tolerance: int,
@@ -204,7 +207,7 @@ def evaluate(
     _gate_needs(gate, against)
     _set_threads(threads)
     with show.progress() as progress:
-        result = api.evaluate(model, data, against=against, language=language, progress=progress)
+        result = api.evaluate(model, data, against=against, limit=limit, language=language, progress=progress)
     if save is not None:
         write_transcripts(save, result.transcription.transcripts)
     content = show.evaluation_as_dict(result) if as_json else None

@@ -87,8 +87,9 @@ def data_digest(data: DataSet) -> str:
     """A hash of all ids, texts, speakers and recordings."""
     digest = hashlib.sha256()
     for utterance in data:
-        digest.update(json.dumps([utterance.id, utterance.text, utterance.speaker]).encode())
-        digest.update(_file_digest(utterance.audio))
+        digest.update(json.dumps([utterance.id, utterance.text, utterance.speaker, utterance.span]).encode())
+        audio = utterance.audio
+        digest.update(hashlib.sha256(audio).digest() if isinstance(audio, bytes) else _file_digest(audio))
     return digest.hexdigest()[:16]
 
 

@@ -160,7 +160,7 @@ class _Bench:
         return model, model_digest(model)
 
     def _data(self, name: str) -> tuple[DataSet, str]:
-        data = load_data(self.data_root / name)
+        data = load_data(name if name.startswith("hf:") else self.data_root / name)
         return data, data_digest(data)
 
     def _listener(self, model: str, data: str) -> Listener:

@@ -1,0 +1,125 @@
+"""Folders as the corpora are handed out: LibriSpeech, TED-LIUM, SPGISpeech, and plain folders of sound files.
+
+Their texts follow rules of their own. What is not speech (TED-LIUM's `<unk>`, `{NOISE}`, pronunciation marks) is taken out here,
+so that a text can also be taught; spelling, case, punctuation and numbers are levelled when scoring (`evaluate.score.normalize`).
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sottovoce.audio import SUFFIXES
+from sottovoce.data.base import Utterance
+from sottovoce.errors import DataError
+
+IGNORED = "ignore_time_segment_in_scoring"  # the text of a TED-LIUM segment that must not be scored
+NOT_WORDS = re.compile(r"<[^>]*>|\{[^}]*\}|\(\d+\)|\[[^\]]*\]")
+STM_FIELDS = 7  # file, channel, speaker, start, end, label, text
+SPGI_COLUMNS = ("wav_filename", "wav_filesize", "transcript")
+
+
+def read_folder(path: Path) -> list[Utterance]:
+    """All sound files below a folder, by name; nothing is known of what they say."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return [Utterance(id=file.relative_to(path).with_suffix("").as_posix(), audio=file) for file in files]
+
+
+def read_librispeech(transcripts: list[Path]) -> list[Utterance]:
+    """LibriSpeech's own layout: `speaker/chapter/speaker-chapter.trans.txt` beside `speaker-chapter-NNNN.flac`."""
+    utterances = []
+    for transcript in transcripts:
+        for number, line in enumerate(transcript.read_text(encoding="utf-8").splitlines(), start=1):
+            name, _, text = line.strip().partition(" ")
+            if not name:
+                continue
+            audio = next(
+                (file for s in (".flac", ".wav") if (file := transcript.parent / f"{name}{s}").is_file()), None
+            )
+            if audio is None:
+                raise DataError(f"{transcript}, line {number}: no {name}.flac beside it")
+            utterances.append(Utterance(id=name, audio=audio, text=text, speaker=name.split("-")[0]))
+    return utterances
+
+
+def tedlium_text(text: str) -> str | None:
+    """A TED-LIUM transcript without its marks and with its apostrophes joined ("i 'm" is "i'm"); None: not to be scored."""
+    if text.strip() == IGNORED:
+        return None
+    words = NOT_WORDS.sub(" ", text)
+    return re.sub(r"\s+'\s*(?=\w)", "'", " ".join(words.split()))
+
+
+def read_tedlium(transcripts: list[Path]) -> tuple[list[Utterance], int]:
+    """TED-LIUM's layout: `stm/TALK.stm` beside `sph/TALK.sph`, one line per segment. Returns also how many are not to be scored."""
+    utterances, ignored = [], 0
+    for transcript in transcripts:
+        audio = _recording_of(transcript)
+        for where, (_, _, speaker, start, end, _, text) in _stm_lines(transcript):
+            cleaned = tedlium_text(text)
+            if not cleaned:
+                ignored += 1
+                continue
+            try:
+                span = float(start), float(end)
+            except ValueError as exc:
+                raise DataError(f"{where}: start {start!r} and end {end!r} must be seconds") from exc
+            if not 0 <= span[0] < span[1]:
+                raise DataError(f"{where}: a segment from {start} s to {end} s has no length")
+            name = f"{transcript.stem}-{span[0]:.2f}-{span[1]:.2f}"
+            utterances.append(Utterance(id=name, audio=audio, text=cleaned, speaker=speaker, span=span))
+    return utterances, ignored
+
+
+def _stm_lines(transcript: Path) -> Iterator[tuple[str, list[str]]]:
+    try:
+        lines = transcript.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{transcript}: is not UTF-8 text") from exc
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith(";;"):
+            continue
+        fields = line.split(maxsplit=STM_FIELDS - 1)
+        if len(fields) == STM_FIELDS - 1:
+            fields.append("")  # a segment without words
+        if len(fields) < STM_FIELDS:
+            raise DataError(
+                f"{transcript}, line {number}: wanted file, channel, speaker, start, end, <label> and text; got {line[:80]!r}"
+            )
+        yield f"{transcript}, line {number}", fields
+
+
+def _recording_of(transcript: Path) -> Path:
+    for folder in (transcript.parent.parent / "sph", transcript.parent.parent / "wav", transcript.parent):
+        for suffix in (".sph", ".wav", ".flac"):
+            file = folder / f"{transcript.stem}{suffix}"
+            if file.is_file():
+                return file
+    raise DataError(f"{transcript}: no {transcript.stem}.sph in the folder sph beside it")
+
+
+def read_spgispeech(table: Path) -> list[Utterance]:
+    """SPGISpeech's layout: `val.csv`, with `|` between its columns, beside the folder `val` of wav files."""
+    utterances = []
+    root = table.parent / table.stem if (table.parent / table.stem).is_dir() else table.parent
+    with table.open(encoding="utf-8", newline="") as lines:
+        # Quotes stand for themselves: transcripts hold them unpaired.
+        rows = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
+        if tuple(next(rows, ())) != SPGI_COLUMNS:
+            raise DataError(f"{table}: its first line must be {'|'.join(SPGI_COLUMNS)}")
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(SPGI_COLUMNS):
+                raise DataError(f"{table}, line {number}: wanted {len(SPGI_COLUMNS)} columns, got {len(row)}")
+            name, _, text = row
+            if not (root / name).resolve().is_relative_to(root.resolve()):
+                raise DataError(f"{table}, line {number}: {name!r} lies outside of {root}")
+            utterances.append(
+                Utterance(id=Path(name).with_suffix("").as_posix(), audio=root / name, text=text, speaker=_folder(name))
+            )
+    return utterances
+
+
+def _folder(name: str) -> str | None:
+    """SPGISpeech names no speakers; the clips of one call lie in one folder."""
+    parent = Path(name).parent.as_posix()
+    return None if parent == "." else parent
