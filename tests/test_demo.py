@@ -64,6 +64,29 @@ def test_tiny_en_at_four_bits_keeps_clean_words(tmp_path: Path) -> None:
 
 
 @needs_voice
+@needs_model
+def test_a_long_recording_goes_through_whispers_own_procedure(tmp_path: Path) -> None:
+    import soundfile
+    import soxr
+    from hibari import Hibari
+
+    voice, texts = Hibari(), sentences("test")[:9]
+    parts = [soxr.resample(voice(text, seed=i), 24000, 16000) for i, text in enumerate(texts)]
+    silence = np.zeros(16000, np.float32)
+    samples = np.concatenate([piece for part in parts for piece in (part, silence)])
+    assert len(samples) > 32 * 16000
+    soundfile.write(tmp_path / "long.wav", samples, 16000)
+    soundfile.write(tmp_path / "short.wav", parts[0], 16000)
+    data = DataSet("long", tuple(Utterance(id=n, audio=tmp_path / f"{n}.wav", text=t)
+                                 for n, t in (("long", " ".join(texts)), ("short", texts[0]))))  # fmt: skip
+    model = api.load("bundled:tiny.en")
+    heard, again = api.evaluate(model, data), api.evaluate(model, data)
+    assert heard.score.wer < 0.15
+    assert [t.text for t in heard.transcription.transcripts] == [t.text for t in again.transcription.transcripts]
+    assert not any(t.truncated or t.pieces > 1 for t in heard.transcription.transcripts)
+
+
+@needs_voice
 def test_speech_is_made_once_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sottovoce.demo.sentences", lambda _split: ["Good night, sleep well.", "See you tomorrow."])
     for name in ("a", "b"):

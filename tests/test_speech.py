@@ -195,6 +195,21 @@ def test_transcribing_keeps_order_and_joins_pieces(tmp_path: Path) -> None:
     assert together.audio_s == pytest.approx(6.0)
 
 
+def test_only_what_reaches_the_limit_is_truncated() -> None:
+    model = make_tiny()
+    noise = np.random.default_rng(0).standard_normal((6, 16000)).astype(np.float32)
+    encoded = model.encode(model.features(list(noise)))
+    whole = model.decode_to_end(encoded, None)
+    for limit in (3, 8):
+        for (tokens, ended), (all_tokens, came_to_end) in zip(
+            model.decode_to_end(encoded, None, limit), whole, strict=True
+        ):
+            assert tokens == all_tokens[:limit]
+            assert ended == (came_to_end and len(all_tokens) < limit)
+    for i in range(len(noise)):
+        assert model.decode_to_end(encoded[i : i + 1], None) == whole[i : i + 1]
+
+
 def test_looping_utterances_do_not_change_by_going_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny()
     encoded = model.encode(

@@ -33,9 +33,11 @@ class Transcription:
 def transcribe_data(
     model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress = silent
 ) -> Transcription:
-    """Transcribe every utterance of `data`. Recordings longer than one forward pass are cut at silence and joined again.
+    """Transcribe every utterance of `data`.
 
-    Raises `AudioError` for a recording that cannot be used.
+    Recordings longer than one forward pass go through the model's own long-form procedure, one by one (all of their time
+    counts as the decoder's); where the model has none, they are cut at silence and joined again. Raises `AudioError` for a
+    recording that cannot be used.
     """
     done, encoder_s, decoder_s = list[Transcript](), 0.0, 0.0
     utterances = list(data)
@@ -43,18 +45,25 @@ def transcribe_data(
         progress(f"transcribing {data.name}", start, len(utterances))
         batch = utterances[start : start + DECODER_BATCH]
         whole = [utterance.samples() for utterance in batch]
-        pieces = [split_at_silence(samples, model.longest_s) for samples in whole]
+        began = time.perf_counter()
+        long = {
+            i: found
+            for i, samples in enumerate(whole)
+            if len(samples) > model.longest_s * SAMPLE_RATE
+            and (found := model.decode_long(samples, language)) is not None
+        }
+        decoder_s += time.perf_counter() - began
+        pieces = [[] if i in long else split_at_silence(samples, model.longest_s) for i, samples in enumerate(whole)]
         flat = [piece for parts in pieces for piece in parts]
         began = time.perf_counter()
-        encoded = torch.cat(
-            [model.encode(model.features(flat[i : i + ENCODER_BATCH])) for i in range(0, len(flat), ENCODER_BATCH)]
-        )
+        encoded = [
+            model.encode(model.features(flat[i : i + ENCODER_BATCH])) for i in range(0, len(flat), ENCODER_BATCH)
+        ]
         between = time.perf_counter()
-        decoded = model.decode_to_end(encoded, language)
+        tokens = iter(model.decode_to_end(torch.cat(encoded), language) if encoded else ())
         encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
-        tokens = iter(decoded)
-        for utterance, samples, parts in zip(batch, whole, pieces, strict=True):
-            heard, ended = zip(*(next(tokens) for _ in parts), strict=True)
+        for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):
+            heard, ended = zip(*([long[i]] if i in long else [next(tokens) for _ in parts]), strict=True)
             done.append(
                 Transcript(
                     id=utterance.id,
@@ -62,7 +71,7 @@ def transcribe_data(
                     tokens=tuple(token for row in heard for token in row),
                     duration_s=len(samples) / SAMPLE_RATE,
                     reference=utterance.text,
-                    pieces=len(parts),
+                    pieces=max(1, len(parts)),
                     truncated=not all(ended),
                 )
             )

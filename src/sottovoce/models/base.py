@@ -107,6 +107,10 @@ class SpeechModel(ABC):
         return [tokens for tokens, _ in self.decode_to_end(encoded, language, max_new_tokens)]
 
     @abstractmethod
+    def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
+        """A recording of any length by the model's own long-form procedure, or None if it has none; else as `decode_to_end`."""
+
+    @abstractmethod
     def text(self, tokens: Sequence[int]) -> str:
         """The words of a transcript."""
 

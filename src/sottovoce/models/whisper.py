@@ -12,6 +12,13 @@ from sottovoce.errors import ModelError
 from sottovoce.models.base import Fold, Layer, Part, Positions, SpeechModel
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
+# Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
+LONG_FORM = {
+    "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "compression_ratio_threshold": 1.35,
+    "logprob_threshold": -1.0,
+    "no_speech_threshold": 0.6,
+}
 SAMPLES_PER_POSITION = 320  # hop of 160 samples, halved in time by the second convolution
 
 
@@ -106,24 +113,52 @@ class Whisper(SpeechModel):
                 decoded[i] = row
         return decoded
 
+    def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
+        """Whisper's sequential algorithm (arXiv 2212.04356, section 3.8), as `transformers` has it: windows of 30 s that move on by
+        the predicted timestamps; a window that loops or is improbable is decoded again at higher temperatures.
+        """
+        first_timestamp = self.network.generation_config.no_timestamps_token_id + 1
+        if first_timestamp >= self.network.config.vocab_size:
+            return None  # a model without timestamps
+        extracted = self.processor.feature_extractor(
+            recording,
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            truncation=False,
+            padding="longest",
+            return_attention_mask=True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for the higher temperatures: the same recording gives the same words
+            out = self.network.generate(
+                extracted["input_features"].to(self.device, self.network.dtype),
+                attention_mask=extracted["attention_mask"].to(self.device),
+                return_timestamps=True,
+                condition_on_prev_tokens=False,
+                num_beams=1,
+                **LONG_FORM,
+                **self._language_options(language),
+            )
+        skipped = {*self._prompt(language), self.network.generation_config.eos_token_id}
+        return [token for token in out[0].tolist() if token not in skipped and token < first_timestamp], True
+
     def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
         """Transcripts, and whether each came to its end token within `max_new_tokens`."""
-        options: dict[str, object] = {"max_new_tokens": max_new_tokens}
-        if self.network.generation_config.is_multilingual:
-            options |= {"language": self._language(language), "task": "transcribe"}
         out = self.network.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             num_beams=1,
             do_sample=False,
             return_timestamps=False,
-            **options,
+            max_new_tokens=max_new_tokens,
+            **self._language_options(language),
         )
         end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
         transcripts = []
         for row in out.tolist():
             while row and row[0] in prompt:
                 row = row[1:]
-            transcripts.append((row[: row.index(end)] if end in row else row, end in row))
+            # The longest row of a batch comes without its end token.
+            transcripts.append((row[: row.index(end)] if end in row else row, end in row or len(row) < max_new_tokens))
         return transcripts
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -153,6 +188,11 @@ class Whisper(SpeechModel):
         if settings.is_multilingual:
             prompt += [settings.lang_to_id[f"<|{self._language(language)}|>"], settings.task_to_id["transcribe"]]
         return [*prompt, settings.no_timestamps_token_id]
+
+    def _language_options(self, language: str | None) -> dict[str, str]:
+        if not self.network.generation_config.is_multilingual:
+            return {}
+        return {"language": self._language(language), "task": "transcribe"}
 
     def _language(self, language: str | None) -> str:
         code = language or "en"
