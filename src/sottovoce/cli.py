@@ -177,6 +177,9 @@ _tolerance = click.option(
 @click.argument("model")
 @click.argument("data")
 @click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
+@click.option(
+    "--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file."
+)
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many utterances.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
 @_gate
@@ -190,6 +193,7 @@ def evaluate(
     against: str | None,
     limit: int | None,
     save: Path | None,
+    save_reference: Path | None,
     gate: bool,
     tolerance: int,
     language: str | None,
@@ -205,11 +209,15 @@ def evaluate(
     from sottovoce.evaluate.transcripts import write_transcripts
 
     _gate_needs(gate, against)
+    if save_reference is not None and against is None:
+        raise click.UsageError("--save-reference needs a reference system: give it with --against")
     _set_threads(threads)
     with show.progress() as progress:
         result = api.evaluate(model, data, against=against, limit=limit, language=language, progress=progress)
     if save is not None:
         write_transcripts(save, result.transcription.transcripts)
+    if save_reference is not None and result.reference is not None:
+        write_transcripts(save_reference, result.reference.transcription.transcripts)
     content = show.evaluation_as_dict(result) if as_json else None
     if not as_json:
         show.evaluation(result)
@@ -286,6 +294,35 @@ def inspect(out: Path, as_json: bool) -> None:
         _print_json(manifest)
     else:
         show.folder(manifest, out)
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--transcripts", type=click.Path(path_type=Path), help="What the model heard (evaluate --save).")
+@click.option("--against", type=click.Path(path_type=Path), help="What the original heard (evaluate --save-reference).")
+@click.option("--html", type=click.Path(path_type=Path), help="The page to write (default: OUT.html beside OUT).")
+def report(out: Path, transcripts: Path | None, against: Path | None, html: Path | None) -> None:
+    """One HTML page about a quantized folder, or about the results of a bench.
+
+    \b
+    sottovoce report tiny-4bit --transcripts heard.jsonl --against original.jsonl
+    """
+    from sottovoce.bench import read_results
+    from sottovoce.evaluate.transcripts import read_transcripts
+    from sottovoce.report import bench_page, folder_page, write_page
+
+    if against is not None and transcripts is None:
+        raise click.UsageError("--against is compared with --transcripts: give both")
+    if (out / "cells").is_dir():
+        page = bench_page(out.resolve().name, read_results(out))
+    else:
+        page = folder_page(
+            out,
+            None if transcripts is None else read_transcripts(transcripts),
+            None if against is None else read_transcripts(against),
+        )
+    whole = out.resolve()
+    click.echo(f"wrote {write_page(page, html or whole.with_name(f'{whole.name}.html'))}")
 
 
 @main.command()

@@ -1,0 +1,68 @@
+"""Charts as inline SVG, by matplotlib, in the colours of the page they stand on."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sottovoce.errors import MissingDependencyError
+
+# Okabe and Ito's colours, told apart by colour-blind readers, on dark and on light ground.
+SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+INK = "#010203"  # stands for the page's own text colour, and is replaced by it
+
+
+def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str) -> str:
+    """Curves along the depth, one panel per half of the model: `halves[half][series]` holds a value per layer."""
+    figure = _figure(9.5, 3.2)
+    panels = figure.subplots(1, len(halves), sharey=True, squeeze=False)[0]
+    for axis, (half, series) in zip(panels, halves.items(), strict=True):
+        for (name, values), (colour, marker) in zip(series.items(), SERIES, strict=False):
+            known = [(i, value) for i, value in enumerate(values) if value is not None]
+            axis.plot(
+                [i for i, _ in known], [v for _, v in known], label=name, color=colour, marker=marker, markersize=3.5,
+                linewidth=1.2,
+            )  # fmt: skip
+        axis.set_title(half)
+        axis.set_xlabel("linear layer, in the order of the model")
+        axis.grid(axis="y", alpha=0.25, color=INK)
+    panels[0].set_ylabel(label)
+    panels[0].legend(frameon=False, fontsize="small")
+    return _as_svg(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise MissingDependencyError('reports need matplotlib: pip install "sottovoce[report]"') from exc
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    return figure
+
+
+def _as_svg(figure: Any) -> str:
+    import matplotlib
+
+    for axis in figure.axes:
+        axis.patch.set_alpha(0)
+        axis.tick_params(colors=INK)
+        axis.title.set_color(INK)
+        for text in (axis.xaxis.label, axis.yaxis.label, *(axis.get_legend().get_texts() if axis.get_legend() else ())):
+            text.set_color(INK)
+        for spine in axis.spines.values():
+            spine.set_color(INK)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sottovoce", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    return inline(text.getvalue())
+
+
+def inline(svg: str) -> str:
+    """An SVG file as part of a page: without its prologue, as wide as there is room, in the page's text colour."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
+    return svg.replace(INK, "currentColor").replace("font: ", "font-family: inherit; font: ")
