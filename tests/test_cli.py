@@ -184,7 +184,17 @@ def test_every_command_has_help_and_an_example_in_it(command: str) -> None:
 
 
 def test_public_names() -> None:
-    assert set(main.commands) == {"quantize", "evaluate", "score", "transcribe", "inspect", "bench", "report", "demo"}
+    assert set(main.commands) == {
+        "quantize",
+        "evaluate",
+        "score",
+        "transcribe",
+        "inspect",
+        "bench",
+        "report",
+        "confidence",
+        "demo",
+    }
     assert set(sottovoce.__all__) == {
         "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
         "evaluate", "load", "load_data", "method_named", "quantize", "score", "transcribe",

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sottovoce.calibrate import assign_folds
 from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
 from sottovoce.data import DataSet, Utterance, load_data
 from sottovoce.errors import RecipeError
+from sottovoce.evaluate.confidence import FittedConfidence, fit_scalings, mark_words, words_of
 from sottovoce.evaluate.score import Score, score_transcripts
 from sottovoce.evaluate.transcribe import Transcription, transcribe_data
 from sottovoce.evaluate.transcripts import Transcript, read_transcripts
@@ -112,14 +114,49 @@ def score(transcripts: str | Path, *, against: str | Path | None = None) -> tupl
     )
 
 
+def fit_confidence(
+    model: str | Path | SpeechModel,
+    data: str | Path | DataSet,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> FittedConfidence:
+    """Fit temperature and Platt scaling of word confidences on one half of `data` (with texts) and measure them on the other.
+
+    The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Raises `DataError` if
+    there are too few words to fit or to judge.
+    """
+    model = _loaded(model)
+    data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+    known = data.draw(None, seed).utterances
+    known = tuple(utterance for utterance in known if utterance.text)
+    transcription = transcribe_data(
+        model, DataSet(data.name, known), language=language, confidence=True, progress=progress
+    )
+    marked = [
+        mark_words(words_of(model, transcript), transcript.reference or "")
+        for transcript in transcription.transcripts
+        if transcript.log_probabilities or not transcript.tokens
+    ]
+    halves = assign_folds([utterance.speaker for utterance in known])
+    return fit_scalings(marked, [half for half, t in zip(halves, transcription.transcripts, strict=True)
+                                 if t.log_probabilities or not t.tokens])  # fmt: skip
+
+
 def transcribe(
     model: str | Path | SpeechModel,
     audio: Sequence[str | Path],
     *,
+    confidence: bool = False,
     language: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Transcript, ...]:
-    """The words spoken in sound files, folders of them and data sets, in their order."""
+    """The words spoken in sound files, folders of them and data sets, in their order.
+
+    `confidence`: with the log-probability of each token (see `evaluate.confidence.words_of`).
+    """
     utterances: list[Utterance] = []
     for source in audio:
         if Path(source).is_dir() or Path(source).suffix == ".jsonl":
@@ -127,7 +164,9 @@ def transcribe(
         else:
             utterances.append(Utterance(id=str(source), audio=Path(source)))
     data = DataSet("files", tuple(utterances))
-    return transcribe_data(_loaded(model), data, language=language, progress=progress).transcripts
+    return transcribe_data(
+        _loaded(model), data, language=language, confidence=confidence, progress=progress
+    ).transcripts
 
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:

@@ -242,6 +242,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def store_confidence(folder: Path | str, confidence: dict[str, Any]) -> None:
+    """Put what was fitted to the words of held-out speech into the folder's manifest. Raises `CheckpointError`, `OutputError`."""
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder) | {"confidence": confidence}
+    partial = folder / f".{MANIFEST}.{os.getpid()}"
+    try:
+        _write_json(partial, manifest)
+        partial.replace(folder / MANIFEST)
+    except OSError as exc:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{folder / MANIFEST}: cannot be written ({exc})") from exc
+
+
 def read_weights(folder: Path, manifest: dict[str, Any]) -> dict[str, QuantizedTensor]:
     """The codes of every quantized layer, by the name under which its tensors are stored."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]

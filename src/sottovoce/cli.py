@@ -251,11 +251,22 @@ def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, a
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True)
 @click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
+@click.option(
+    "--confidence",
+    type=click.Choice(["raw", "temperature", "platt"]),
+    help="With --json: every word's confidence, as it is or scaled as fitted by `sottovoce confidence --store`.",
+)
 @_language
 @_threads
 @_as_json
 def transcribe(
-    model: str, audio: tuple[str, ...], save: Path | None, language: str | None, threads: int | None, as_json: bool
+    model: str,
+    audio: tuple[str, ...],
+    save: Path | None,
+    confidence: str | None,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Print the words spoken in sound files, or in folders and manifests of them.
 
@@ -265,13 +276,22 @@ def transcribe(
     from sottovoce import api, show
     from sottovoce.evaluate.transcripts import write_transcripts
 
+    if confidence and not as_json:
+        raise click.UsageError("--confidence goes with --json")
     _set_threads(threads)
+    loaded = api.load(model)
+    scaling = show.stored_scaling(model, confidence) if confidence else None
     with show.progress() as progress:
-        transcripts = api.transcribe(model, audio, language=language, progress=progress)
+        transcripts = api.transcribe(
+            loaded, audio, confidence=confidence is not None, language=language, progress=progress
+        )
     if save is not None:
         write_transcripts(save, transcripts)
     if as_json:
-        _print_json([{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts])
+        rows = [{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts]
+        if scaling is not None:
+            rows = [row | {"words": show.words(loaded, t, scaling)} for row, t in zip(rows, transcripts, strict=True)]
+        _print_json(rows)
         return
     for transcript in transcripts:
         click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
@@ -294,6 +314,49 @@ def inspect(out: Path, as_json: bool) -> None:
         _print_json(manifest)
     else:
         show.folder(manifest, out)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--store", is_flag=True, help="Keep the fitted scalings in MODEL (a folder written by sottovoce).")
+@click.option("--limit", type=click.IntRange(2), help="Only the first so many utterances.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed by which the speech is halved.")
+@_language
+@_threads
+@_as_json
+def confidence(
+    model: str,
+    data: str,
+    store: bool,
+    limit: int | None,
+    seed: int,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """How far word confidences of MODEL can be trusted on DATA, and scalings that mend them.
+
+    Fits on one half of DATA and measures on the other. DATA needs texts, and should not be what MODEL was calibrated on.
+
+    \b
+    sottovoce confidence tiny-4bit held-out/ --store
+    """
+    from sottovoce import api, show
+    from sottovoce.checkpoint import read_manifest, store_confidence
+
+    if store:
+        read_manifest(Path(model))  # refused before any work
+    _set_threads(threads)
+    with show.progress() as progress:
+        fitted = api.fit_confidence(model, data, limit=limit, seed=seed, language=language, progress=progress)
+    content = show.confidence_as_dict(fitted)
+    if store:
+        store_confidence(model, content | {"data": data, "seed": seed})
+    if as_json:
+        _print_json(content)
+    else:
+        show.confidence(fitted)
 
 
 @main.command()

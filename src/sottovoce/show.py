@@ -10,12 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sottovoce.api import Evaluation
+from sottovoce.checkpoint import read_manifest
+from sottovoce.errors import CheckpointError
+from sottovoce.evaluate.confidence import FittedConfidence, Scaling, words_of
 from sottovoce.evaluate.score import FAILURES, Gate, Score, as_rows
+from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 from sottovoce.progress import Progress as Report
 from sottovoce.quantize import QuantizedModel
@@ -233,6 +238,61 @@ def evaluation_as_dict(result: Evaluation) -> dict[str, Any]:
         "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference} for t in transcription.transcripts],
         "reference": None if result.reference is None else evaluation_as_dict(result.reference),
     }
+
+
+def confidence(fitted: FittedConfidence) -> None:
+    """What the confidences are worth, as they are and scaled."""
+    console = _console()
+    table = Table("confidence", "scaling", "calibration error", "cross-entropy explained", "mean", "words right")
+    rows = {
+        "as it is": (Scaling(), fitted.raw_trust),
+        "temperature": (fitted.temperature, fitted.temperature_trust),
+        "Platt": (fitted.platt, fitted.platt_trust),
+    }
+    for name, (scaling, trust) in rows.items():
+        table.add_row(
+            name,
+            f"{scaling.slope:.3f} z {scaling.offset:+.3f}",
+            f"{trust.expected_calibration_error:.3f}",
+            f"{trust.normalised_cross_entropy:.3f}",
+            f"{trust.mean_confidence:.3f}",
+            f"{trust.accuracy:.3f}",
+        )
+    console.print(table)
+    console.print(f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_trust.words} others")
+
+
+def confidence_as_dict(fitted: FittedConfidence) -> dict[str, Any]:
+    """Scalings and their worth as plain data; empty bins of the reliability diagram have null for means."""
+    content = asdict(fitted)
+    for trust in ("raw_trust", "temperature_trust", "platt_trust"):
+        content[trust]["bins"] = [
+            [None if count == 0 else mean, None if count == 0 else share, count]
+            for mean, share, count in content[trust]["bins"]
+        ]
+    return content
+
+
+def stored_scaling(model: str, name: str) -> Scaling:
+    """The scaling called `name` ("raw": none) that a quantized folder carries. Raises `CheckpointError` if it carries none."""
+    if name == "raw":
+        return Scaling()
+    stored = read_manifest(Path(model)).get("confidence")
+    if stored is None:
+        raise CheckpointError(
+            f"{model}: carries no scaling of confidences; fit one with `sottovoce confidence --store`"
+        )
+    return Scaling(**stored[name])
+
+
+def words(model: SpeechModel, transcript: Transcript, scaling: Scaling) -> list[dict[str, Any]] | None:
+    """Words with their confidences, or None where there are none (a recording of more than one pass)."""
+    if len(transcript.log_probabilities) != len(transcript.tokens):
+        return None
+    return [
+        {"word": word.text, "confidence": round(float(scaling.apply(np.array([word.confidence]))[0]), 4)}
+        for word in words_of(model, transcript)
+    ]
 
 
 def folder(manifest: dict[str, Any], out: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data import DataSet
+from sottovoce.evaluate.divergence import hidden_states, token_log_probabilities
 from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 from sottovoce.progress import Progress, silent
@@ -31,13 +32,19 @@ class Transcription:
 
 @torch.no_grad()
 def transcribe_data(
-    model: SpeechModel, data: DataSet, *, language: str | None = None, progress: Progress = silent
+    model: SpeechModel,
+    data: DataSet,
+    *,
+    language: str | None = None,
+    confidence: bool = False,
+    progress: Progress = silent,
 ) -> Transcription:
     """Transcribe every utterance of `data`.
 
     Recordings longer than one forward pass go through the model's own long-form procedure, one by one (all of their time
-    counts as the decoder's); where the model has none, they are cut at silence and joined again. Raises `AudioError` for a
-    recording that cannot be used.
+    counts as the decoder's); where the model has none, they are cut at silence and joined again. `confidence`: also take every
+    token's log-probability, but for long recordings, whose procedure gives none. Raises `AudioError` for a recording that
+    cannot be used.
     """
     done, encoder_s, decoder_s = list[Transcript](), 0.0, 0.0
     utterances = list(data)
@@ -60,7 +67,11 @@ def transcribe_data(
             model.encode(model.features(flat[i : i + ENCODER_BATCH])) for i in range(0, len(flat), ENCODER_BATCH)
         ]
         between = time.perf_counter()
-        tokens = iter(model.decode_to_end(torch.cat(encoded), language) if encoded else ())
+        decoded = model.decode_to_end(torch.cat(encoded), language) if encoded else []
+        probabilities = iter(
+            _probabilities(model, torch.cat(encoded), decoded, language) if encoded and confidence else ()
+        )
+        tokens = iter(decoded)
         encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
         for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):
             heard, ended = zip(*([long[i]] if i in long else [next(tokens) for _ in parts]), strict=True)
@@ -73,7 +84,20 @@ def transcribe_data(
                     reference=utterance.text,
                     pieces=max(1, len(parts)),
                     truncated=not all(ended),
+                    log_probabilities=tuple(p for _ in parts for p in next(probabilities)) if confidence else (),
                 )
             )
     progress(f"transcribing {data.name}", len(utterances), len(utterances))
     return Transcription(transcripts=tuple(done), encoder_s=encoder_s, decoder_s=decoder_s)
+
+
+def _probabilities(
+    model: SpeechModel, encoded: torch.Tensor, decoded: list[tuple[list[int], bool]], language: str | None
+) -> list[list[float]]:
+    """Log-probability of each token of each transcript, by one more pass of the decoder."""
+    transcripts = [tokens for tokens, _ in decoded]
+    states = hidden_states(model, encoded, transcripts, language)
+    return [
+        token_log_probabilities(model, state, tokens).clamp(max=0).tolist()
+        for state, tokens in zip(states, transcripts, strict=True)
+    ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Part = Literal["encoder", "decoder self", "decoder cross", "decoder mlp", "head"]
 Positions = Literal["frames", "tokens"]
+WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ class SpeechModel(ABC):
     @abstractmethod
     def text(self, tokens: Sequence[int]) -> str:
         """The words of a transcript."""
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> tuple[list[list[int]], list[list[float]]]:
+        """A transcript's tokens, and a value of each, word by word: a word begins where a token begins with a space."""
+        words, of_words = list[list[int]](), list[list[float]]()
+        for token, value in zip(tokens, values, strict=True):
+            piece = self.processor.tokenizer.convert_ids_to_tokens(token) or ""
+            if not words or piece.startswith(WORD_STARTS):
+                words.append([])
+                of_words.append([])
+            words[-1].append(token)
+            of_words[-1].append(value)
+        return words, of_words
 
     @abstractmethod
     def tokens(self, text: str) -> list[int]:

@@ -1,0 +1,212 @@
+"""How far the confidence in each recognised word can be trusted, and two scalings that mend it.
+
+A word's confidence is the geometric mean of its tokens' probabilities. It is judged by whether the word is right, after an
+alignment with the reference. Both scalings work on its log-odds `z`: temperature scaling (Guo et al., arXiv 1706.04599, for two
+classes) gives `sigmoid(z / T)`, Platt scaling (Platt 1999) `sigmoid(a z + b)`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+
+from sottovoce.errors import DataError
+from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.models.base import SpeechModel
+
+BINS = 10  # of equal width, in reliability diagrams and the expected calibration error
+SMALLEST = 1e-6  # confidences are kept so far from 0 and 1
+NEWTON_STEPS = 100
+RIDGE = 1e-6  # keeps the fit finite where right and wrong words separate perfectly
+NOT_SPOKEN = re.compile(r"[^\w']+")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A recognised word as it is written, with the confidence that it is right, 0 to 1."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """`sigmoid(slope * z + offset)` of a confidence's log-odds z. Temperature scaling has slope 1 / T and offset 0."""
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def apply(self, confidences: np.ndarray) -> np.ndarray:
+        """Scaled confidences `[n]`."""
+        return _sigmoid(self.slope * log_odds(confidences) + self.offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """How well confidences agree with what is right.
+
+    `expected_calibration_error`: mean gap between confidence and share of right words over bins, weighted by their size.
+    `normalised_cross_entropy`: share of the entropy of "right or wrong" that the confidences explain (1: all; below 0: worse
+    than always saying the mean). `bins`: mean confidence, share right, and count of each bin (NaN where it is empty).
+    """
+
+    words: int
+    accuracy: float
+    mean_confidence: float
+    expected_calibration_error: float
+    normalised_cross_entropy: float
+    bins: tuple[tuple[float, float, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedConfidence:
+    """Two scalings fitted on one half of some speech, and what all three confidences are worth on the other half."""
+
+    temperature: Scaling
+    platt: Scaling
+    raw_trust: Trust
+    temperature_trust: Trust
+    platt_trust: Trust
+    fitted_words: int
+
+
+def fit_scalings(marked: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequence[int]) -> FittedConfidence:
+    """`marked`: confidences and rightness of each utterance's words; `halves`: 0 to fit on, 1 to judge on.
+
+    Raises `DataError` if a half has no words, or the fitted half's words are all right or all wrong.
+    """
+    parts = []
+    for half in (0, 1):
+        own = [pair for pair, h in zip(marked, halves, strict=True) if h == half]
+        if not sum(len(confidences) for confidences, _ in own):
+            raise DataError("too little speech: words are needed to fit a scaling and others to judge it")
+        parts.append((np.concatenate([c for c, _ in own]), np.concatenate([r for _, r in own])))
+    (fit, right), (judge, judged) = parts
+    temperature, platt = fit_temperature(fit, right), fit_platt(fit, right)
+    return FittedConfidence(
+        temperature=temperature,
+        platt=platt,
+        raw_trust=measure_trust(judge, judged),
+        temperature_trust=measure_trust(temperature.apply(judge), judged),
+        platt_trust=measure_trust(platt.apply(judge), judged),
+        fitted_words=len(fit),
+    )
+
+
+def words_of(model: SpeechModel, transcript: Transcript) -> list[Word]:
+    """The words of a transcript whose tokens carry log-probabilities. Raises `DataError` if they do not."""
+    if len(transcript.log_probabilities) != len(transcript.tokens):
+        raise DataError(
+            f"{transcript.id}: {len(transcript.tokens)} tokens with {len(transcript.log_probabilities)} log-probabilities; "
+            "transcribe with confidences, and recordings that fit one pass"
+        )
+    words = []
+    for tokens, logs in zip(*model.split_words(transcript.tokens, transcript.log_probabilities), strict=True):
+        text = model.text(tokens)
+        if text:
+            words.append(Word(text, math.exp(sum(logs) / len(logs))))
+    return words
+
+
+def mark_words(words: Sequence[Word], reference: str) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out."""
+    spoken = [(_plain(word.text), word.confidence) for word in words]
+    spoken = [(text, confidence) for text, confidence in spoken if text]
+    right = np.zeros(len(spoken), dtype=bool)
+    wanted = [text for text in map(_plain, reference.split()) if text]
+    if spoken and wanted:
+        output = jiwer.process_words(" ".join(wanted), " ".join(text for text, _ in spoken))
+        for chunk in output.alignments[0]:
+            if chunk.type == "equal":
+                right[chunk.hyp_start_idx : chunk.hyp_end_idx] = True
+    return np.array([confidence for _, confidence in spoken]), right
+
+
+def _plain(word: str) -> str:
+    """A single word without case and punctuation. (The scoring normalizer joins words, so it cannot be used here.)"""
+    return NOT_SPOKEN.sub("", word.lower()).strip("'_")
+
+
+def log_odds(confidences: np.ndarray) -> np.ndarray:
+    """`log(c / (1 - c))`, finite."""
+    kept = np.clip(confidences, SMALLEST, 1 - SMALLEST)
+    odds: np.ndarray = np.log(kept) - np.log1p(-kept)
+    return odds
+
+
+def measure_trust(confidences: np.ndarray, right: np.ndarray) -> Trust:
+    """Judge confidences `[n]` by whether the words are right `[n]`. Raises `DataError` if there are none."""
+    if not len(confidences):
+        raise DataError("no words were recognised, so there are no confidences to judge")
+    kept = np.clip(confidences, SMALLEST, 1 - SMALLEST)
+    at = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    bins, gap = [], 0.0
+    for i in range(BINS):
+        inside = at == i
+        count = int(inside.sum())
+        mean, share = (
+            (float(confidences[inside].mean()), float(right[inside].mean())) if count else (math.nan, math.nan)
+        )
+        bins.append((mean, share, count))
+        gap += count * abs(mean - share) if count else 0.0
+    accuracy = float(right.mean())
+    entropy = -float(np.where(right, np.log(kept), np.log1p(-kept)).mean())
+    whole = (
+        0.0 if accuracy in (0.0, 1.0) else -(accuracy * math.log(accuracy) + (1 - accuracy) * math.log(1 - accuracy))
+    )
+    return Trust(
+        words=len(confidences),
+        accuracy=accuracy,
+        mean_confidence=float(confidences.mean()),
+        expected_calibration_error=gap / len(confidences),
+        normalised_cross_entropy=(whole - entropy) / whole if whole > 0 else math.nan,
+        bins=tuple(bins),
+    )
+
+
+def fit_temperature(confidences: np.ndarray, right: np.ndarray) -> Scaling:
+    """The temperature with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
+    slope = _newton(log_odds(confidences)[:, None], right)[0]
+    return Scaling(slope=float(slope))
+
+
+def fit_platt(confidences: np.ndarray, right: np.ndarray) -> Scaling:
+    """Slope and offset with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
+    odds = log_odds(confidences)
+    slope, offset = _newton(np.stack([odds, np.ones_like(odds)], axis=1), right)
+    return Scaling(float(slope), float(offset))
+
+
+def _newton(features: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Logistic regression without an intercept of its own, `[n, k]` on bool `[n]`, by damped Newton steps."""
+    if right.all() or not right.any():
+        raise DataError(
+            f"all {len(right)} words are {'right' if right.all() else 'wrong'}: a scaling needs both kinds; give more speech"
+        )
+    weights = np.zeros(features.shape[1])
+    loss = _loss(weights, features, right)
+    for _ in range(NEWTON_STEPS):
+        probability = _sigmoid(features @ weights)
+        gradient = features.T @ (probability - right) / len(right) + RIDGE * weights
+        curvature = (features * (probability * (1 - probability))[:, None]).T @ features / len(right)
+        step = np.linalg.solve(curvature + RIDGE * np.eye(len(weights)), gradient)
+        size = 1.0
+        while (after := _loss(weights - size * step, features, right)) > loss and size > SMALLEST:
+            size /= 2
+        weights, gained, loss = weights - size * step, loss - after, after
+        if gained < 1e-12:
+            break
+    return weights
+
+
+def _loss(weights: np.ndarray, features: np.ndarray, right: np.ndarray) -> float:
+    odds = features @ weights
+    return float(np.logaddexp(0, np.where(right, -odds, odds)).mean() + RIDGE / 2 * weights @ weights)
+
+
+def _sigmoid(odds: np.ndarray) -> np.ndarray:
+    result: np.ndarray = 0.5 * (1 + np.tanh(odds / 2))
+    return result
