@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -96,6 +97,31 @@ def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed
     assert contents(tmp_path / "out") == contents(undisturbed)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_no_process_outlives_a_killed_bench(bench_root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sottovoce.cli", "bench", bench_root / "recipe.toml", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        [*map(str, command), "--jobs", "2", "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "out").glob("cells/reference-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while alive := [pid for pid in children if _is_running(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_two_processes_give_what_one_gives(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
     outcome = run_bench(read_plan(bench_root / "recipe.toml"), tmp_path, data_root=bench_root, jobs=2, threads=1)
     assert not outcome.failed
@@ -137,6 +163,19 @@ def test_the_table_follows_from_the_transcripts(undisturbed: Path) -> None:
     assert {line["method"] for line in table} == {"none", "rtn", "gptq", "strong"}
     assert float(next(line for line in table if line["method"] == "rtn" and line["bits"] == "3")["wer"]) == rounded.wer
     assert as_markdown(list(rows.values())).count("| strong |") == 2
+
+
+def test_of_two_measurements_of_one_thing_the_newest_counts(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "cells", tmp_path / "cells")
+    before = read_results(tmp_path)
+    old = next(file for file in (tmp_path / "cells").glob("reference-*.json"))
+    content = json.loads(old.read_text())
+    content["key"]["environment"]["torch"] = "of tomorrow"
+    content["result"]["transcripts"][0]["text"] = "newer"
+    (tmp_path / "cells" / "reference-0000000000000000.json").write_text(json.dumps(content))
+    after = read_results(tmp_path)
+    assert {at: len(runs) for at, runs in after.items()} == {at: len(runs) for at, runs in before.items()}
+    assert "newer" in {t.text for at, (run, *_) in after.items() if at[1] == "none" for t in run.transcripts}
 
 
 def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> None:

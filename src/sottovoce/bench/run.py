@@ -7,6 +7,7 @@ quantized model after the other, each on all data sets. Whatever is finished is 
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -102,11 +103,24 @@ def _worker(arguments: tuple[Any, ...], jobs: int) -> Iterator[Any]:
             torch.set_num_threads(threads_before)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start, arguments) as pool:
+    with ProcessPoolExecutor(jobs, context, _start_process, arguments) as pool:
         yield lambda job: pool.submit(_do, job)
 
 
 _state: dict[str, "_Bench"] = {}
+
+
+def _start_process(*arguments: Any) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _start(*arguments)
+
+
+def _leave_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _start(plan: BenchPlan, out: Path, data_root: Path, threads: int) -> None:

@@ -60,29 +60,31 @@ class Run:
 
 
 def read_results(out: str | Path) -> dict[tuple[str, str, int, str], list[Run]]:
-    """All finished evaluations in a bench's folder, by model, method, bits and data set, in the order of their seeds."""
+    """All finished evaluations in a bench's folder, by model, method, bits and data set, in the order of their seeds.
+
+    Where the same was measured more than once (with other versions or settings), the newest counts.
+    """
     folder = Path(out).expanduser() / "cells"
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
     if not files:
         raise DataError(f"{out}: holds no results of a bench (no {folder}/*.json)")
     cells = {file.stem: read_cell(file) for file in files}
-    found: dict[tuple[str, str, int, str], list[tuple[int, Run]]] = defaultdict(list)
+    found: dict[tuple[str, str, int, str], dict[int, Run]] = defaultdict(dict)
     for cell in cells.values():
         key, result = cell["key"], cell.get("result")
         if result is None or cell["kind"] == "quantize":
             continue
         transcripts = tuple(map(as_transcript, result["transcripts"]))
         if cell["kind"] == "reference":
-            found[key["model"], "none", 16, key["data"]].append((0, Run(transcripts, 0.0)))
+            found[key["model"], "none", 16, key["data"]][0] = Run(transcripts, 0.0)
             continue
         parent = cells.get(key["quantized"])
-        if parent is None:
+        if parent is None or "result" not in parent:
             continue
         made = parent["key"]
         at = (made["model"], made["method"], made["recipe"]["grid"]["bits"], key["data"])
-        run = Run(transcripts, result["mean_kl"], tuple(parent["result"]["layers"]))
-        found[at].append((made["seed"] or 0, run))
-    return {at: [run for _, run in sorted(runs, key=lambda pair: pair[0])] for at, runs in found.items()}
+        found[at][made["seed"] or 0] = Run(transcripts, result["mean_kl"], tuple(parent["result"]["layers"]))
+    return {at: [runs[seed] for seed in sorted(runs)] for at, runs in found.items()}
 
 
 def summarise(results: dict[tuple[str, str, int, str], list[Run]]) -> list[Row]:

@@ -1,0 +1,57 @@
+"""How far quantization spoils word confidences and how far scaling mends them, from the results of a bench.
+
+    python benchmarks/confidence.py RESULTS [--model bundled:tiny.en] [--bits 3]
+
+For the original and every method and draw: words of all data sets together, fitted on one half of the utterances (by a fixed
+shuffle) and judged on the other. Writes `benchmarks/results/confidence.json`.
+"""
+
+import argparse
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+from sottovoce.bench import read_results
+from sottovoce.evaluate.confidence import fit_scalings, mark_words, words_of
+from sottovoce.models import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results")
+    parser.add_argument("--model", default="bundled:tiny.en")
+    parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--out", default="benchmarks/results/confidence.json")
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    by_system: dict[tuple[str, int], list] = {}
+    for (name, method, bits, _), runs in sorted(read_results(arguments.results).items()):
+        if name == arguments.model and bits in (16, arguments.bits):
+            for draw, run in enumerate(runs):
+                by_system.setdefault((method, draw), []).extend(run.transcripts)
+    rows = []
+    for (method, draw), transcripts in by_system.items():
+        scored = sorted((t for t in transcripts if t.reference), key=lambda transcript: transcript.id)
+        random.Random(0).shuffle(scored)  # noqa: S311 - a reproducible shuffle, no secret
+        marked = [mark_words(words_of(model, transcript), transcript.reference or "") for transcript in scored]
+        fitted = fit_scalings(marked, [i % 2 for i in range(len(marked))])
+        rows.append({"method": method, "draw": draw, **asdict(fitted)})
+        print(
+            f"{method} {draw}: right {fitted.raw_trust.accuracy:.3f}",
+            *(
+                f"{name} ECE {trust.expected_calibration_error:.3f} NCE {trust.normalised_cross_entropy:.3f}"
+                for name, trust in (
+                    ("raw", fitted.raw_trust),
+                    ("temperature", fitted.temperature_trust),
+                    ("Platt", fitted.platt_trust),
+                )
+            ),
+        )
+    content = {"model": arguments.model, "bits": arguments.bits, "systems": rows}
+    text = json.dumps(content, indent=1).replace("NaN", "null")
+    Path(arguments.out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
