@@ -35,6 +35,7 @@ group_size = 32
 base = "qep"
 strength = 1.0
 """
+KILLS = int(os.environ.get("SOTTOVOCE_KILLS", "3"))
 CELLS = 1 + 2 * (1 + 2 + 2) * 2  # the reference; per width RTN once and two methods by seed, quantized and evaluated
 
 
@@ -79,7 +80,7 @@ def test_a_finished_bench_computes_nothing_again(bench_root: Path, undisturbed: 
 def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sottovoce.cli", "bench", bench_root / "recipe.toml", "--out", tmp_path / "out"]
     moments = random.Random(4)  # noqa: S311 - moments to kill at, no secret
-    for _ in range(3):
+    for _ in range(KILLS):
         process = subprocess.Popen(
             [*map(str, command), "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
