@@ -59,6 +59,8 @@ def draw_figures(
 
 
 def _against_bits(axis: Any, rows: Sequence[Row], key: str, spread: str, scale: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     bits = sorted({row.bits for row in rows if row.method != "none"})
     methods = list(dict.fromkeys(row.method for row in rows if row.method != "none"))
     values = []
@@ -77,7 +79,11 @@ def _against_bits(axis: Any, rows: Sequence[Row], key: str, spread: str, scale: 
     positive = [value for value in values if value > 0]
     if positive and max(positive) > LOG_FROM * min(positive):
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks(range(len(bits)), [str(width) for width in bits])
+    axis.set_xlim(-0.5, len(bits) - 0.5)
     axis.set_xlabel("bits per weight")
     axis.grid(axis="y", alpha=0.3)
 
