@@ -2,8 +2,8 @@
 
     python benchmarks/confidence.py RESULTS [--model bundled:tiny.en] [--bits 3]
 
-For the original and every method and draw: words of all data sets together, fitted on one half of the utterances (by a fixed
-shuffle) and judged on the other. Writes `benchmarks/results/confidence.json`.
+For the original and every method and draw: words of all data sets together but for loops, fitted on one half of the
+utterances (by a fixed shuffle) and judged on the other. Writes `benchmarks/results/confidence.json`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sottovoce.bench import read_results
-from sottovoce.evaluate.confidence import fit_scalings, mark_words, words_of
+from sottovoce.evaluate.confidence import fit_to_transcripts
 from sottovoce.models import load_model
 
 
@@ -34,8 +34,7 @@ def main() -> None:
     for (method, draw), transcripts in by_system.items():
         scored = sorted((t for t in transcripts if t.reference), key=lambda transcript: transcript.id)
         random.Random(0).shuffle(scored)  # noqa: S311 - a reproducible shuffle, no secret
-        marked = [mark_words(words_of(model, transcript), transcript.reference or "") for transcript in scored]
-        fitted = fit_scalings(marked, [i % 2 for i in range(len(marked))])
+        fitted = fit_to_transcripts(model, scored, [i % 2 for i in range(len(scored))])
         rows.append({"method": method, "draw": draw, **asdict(fitted)})
         print(
             f"{method} {draw}: right {fitted.raw_trust.accuracy:.3f}",

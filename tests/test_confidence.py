@@ -19,12 +19,14 @@ from sottovoce.evaluate.confidence import (
     fit_platt,
     fit_scalings,
     fit_temperature,
+    fit_to_transcripts,
     log_odds,
     mark_words,
     measure_trust,
     words_of,
 )
 from sottovoce.evaluate.transcribe import transcribe_data
+from sottovoce.evaluate.transcripts import Transcript
 
 from .conftest import make_tiny
 
@@ -82,6 +84,28 @@ def test_nothing_to_learn_from_is_refused() -> None:
         fit_scalings([drawn(5, 1, 0)], [0])
 
 
+def test_loops_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sottovoce.evaluate.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
+    )
+    model = make_tiny()
+
+    def said(name: str, text: str, logs: bool = True) -> Transcript:
+        tokens = tuple(model.tokens(text))
+        return Transcript(id=name, text=text, tokens=tokens, duration_s=1.0, reference="x",
+                          log_probabilities=tuple([-0.1] * len(tokens)) if logs else ())  # fmt: skip
+
+    transcripts = [
+        said("a", "one fine day"),
+        said("b", "another"),
+        said("loop", "navy " * 30),
+        said("long", "x", logs=False),
+    ]
+    fitted = fit_to_transcripts(model, transcripts, [0, 1, 1, 0])
+    assert fitted.left_out == 2
+    assert (fitted.fitted_words, fitted.raw_trust.words) == (50, 50)
+
+
 def test_right_and_wrong_words() -> None:
     words = [Word("The", 0.9), Word("cat's", 0.8), Word("--", 0.1), Word("gone", 0.7), Word("away.", 0.6)]
     confidences, right = mark_words(words, "the cat's gone, astray")
@@ -124,7 +148,9 @@ def test_the_command_fits_stores_and_applies(
     out = tmp_path / "out"
     assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
     # A random model gets no word right: stand in for the alignment.
-    monkeypatch.setattr(api, "mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
+    monkeypatch.setattr(
+        "sottovoce.evaluate.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
+    )
     code, _, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", "platt")
     assert code == 1
     assert "carries no scaling" in complaint

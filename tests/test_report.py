@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sottovoce import api
+from sottovoce import api, show
 from sottovoce.bench.table import Run
-from sottovoce.checkpoint import read_manifest
+from sottovoce.checkpoint import read_manifest, store_confidence
 from sottovoce.cli import main
 from sottovoce.core.grid import Grid
+from sottovoce.evaluate.confidence import FittedConfidence, Scaling, Trust
 from sottovoce.evaluate.score import score_transcripts
 from sottovoce.evaluate.transcripts import Transcript, write_transcripts
 from sottovoce.recipe import Recipe
@@ -90,6 +92,26 @@ def test_no_text_becomes_markup_and_nothing_is_fetched(quantized: Path) -> None:
 def test_pages_are_the_same_each_time_and_need_no_transcripts(quantized: Path) -> None:
     assert folder_page(quantized) == folder_page(quantized)
     assert "No transcripts were given" in folder_page(quantized)
+
+
+def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(quantized, folder)
+    assert 'id="confidence"' not in folder_page(folder)
+    bins = [(0.1 * i + 0.05, 0.1 * i, 3) for i in range(9)] + [(math.nan, math.nan, 0)]
+    trust = Trust(
+        words=27, accuracy=0.4, mean_confidence=0.45, expected_calibration_error=0.0512, normalised_cross_entropy=0.1,
+        bins=tuple(bins),
+    )  # fmt: skip
+    fitted = FittedConfidence(
+        temperature=Scaling(0.9), platt=Scaling(0.8, 0.1), raw_trust=trust, temperature_trust=trust, platt_trust=trust,
+        fitted_words=30,
+    )  # fmt: skip
+    store_confidence(folder, show.confidence_as_dict(fitted) | {"data": EVIL, "seed": 0})
+    page = folder_page(folder)
+    assert 'id="confidence"' in page
+    assert page.count("<td>0.051</td>") == 3
+    assert EVIL not in page
 
 
 def test_bench_page() -> None:

@@ -8,7 +8,7 @@ from sottovoce.calibrate import assign_folds
 from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
 from sottovoce.data import DataSet, Utterance, load_data
 from sottovoce.errors import RecipeError
-from sottovoce.evaluate.confidence import FittedConfidence, fit_scalings, mark_words, words_of
+from sottovoce.evaluate.confidence import FittedConfidence, fit_to_transcripts
 from sottovoce.evaluate.score import Score, score_transcripts
 from sottovoce.evaluate.transcribe import Transcription, transcribe_data
 from sottovoce.evaluate.transcripts import Transcript, read_transcripts
@@ -135,14 +135,8 @@ def fit_confidence(
     transcription = transcribe_data(
         model, DataSet(data.name, known), language=language, confidence=True, progress=progress
     )
-    marked = [
-        mark_words(words_of(model, transcript), transcript.reference or "")
-        for transcript in transcription.transcripts
-        if transcript.log_probabilities or not transcript.tokens
-    ]
     halves = assign_folds([utterance.speaker for utterance in known])
-    return fit_scalings(marked, [half for half, t in zip(halves, transcription.transcripts, strict=True)
-                                 if t.log_probabilities or not t.tokens])  # fmt: skip
+    return fit_to_transcripts(model, transcription.transcripts, halves)
 
 
 def transcribe(

@@ -259,7 +259,10 @@ def confidence(fitted: FittedConfidence) -> None:
             f"{trust.accuracy:.3f}",
         )
     console.print(table)
-    console.print(f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_trust.words} others")
+    console.print(
+        f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_trust.words} others; "
+        f"{fitted.left_out} utterances left out (loops, or longer than one pass)"
+    )
 
 
 def confidence_as_dict(fitted: FittedConfidence) -> dict[str, Any]:

@@ -8,12 +8,13 @@ classes) gives `sigmoid(z / T)`, Platt scaling (Platt 1999) `sigmoid(a z + b)`.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jiwer
 import numpy as np
 
 from sottovoce.errors import DataError
+from sottovoce.evaluate.score import is_loop, normalize
 from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 
@@ -63,7 +64,10 @@ class Trust:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedConfidence:
-    """Two scalings fitted on one half of some speech, and what all three confidences are worth on the other half."""
+    """Two scalings fitted on one half of some speech, and what all three confidences are worth on the other half.
+
+    `left_out`: utterances that took no part.
+    """
 
     temperature: Scaling
     platt: Scaling
@@ -71,6 +75,23 @@ class FittedConfidence:
     temperature_trust: Trust
     platt_trust: Trust
     fitted_words: int
+    left_out: int = 0
+
+
+def fit_to_transcripts(
+    model: SpeechModel, transcripts: Sequence[Transcript], halves: Sequence[int]
+) -> FittedConfidence:
+    """`halves`: for each transcript 0 to fit on, 1 to judge on. Left out and counted are loops, whose hundreds of words would
+    drown the others (the gate is there for them), and recordings without log-probabilities.
+
+    Raises `DataError` as `fit_scalings` does.
+    """
+    marked, used = [], []
+    for transcript, half in zip(transcripts, halves, strict=True):
+        if len(transcript.log_probabilities) == len(transcript.tokens) and not is_loop(normalize(transcript.text)):
+            marked.append(mark_words(words_of(model, transcript), transcript.reference or ""))
+            used.append(half)
+    return replace(fit_scalings(marked, used), left_out=len(transcripts) - len(used))
 
 
 def fit_scalings(marked: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequence[int]) -> FittedConfidence:

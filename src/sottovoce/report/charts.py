@@ -31,6 +31,25 @@ def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], labe
     return _as_svg(figure)
 
 
+def reliability_chart(diagrams: Mapping[str, Sequence[Sequence[float | None]]]) -> str:
+    """Share of right words against mean confidence, per bin; `diagrams[name]` holds (confidence, share, count) of each bin."""
+    figure = _figure(5.6, 4.2)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="as trustworthy as it says")
+    for (name, bins), (colour, marker) in zip(diagrams.items(), SERIES, strict=False):
+        full = [(confidence, share) for confidence, share, count in bins if count]
+        axis.plot(
+            [c for c, _ in full], [s for _, s in full], label=name, color=colour, marker=marker, markersize=4.5,
+            linewidth=1.2,
+        )  # fmt: skip
+    axis.set_xlabel("confidence")
+    axis.set_ylabel("share of words that are right")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize="small")
+    return _as_svg(figure)
+
+
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure

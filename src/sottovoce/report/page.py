@@ -15,7 +15,7 @@ from sottovoce.checkpoint import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
 from sottovoce.evaluate.score import FAILURES, gate, score_transcripts
 from sottovoce.evaluate.transcripts import Transcript
-from sottovoce.report.charts import depth_chart, inline
+from sottovoce.report.charts import depth_chart, inline, reliability_chart
 from sottovoce.report.words import worst_first
 
 WORST = 40  # utterances shown
@@ -29,6 +29,7 @@ MEASURES: tuple[tuple[str, str, str, bool | None], ...] = (
     ("added_error", "added", "error that this layer's own rounding adds", True),
     ("outgoing_error", "outgoing", "error that leaves the layer", True),
 )
+SCALINGS = {"raw_trust": "as it is", "temperature_trust": "temperature", "platt_trust": "Platt"}
 CURVES = {"inherited": "inherited_error", "added": "added_error", "outgoing": "outgoing_error"}
 
 
@@ -62,6 +63,9 @@ def folder_page(
         gate=gate(score, reference) if score and reference else None,
         failures=FAILURES,
         utterances=worst_first(transcripts, against)[:WORST] if transcripts is not None else [],
+        confidence=manifest.get("confidence"),
+        diagram=_reliability(manifest.get("confidence")),
+        scalings=SCALINGS,
         recipe=json.dumps(manifest["recipe"], indent=2, ensure_ascii=False),
     )
 
@@ -109,6 +113,12 @@ def _halves(layers: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
         "decoder": [row for row in layers if row["part"].startswith("decoder")],
     }
     return {half: rows for half, rows in halves.items() if rows}
+
+
+def _reliability(confidence: dict[str, Any] | None) -> str | None:
+    if confidence is None:
+        return None
+    return reliability_chart({name: confidence[key]["bins"] for key, name in SCALINGS.items()})
 
 
 def _error_chart(layers: Sequence[dict[str, Any]]) -> str:
