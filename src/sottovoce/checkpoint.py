@@ -159,13 +159,12 @@ def quantization_config(result: QuantizedModel) -> dict[str, Any]:
     `dequantize` makes `transformers` unpack while loading. Its loader knows a single width per file, so a folder of mixed
     widths goes without that flag and is refused by it, rather than read wrongly.
     """
-    model, groups = result.model, dict[tuple[int, int | None], list[str]]()
+    model, groups = result.model, dict[tuple[int, int | None, bool], list[str]]()
     for layer, grid in result.plan.steps:
-        targets = groups.setdefault((grid.bits, grid.group_size), [])
+        targets = groups.setdefault((grid.bits, grid.group_size, grid.symmetric), [])
         targets.append(layer.name)
         if layer.name == model.head and model.tied:
             targets.append(model.embedding)
-    symmetric = result.recipe.grid.symmetric
     schemes = {
         f"group_{i}": {
             "targets": targets,
@@ -180,7 +179,7 @@ def quantization_config(result: QuantizedModel) -> dict[str, Any]:
             "input_activations": None,
             "output_activations": None,
         }
-        for i, ((bits, size), targets) in enumerate(groups.items())
+        for i, ((bits, size, symmetric), targets) in enumerate(groups.items())
     }
     return {
         "quant_method": "compressed-tensors",

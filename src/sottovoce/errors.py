@@ -7,6 +7,7 @@
     +-- RecipeError                settings that are out of range or do not fit the model
     +-- CalibrationError           a calibration that cannot be carried out on this model or these data
     +-- CheckpointError            a quantized folder that is damaged, incomplete or of an unknown version
+    +-- ExportError                a quantized folder that a runtime's format cannot hold, or a file that fails its check
     +-- OutputError                an output that cannot be written
     +-- MissingDependencyError     an optional package that is not installed
 
@@ -18,6 +19,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "DataError",
+    "ExportError",
     "MissingDependencyError",
     "ModelError",
     "OutputError",
@@ -52,6 +54,10 @@ class CalibrationError(SottovoceError):
 
 class CheckpointError(SottovoceError):
     """A quantized folder that is damaged, incomplete or of an unknown version."""
+
+
+class ExportError(SottovoceError):
+    """A quantized folder that a runtime's format cannot hold, or a written file that fails its check."""
 
 
 class OutputError(SottovoceError):

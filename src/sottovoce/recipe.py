@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sottovoce.core.grid import BITS, Grid
+from sottovoce.core.grid import BITS, MOST_EXACT_BITS, Grid
 from sottovoce.core.hessian import Order
 from sottovoce.errors import RecipeError
 from sottovoce.models.base import Layer, SpeechModel
@@ -157,7 +157,11 @@ def _grid_of(layer: Layer, recipe: Recipe) -> Grid | None:
         if re.search(rule.match, layer.name):
             bits = rule.bits
             group_size = group_size if rule.group_size == "same" else rule.group_size
-    return None if bits == 16 else replace(recipe.grid, bits=bits, group_size=group_size)
+    if bits == 16:
+        return None
+    # Beside 4-bit blocks with a minimum, ggml's 8-bit blocks have none.
+    symmetric = recipe.grid.symmetric or (recipe.grid.exact_minimum and bits > MOST_EXACT_BITS)
+    return replace(recipe.grid, bits=bits, group_size=group_size, symmetric=symmetric)
 
 
 def method_named(name: str, **changes: Any) -> Method:

@@ -14,12 +14,10 @@ def slow_rtn(row: list[float], grid: Grid, group: int) -> list[float]:
     for start in range(0, len(row), group):
         part = row[start : start + group]
         low, high = min([*part, 0.0]), max([*part, 0.0])
-        if grid.symmetric:
-            high = max(-low, high)
-            low = -high
-        top = 2**grid.bits - 1
-        scale = float(torch.tensor((high - low) / top).half()) if high > low else 1.0
-        zero = 2 ** (grid.bits - 1) if grid.symmetric else min(max(round(-low / scale), 0), top)
+        top, middle = 2**grid.bits - 1, 2 ** (grid.bits - 1)
+        span = (-high if high > -low else -low) / middle if grid.symmetric else (high - low) / top
+        scale = float(torch.tensor(span).half()) if high > low else 1.0
+        zero = middle if grid.symmetric else min(max(round(-low / scale), 0), top)
         values += [(min(max(round(w / scale) + zero, 0), top) - zero) * scale for w in part]
     return values
 
@@ -74,8 +72,41 @@ def test_rounding_is_idempotent_and_never_far(seed: int, bits: int, symmetric: b
     assert bool(torch.isfinite(values).all())
     assert bool((values[0, :32] == 0).all())
     if scale == "minmax" and size >= 1e-4:
-        steps = quantized.scale.float().repeat_interleave(32, dim=1)
-        assert bool(((values - weight).abs() <= steps * (1.01 if not symmetric else 1.01)).all())
+        steps = quantized.scale.float().abs().repeat_interleave(32, dim=1)
+        assert bool(((values - weight).abs() <= steps * 1.01).all())
+
+
+def test_symmetric_scales_take_the_sign_that_fits_best() -> None:
+    """No scale of either sign, tried one by one, gives a smaller error of norm 2.4 in any group."""
+    torch.manual_seed(2)
+    weight = torch.randn(8, 64)
+    weight[:4] = weight[:4].abs()
+    found = rtn(weight, Grid(bits=2, group_size=64, symmetric=True))
+    error = (found.dequantize() - weight).abs().pow(2.4).sum(1)
+    for shrink in torch.linspace(1.0, 0.4, 21).tolist():
+        for sign in (1, -1):
+            scale = (sign * shrink * weight.abs().amax(1) / 2).half().float()
+            codes = (torch.round(weight / scale[:, None]) + 2).clamp(0, 3)
+            other = ((codes - 2) * scale[:, None] - weight).abs().pow(2.4).sum(1)
+            assert bool((error <= other * (1 + 1e-4)).all())
+    assert bool((found.scale[:4] < 0).all())  # weights above zero want the longer side
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([2, 3, 4]), st.sampled_from([1e-9, 1e-4, 1.0, 1e3]))
+def test_exact_minima_are_float16_numbers(seed: int, bits: int, size: float) -> None:
+    weight = size * torch.randn(4, 64, generator=torch.Generator().manual_seed(seed))
+    scaling = fit_scaling(weight, Grid(bits=bits, group_size=32, exact_minimum=True))
+    minimum = -scaling.zero_point.double() * scaling.scale.double()
+    assert bool((minimum.half().double() == minimum).all())
+    assert bool((scaling.scale.half().float() == scaling.scale).all())
+
+
+def test_exact_minima_cost_little() -> None:
+    torch.manual_seed(3)
+    weight = torch.randn(64, 256)
+    plain, exact = (rtn(weight, Grid(group_size=32, exact_minimum=e)).dequantize() for e in (False, True))
+    assert float((exact - weight).square().sum() / (plain - weight).square().sum()) < 1.02
 
 
 def test_zero_is_always_a_level() -> None:
@@ -87,6 +118,8 @@ def test_zero_is_always_a_level() -> None:
 def test_refusals() -> None:
     with pytest.raises(RecipeError, match=r"bits = 5"):
         Grid(bits=5)
+    with pytest.raises(RecipeError, match="8 bits has no exact float16 minima"):
+        Grid(bits=8, exact_minimum=True)
     with pytest.raises(RecipeError, match="group size 48"):
         Grid(group_size=48)
     with pytest.raises(RecipeError, match="scale = 'best'"):

@@ -29,6 +29,7 @@ from sottovoce.evaluate.heard import Heard, Listener, divergence
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.progress import Progress, silent
 from sottovoce.quantize import QuantizedModel, environment, prepare_speech, quantize_model
+from sottovoce.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class _Bench:
             "model": job.model,
             "weights": self.model(job.model)[1],
             "method": job.method,
-            "recipe": asdict(job.recipe),
+            "recipe": _as_key(job.recipe),
             "seed": job.seed,
             "environment": self._environment,
         }
@@ -331,6 +332,14 @@ class _Bench:
             "tokens": len(distances),
         }
         self.results.write(cell, {"seconds": time.perf_counter() - started}, result=result)
+
+
+def _as_key(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data. What was added to recipes later is left out at its default, so that earlier results are found."""
+    key = asdict(recipe)
+    if not key["grid"]["exact_minimum"]:
+        del key["grid"]["exact_minimum"]
+    return key
 
 
 def _called(job: Quantization) -> str:

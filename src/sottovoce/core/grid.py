@@ -2,9 +2,11 @@
 
 A weight `w` in a group with scale `s` and zero point `z` becomes the code `q = clamp(round(w / s) + z, 0, 2^bits - 1)` and
 stands for `(q - z) * s`. Groups run along the input dimension. Scales are float16 numbers from the start, because that is
-what files store: codes are rounded against the very scale that will be read back.
+what files store: codes are rounded against the very scale that will be read back. A symmetric grid has one level more
+below its zero than above; its scales carry a sign, so that the longer side can face the larger weight, as in ggml's Q4_0.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +22,10 @@ SHRINK_LOWEST = 0.4  # below this share of the min-max range no group of the mod
 SEARCH_NORM = 2.4  # exponent of the rounding error that the search minimises, as in GPTQ's published code
 SMALLEST_SCALE = 2.0**-24  # smallest positive float16
 LARGEST_SCALE = 65504.0  # largest finite float16
+FLOAT16_DIGITS = 11  # binary digits of a normal float16, the leading one included
+MOST_EXACT_BITS = 4  # wider zero points leave too few digits to the scale
+SMALLEST_EXACT_SCALE = 2.0**-18  # its last digit still is a float16 number
+LARGEST_EXACT_SCALE = 4096.0  # times 15 it still is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +34,16 @@ class Grid:
 
     `bits`: 2, 3, 4 or 8. `group_size`: columns that share a scale: 32, 64, 128, or None for a whole row. `symmetric`: the
     zero point is `2^(bits-1)` everywhere. `scale`: "minmax" spans each group's range; "search" shrinks that range to where
-    the p = 2.4 norm of the rounding error is least.
+    the p = 2.4 norm of the rounding error is least. `exact_minimum`: of an asymmetric grid of at most 4 bits: scales have so
+    few binary digits that each group's minimum, `-zero_point * scale`, is a float16 number too, which is how ggml's Q4_1
+    stores it.
     """
 
     bits: int = 4
     group_size: int | None = 128
     symmetric: bool = False
     scale: Literal["minmax", "search"] = "search"
+    exact_minimum: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -45,6 +54,11 @@ class Grid:
             )
         if self.scale not in ("minmax", "search"):
             raise RecipeError(f"scale = {self.scale!r} is not known; choose 'minmax' or 'search'")
+        if self.exact_minimum and not self.symmetric and self.bits > MOST_EXACT_BITS:
+            raise RecipeError(
+                f"an asymmetric grid of {self.bits} bits has no exact float16 minima; choose a symmetric one, or at most "
+                f"{MOST_EXACT_BITS} bits"
+            )
 
     @property
     def max_code(self) -> int:
@@ -67,7 +81,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Scales (float16 values, > 0) and zero points (whole numbers in 0 .. 2^bits - 1), both float32 `[..., groups]`."""
+    """Scales (float16 values, not zero) and zero points (whole numbers in 0 .. 2^bits - 1), both float32 `[..., groups]`."""
 
     scale: Tensor
     zero_point: Tensor
@@ -84,31 +98,45 @@ def fit_scaling(weight: Tensor, grid: Grid, importance: Tensor | None = None) ->
     size = grid.columns_per_group(weight.shape[-1])
     grouped = weight.float().reshape(*weight.shape[:-1], -1, size)
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-    if grid.symmetric:
-        high = torch.maximum(-low, high)
-        low = -high
-    best = _scaling_of_range(low, high, grid)
+    best = next(_scalings(low, high, 1.0, grid))
     if grid.scale == "minmax":
         return best
     weights = None if importance is None else importance.float().reshape(-1, size)
-    least = _rounding_error(grouped, best, grid, weights)
+    least = torch.full_like(low, float("inf"))
     scale, zero = best.scale.clone(), best.zero_point.clone()
-    for shrink in torch.linspace(1.0, SHRINK_LOWEST, SHRINK_STEPS + 1)[1:].tolist():
-        candidate = _scaling_of_range(low * shrink, high * shrink, grid)
-        error = _rounding_error(grouped, candidate, grid, weights)
-        better = error < least
-        least = torch.where(better, error, least)
-        scale = torch.where(better, candidate.scale, scale)
-        zero = torch.where(better, candidate.zero_point, zero)
+    for shrink in torch.linspace(1.0, SHRINK_LOWEST, SHRINK_STEPS + 1).tolist():
+        for candidate in _scalings(low, high, shrink, grid):
+            error = _rounding_error(grouped, candidate, grid, weights)
+            better = error < least
+            least = torch.where(better, error, least)
+            scale = torch.where(better, candidate.scale, scale)
+            zero = torch.where(better, candidate.zero_point, zero)
     return Scaling(scale, zero)
 
 
-def _scaling_of_range(low: Tensor, high: Tensor, grid: Grid) -> Scaling:
-    scale = ((high - low) / grid.max_code).clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
-    scale = torch.where(high > low, scale, torch.ones_like(scale))  # a group of zeros: any scale will do
-    if grid.symmetric:
-        return Scaling(scale, torch.full_like(scale, float(grid.middle)))
-    return Scaling(scale, torch.round(-low / scale).clamp(0, grid.max_code))
+def _scalings(low: Tensor, high: Tensor, shrink: float, grid: Grid) -> Iterator[Scaling]:
+    """Scalings that span `shrink` times the range; of a symmetric grid first the one whose longer side is the larger weight's."""
+    if not grid.symmetric:
+        scale = _storable((high - low) * shrink / grid.max_code, grid)
+        yield Scaling(scale, torch.round(-low * shrink / scale).clamp(0, grid.max_code))
+        return
+    longer = torch.where(high > -low, -high, -low)  # what code 0 stands for is -middle * scale
+    scale = _storable(longer * shrink / grid.middle, grid)
+    zero = torch.full_like(scale, float(grid.middle))
+    yield Scaling(scale, zero)
+    yield Scaling(-scale, zero)
+
+
+def _storable(scale: Tensor, grid: Grid) -> Tensor:
+    """The nearest scale that a file holds; 1 for a group of zeros, which any scale will do for."""
+    size = scale.abs()
+    if grid.exact_minimum and not grid.symmetric:
+        digits, exponent = torch.frexp(size.clamp(SMALLEST_EXACT_SCALE, LARGEST_EXACT_SCALE))
+        steps = 1 << (FLOAT16_DIGITS - grid.bits)
+        stored = torch.ldexp(torch.round(digits * steps) / steps, exponent)
+    else:
+        stored = size.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+    return torch.where(size > 0, stored.copysign(scale), torch.ones_like(scale))
 
 
 def _rounding_error(grouped: Tensor, scaling: Scaling, grid: Grid, weights: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ class QuantizedTensor:
 
     Invariants, checked on construction (`CheckpointError`):
     - `codes` is uint8 `[out, in]`, every code within `0 .. 2^bits - 1`;
-    - `scale` is float16 `[out, groups]`, finite and positive; `groups` divides `in`;
+    - `scale` is float16 `[out, groups]`, finite and not zero; `groups` divides `in`; only a symmetric grid has negative ones;
     - `zero_point` is uint8 `[out, groups]` within the codes' range, and `2^(bits-1)` everywhere if the grid is symmetric.
     """
 
@@ -41,8 +41,11 @@ class QuantizedTensor:
         top = (1 << self.bits) - 1
         if int(self.codes.max()) > top or int(self.zero_point.max()) > top:
             raise CheckpointError(f"a code or zero point exceeds {top}, the largest of {self.bits} bits")
-        if not bool(torch.isfinite(self.scale).all()) or not bool((self.scale > 0).all()):
-            raise CheckpointError("a scale is not a positive finite number")
+        usable = self.scale != 0 if self.symmetric else self.scale > 0
+        if not bool(torch.isfinite(self.scale).all()) or not bool(usable.all()):
+            raise CheckpointError(
+                f"a scale is not a {'finite number other than 0' if self.symmetric else 'positive finite number'}"
+            )
         if self.symmetric and not bool((self.zero_point == 1 << (self.bits - 1)).all()):
             raise CheckpointError(f"a symmetric grid has a zero point other than {1 << (self.bits - 1)}")
 
