@@ -25,7 +25,7 @@ from sottovoce.bench.plan import BenchPlan, Quantization
 from sottovoce.checkpoint import load_quantized, save_quantized
 from sottovoce.data import DataSet, load_data
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluate.heard import Heard, Listener, divergence
+from sottovoce.evaluate.heard import Listener, Listening, divergence
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.progress import Progress, silent
 from sottovoce.quantize import QuantizedModel, environment, prepare_speech, quantize_model
@@ -143,7 +143,7 @@ class _Bench:
         # Loaded once per process.
         self.model: Callable[[str], tuple[SpeechModel, str]] = cache(self._model)
         self.data: Callable[[str], tuple[DataSet, str]] = cache(self._data)
-        self.reference: Callable[[str, str], Heard] = cache(self._reference)
+        self.reference: Callable[[str, str], Listening] = cache(self._reference)
         self.listener: Callable[[str, str], Listener] = cache(self._listener)
 
     def do(self, job: _Job) -> Iterator[tuple[str, str, str]]:
@@ -200,16 +200,16 @@ class _Bench:
         self.reference(model, data)
         yield cell.name, "found" if known else "computed", ""
 
-    def _reference(self, model: str, data: str) -> Heard:
+    def _reference(self, model: str, data: str) -> Listening:
         cell = self._cell_of_reference(model, data)
         states_file = self.cache / f"{cell.name}.safetensors"
         known = self.results.finished(cell)
         if known and states_file.is_file():
             states = load_file(states_file)
             transcripts = tuple(as_transcript(row) for row in known["result"]["transcripts"])
-            return Heard(transcripts, tuple(states[str(i)] for i in range(len(transcripts))))
+            return Listening(transcripts, tuple(states[str(i)] for i in range(len(transcripts))))
         started = time.perf_counter()
-        heard: Heard = self.listener(model, data).listen(self.model(model)[0], self.plan.language)
+        heard: Listening = self.listener(model, data).listen(self.model(model)[0], self.plan.language)
         self.cache.mkdir(parents=True, exist_ok=True)
         partial = states_file.with_name(f".{os.getpid()}.{states_file.name}")
         save_file({str(i): state.contiguous() for i, state in enumerate(heard.states)}, partial)

@@ -10,7 +10,8 @@ from sottovoce.audio import SAMPLE_RATE
 from sottovoce.data import DataSet
 from sottovoce.errors import DataError
 from sottovoce.evaluate.divergence import hidden_states, token_divergence, token_log_probabilities
-from sottovoce.evaluate.transcribe import DECODER_BATCH, ENCODER_BATCH
+from sottovoce.evaluate.recogniser import ENCODER_BATCH
+from sottovoce.evaluate.transcribe import DECODER_BATCH
 from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 
@@ -18,7 +19,7 @@ PROBABILITY_DIGITS = 5  # after the point, of log-probabilities as they are stor
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class Listening:
     """Transcripts in the order of the data, and the decoder's states at each token of the *reference's* transcripts."""
 
     transcripts: tuple[Transcript, ...]
@@ -49,7 +50,9 @@ class Listener:
             self._batches.append((utterances, [len(recording) / SAMPLE_RATE for recording in samples], features))
 
     @torch.no_grad()
-    def listen(self, model: SpeechModel, language: str | None, forced: Sequence[Sequence[int]] | None = None) -> Heard:
+    def listen(
+        self, model: SpeechModel, language: str | None, forced: Sequence[Sequence[int]] | None = None
+    ) -> Listening:
         """`forced`: the reference's transcripts, on which the states are taken; its own if omitted."""
         transcripts, states, start = list[Transcript](), list[Tensor](), 0
         for utterances, durations, features in self._batches:
@@ -72,9 +75,9 @@ class Listener:
                     )
                 )
             start += len(utterances)
-        return Heard(tuple(transcripts), tuple(states))
+        return Listening(tuple(transcripts), tuple(states))
 
 
-def divergence(reference_model: SpeechModel, reference: Heard, model: SpeechModel, heard: Heard) -> Tensor:
+def divergence(reference_model: SpeechModel, reference: Listening, model: SpeechModel, heard: Listening) -> Tensor:
     """Kullback-Leibler divergence from the reference at every token of its transcripts, in nats; `[n_tokens]`."""
     return token_divergence(reference_model, reference.states, model, heard.states)

@@ -1,18 +1,15 @@
-"""Recordings to words, in batches, greedily, with the model's own prompt and suppression rules."""
+"""A data set to transcripts, batch by batch, by any recogniser."""
 
 import time
 from dataclasses import dataclass
 
-import torch
-
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data import DataSet
-from sottovoce.evaluate.divergence import hidden_states, token_log_probabilities
+from sottovoce.evaluate.recogniser import Heard, Recogniser, TorchRecogniser
 from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 from sottovoce.progress import Progress, silent
 
-ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for 32 than for 8
 
 
@@ -30,9 +27,8 @@ class Transcription:
         return sum(transcript.duration_s for transcript in self.transcripts)
 
 
-@torch.no_grad()
 def transcribe_data(
-    model: SpeechModel,
+    recogniser: SpeechModel | Recogniser,
     data: DataSet,
     *,
     language: str | None = None,
@@ -42,10 +38,11 @@ def transcribe_data(
     """Transcribe every utterance of `data`.
 
     Recordings longer than one forward pass go through the model's own long-form procedure, one by one (all of their time
-    counts as the decoder's); where the model has none, they are cut at silence and joined again. `confidence`: also take every
+    counts as the decoder's); where there is none, they are cut at silence and joined again. `confidence`: also take every
     token's log-probability, but for long recordings, whose procedure gives none. Raises `AudioError` for a recording that
     cannot be used.
     """
+    ears: Recogniser = TorchRecogniser(recogniser) if isinstance(recogniser, SpeechModel) else recogniser
     done, encoder_s, decoder_s = list[Transcript](), 0.0, 0.0
     utterances = list(data)
     for start in range(0, len(utterances), DECODER_BATCH):
@@ -56,48 +53,32 @@ def transcribe_data(
         long = {
             i: found
             for i, samples in enumerate(whole)
-            if len(samples) > model.longest_s * SAMPLE_RATE
-            and (found := model.decode_long(samples, language)) is not None
+            if len(samples) > ears.longest_s * SAMPLE_RATE
+            and (found := ears.recognise_long(samples, language)) is not None
         }
         decoder_s += time.perf_counter() - began
-        pieces = [[] if i in long else split_at_silence(samples, model.longest_s) for i, samples in enumerate(whole)]
+        pieces = [[] if i in long else split_at_silence(samples, ears.longest_s) for i, samples in enumerate(whole)]
         flat = [piece for parts in pieces for piece in parts]
-        began = time.perf_counter()
-        encoded = [
-            model.encode(model.features(flat[i : i + ENCODER_BATCH])) for i in range(0, len(flat), ENCODER_BATCH)
-        ]
-        between = time.perf_counter()
-        decoded = model.decode_to_end(torch.cat(encoded), language) if encoded else []
-        probabilities = iter(
-            _probabilities(model, torch.cat(encoded), decoded, language) if encoded and confidence else ()
+        heard = (
+            ears.recognise(flat, language, confidence=confidence)
+            if flat
+            else Heard(recognitions=[], encoder_s=0.0, decoder_s=0.0)
         )
-        tokens = iter(decoded)
-        encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
+        encoder_s, decoder_s = encoder_s + heard.encoder_s, decoder_s + heard.decoder_s
+        pending = iter(heard.recognitions)
         for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):
-            heard, ended = zip(*([long[i]] if i in long else [next(tokens) for _ in parts]), strict=True)
+            recognised = [long[i]] if i in long else [next(pending) for _ in parts]
             done.append(
                 Transcript(
                     id=utterance.id,
-                    text=" ".join(filter(None, map(model.text, heard))),
-                    tokens=tuple(token for row in heard for token in row),
+                    text=" ".join(part.text for part in recognised if part.text),
+                    tokens=tuple(token for part in recognised for token in part.tokens),
                     duration_s=len(samples) / SAMPLE_RATE,
                     reference=utterance.text,
                     pieces=max(1, len(parts)),
-                    truncated=not all(ended),
-                    log_probabilities=tuple(p for _ in parts for p in next(probabilities)) if confidence else (),
+                    truncated=not all(part.ended for part in recognised),
+                    log_probabilities=tuple(p for part in recognised for p in part.log_probabilities),
                 )
             )
     progress(f"transcribing {data.name}", len(utterances), len(utterances))
     return Transcription(transcripts=tuple(done), encoder_s=encoder_s, decoder_s=decoder_s)
-
-
-def _probabilities(
-    model: SpeechModel, encoded: torch.Tensor, decoded: list[tuple[list[int], bool]], language: str | None
-) -> list[list[float]]:
-    """Log-probability of each token of each transcript, by one more pass of the decoder."""
-    transcripts = [tokens for tokens, _ in decoded]
-    states = hidden_states(model, encoded, transcripts, language)
-    return [
-        token_log_probabilities(model, state, tokens).clamp(max=0).tolist()
-        for state, tokens in zip(states, transcripts, strict=True)
-    ]

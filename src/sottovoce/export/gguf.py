@@ -47,8 +47,12 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
     if missing := sorted(names.keys() ^ floats.keys()):
         raise ExportError(f"the model's parameter {missing[0]!r} has no place in the {layout.architecture} layout")
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
-    types = {name: kind for name, (kind, _) in blocks.items()}
-    most = max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind)) if types else "F16"
+    types: dict[str, str] = {name: kind for name, (kind, _) in blocks.items()}
+    most = (
+        max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind))
+        if types
+        else "F16"
+    )
     writer = gguf.GGUFWriter(str(file), layout.architecture)
     writer.add_string("general.basename", layout.architecture)
     writer.add_string("general.size_label", _size_label(sum(array.size for array in floats.values())))

@@ -113,7 +113,12 @@ def _settings(source: Source, writer: Any) -> None:
     }
     for key, value in frames.items():
         writer.add_uint32(f"stt.frontend.{key}", value)
-    for key, text in {"window": "hann_periodic", "normalize": "whisper_logmel", "pad_mode": "reflect", "mel_norm": "slaney"}.items():
+    for key, text in {
+        "window": "hann_periodic",
+        "normalize": "whisper_logmel",
+        "pad_mode": "reflect",
+        "mel_norm": "slaney",
+    }.items():
         writer.add_string(f"stt.frontend.{key}", text)
     for key, number in {"dither": 0.0, "pre_emphasis": 0.0, "f_min": 0.0, "f_max": extractor.sampling_rate / 2}.items():
         writer.add_float32(f"stt.frontend.{key}", number)

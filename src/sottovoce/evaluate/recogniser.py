@@ -1,0 +1,108 @@
+"""What turns recordings into words: a model in PyTorch, or a file in one of the runtimes."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sottovoce.evaluate.divergence import hidden_states, token_log_probabilities
+from sottovoce.models.base import SpeechModel
+
+ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """What was heard in one recording. `tokens` are without prompt and end token; `ended`: the end token came before the limit."""
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+    log_probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """One recognition for each recording, and the seconds that encoder (with features) and decoder took.
+
+    A runtime that does not tell them apart counts all as the decoder's.
+    """
+
+    recognitions: list[Recognition]
+    encoder_s: float
+    decoder_s: float
+
+
+class Recogniser(Protocol):
+    """`source`: what it was loaded from. `longest_s`: seconds of one forward pass. `stored_bytes`: size of the weights on disk."""
+
+    source: str
+    longest_s: float
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+    def recognise(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> Heard:
+        """Recordings of 16 kHz, none longer than `longest_s`. `confidence`: with log-probabilities, where there are any."""
+
+    def recognise_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        """A recording of any length by a procedure of the model's own, or None if it has none."""
+
+
+class TorchRecogniser:
+    """A model in PyTorch: greedy, with its own prompt and suppression rules."""
+
+    def __init__(self, model: SpeechModel) -> None:
+        self.model, self.source, self.longest_s = model, model.source, model.longest_s
+
+    @property
+    def stored_bytes(self) -> int:
+        """The weights on disk, or as float16 would be where they lie elsewhere."""
+        files = list(Path(self.source).expanduser().glob("*.safetensors"))
+        if files:
+            return sum(file.stat().st_size for file in files)
+        return sum(2 * parameter.numel() for parameter in self.model.network.parameters())
+
+    @torch.no_grad()
+    def recognise(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> Heard:
+        model = self.model
+        began = time.perf_counter()
+        encoded = torch.cat(
+            [
+                model.encode(model.features(recordings[i : i + ENCODER_BATCH]))
+                for i in range(0, len(recordings), ENCODER_BATCH)
+            ]
+        )
+        between = time.perf_counter()
+        decoded = model.decode_to_end(encoded, language)
+        probabilities = (
+            self._probabilities(encoded, [tokens for tokens, _ in decoded], language)
+            if confidence
+            else [()] * len(decoded)
+        )
+        recognitions = [
+            Recognition(text=model.text(tokens), tokens=tuple(tokens), ended=ended, log_probabilities=row)
+            for (tokens, ended), row in zip(decoded, probabilities, strict=True)
+        ]
+        return Heard(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
+
+    def recognise_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        found = self.model.decode_long(recording, language)
+        if found is None:
+            return None
+        tokens, ended = found
+        return Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=ended)
+
+    def _probabilities(
+        self, encoded: torch.Tensor, transcripts: list[list[int]], language: str | None
+    ) -> list[tuple[float, ...]]:
+        """Log-probability of each token of each transcript, by one more pass of the decoder."""
+        states = hidden_states(self.model, encoded, transcripts, language)
+        return [
+            tuple(token_log_probabilities(self.model, state, tokens).clamp(max=0).tolist())
+            for state, tokens in zip(states, transcripts, strict=True)
+        ]

@@ -1,0 +1,75 @@
+"""A GGUF file in transcribe.cpp (package `transcribe-cpp`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.evaluate.recogniser import Heard, Recognition
+
+
+class GgufRecogniser:
+    """Greedy, without timestamps and without temperature fallback, so that it is comparable with the others."""
+
+    longest_s = 30.0
+
+    def __init__(self, file: str | Path, threads: int) -> None:
+        try:
+            import transcribe_cpp
+        except ImportError as exc:
+            raise MissingDependencyError(
+                "running GGUF needs the package transcribe-cpp; pip install 'sottovoce[gguf]'"
+            ) from exc
+        self.source = str(file)
+        self._library = transcribe_cpp
+        transcribe_cpp.set_log_callback(lambda *_: None)
+        try:
+            self._model = transcribe_cpp.Model(file, backend="cpu")
+        except (transcribe_cpp.TranscribeError, OSError) as exc:
+            raise ExportError(f"{file}: transcribe.cpp cannot load it ({exc}); export it again") from exc
+        self._session = self._model.session(n_threads=threads)
+        self._multilingual = len(self._model.capabilities.languages) > 1
+        whisper = transcribe_cpp.WhisperRunOptions(temperature_inc=0.0, temperature=0.0)
+        self._options: dict[str, Any] = {"family": whisper} if self._model.accepts(whisper) else {}
+
+    @property
+    def stored_bytes(self) -> int:
+        """The whole file, with tokenizer and settings."""
+        return Path(self.source).stat().st_size
+
+    def recognise(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> Heard:
+        """One recording after the other; transcribe.cpp tells encoder (with features) and decoder apart."""
+        if self._multilingual:
+            language = language or "en"
+        found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
+        for samples in recordings:
+            ended = True
+            try:
+                result = self._session.run(
+                    np.ascontiguousarray(samples, np.float32), language=language, timestamps="none", **self._options
+                )
+            except self._library.errors.OutputTruncated as exc:
+                result, ended = exc.partial_result, False
+                if result is None:
+                    found.append(Recognition(text="", tokens=(), ended=False))
+                    continue
+            found.append(
+                Recognition(
+                    text=result.text.strip(),
+                    tokens=tuple(token.id for token in result.tokens),
+                    ended=ended,
+                    log_probabilities=tuple(float(np.log(max(t.p, 1e-30))) for t in result.tokens)
+                    if confidence
+                    else (),
+                )
+            )
+            encoder_s += (result.timings.mel_ms + result.timings.encode_ms) / 1000
+            decoder_s += result.timings.decode_ms / 1000
+        return Heard(recognitions=found, encoder_s=encoder_s, decoder_s=decoder_s)
+
+    def recognise_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        """Cut at silence, as for every model without timestamps."""
+        del recording, language
+        return None
