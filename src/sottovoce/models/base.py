@@ -61,6 +61,7 @@ class SpeechModel(ABC):
     """
 
     longest_s: float = 30.0  # seconds of audio one forward pass takes
+    pads_to_one_length: bool = True  # features of all recordings have one length, whatever the recordings'
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         self.network: Any = network
@@ -102,6 +103,10 @@ class SpeechModel(ABC):
         self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None
     ) -> list[tuple[list[int], bool]]:
         """Greedy transcripts as token ids, prompt and end token left off, and whether each came to its end token."""
+
+    @abstractmethod
+    def most_tokens(self, language: str | None) -> int:
+        """How many tokens a transcript can have, prompt and end token not counted."""
 
     def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         """Greedy transcripts as token ids, prompt and end token left off."""

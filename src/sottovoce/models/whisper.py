@@ -100,8 +100,7 @@ class Whisper(SpeechModel):
     def decode_to_end(
         self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None
     ) -> list[tuple[list[int], bool]]:
-        longest = self.network.generation_config.max_length or self.network.config.max_target_positions
-        room = min(longest, self.network.config.max_target_positions) - len(self._prompt(language))
+        room = self.most_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         first = min(FIRST_TOKENS, limit)
         decoded = self._generate(encoded, language, first)
@@ -112,6 +111,10 @@ class Whisper(SpeechModel):
             for i, row in zip(unfinished, longer, strict=True):
                 decoded[i] = row
         return decoded
+
+    def most_tokens(self, language: str | None) -> int:
+        longest = self.network.generation_config.max_length or self.network.config.max_target_positions
+        return int(min(longest, self.network.config.max_target_positions) - len(self._prompt(language)))
 
     def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
         """Whisper's sequential algorithm (arXiv 2212.04356, section 3.8), as `transformers` has it: windows of 30 s that move on by

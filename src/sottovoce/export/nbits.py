@@ -1,0 +1,121 @@
+"""Modules that become ONNX Runtime's low-bit operators when a network is exported.
+
+`com.microsoft.MatMulNBits`: B uint8 `[N, ceil(K / block), block * bits / 8]`, low bits first along K; scales float `[N, blocks]`; zero
+points packed the same way, `[N, ceil(blocks * bits / 8)]`; `y = x @ ((B - zero) * scale).T + bias`.
+`com.microsoft.GatherBlockQuantized`: rows of the same packed matrix. Source: onnxruntime, `docs/ContribOperators.md`.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.errors import ExportError
+
+SMALLEST_BLOCK = 16
+LARGEST_BLOCK = 256
+INT8_ACTIVATIONS = 4  # `accuracy_level`: the fast kernels; inputs are rounded to 8 bits block by block
+
+
+def runtime_bits(bits: int) -> int:
+    """The operator's width for codes of `bits`: it knows 2, 4 and 8; codes of 3 bits go into 4."""
+    return 4 if bits == 3 else bits
+
+
+def packed(name: str, weight: QuantizedTensor) -> dict[str, Tensor]:
+    """`codes` `[out, blocks, bytes]`, `scales` `[out, blocks]` float16 and, unless it is the middle everywhere, packed `zero_points`.
+
+    Raises `ExportError` if no block of the operator fits the groups.
+    """
+    block = _block(name, weight)
+    bits, repeat = runtime_bits(weight.bits), weight.group_size // block
+    out, in_features = weight.codes.shape
+    shift = (1 << (bits - 1)) - (1 << (weight.bits - 1)) if weight.symmetric else 0
+    codes = weight.codes + shift
+    tensors = {
+        "codes": _pack(codes, bits).reshape(out, in_features // block, block * bits // 8),
+        "scales": weight.scale.repeat_interleave(repeat, dim=1).contiguous(),
+    }
+    if not weight.symmetric:
+        tensors["zero_points"] = _pack(weight.zero_point.repeat_interleave(repeat, dim=1), bits)
+    return tensors
+
+
+def _block(name: str, weight: QuantizedTensor) -> int:
+    """The largest power of two that divides the groups."""
+    block = weight.group_size & -weight.group_size
+    if block < SMALLEST_BLOCK:
+        raise ExportError(
+            f"{name}: groups of {weight.group_size} weights are no multiple of {SMALLEST_BLOCK}, the smallest block of "
+            "ONNX Runtime; quantize with --group-size 32"
+        )
+    return min(block, LARGEST_BLOCK)
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 `[rows, n]` to bytes, low bits first, rows padded to whole bytes."""
+    per_byte = 8 // bits
+    rows, n = codes.shape
+    padded = np.zeros((rows, -(-n // per_byte) * per_byte), np.uint8)
+    padded[:, :n] = codes.numpy()
+    result = np.zeros((rows, padded.shape[1] // per_byte), np.uint8)
+    for i in range(per_byte):
+        result |= padded[:, i::per_byte] << np.uint8(bits * i)
+    return torch.from_numpy(result)
+
+
+class NBitsLinear(nn.Module):
+    """A linear layer as `MatMulNBits`."""
+
+    def __init__(self, name: str, weight: QuantizedTensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bits, self.shape = runtime_bits(weight.bits), tuple(weight.codes.shape)
+        for key, tensor in packed(name, weight).items():
+            self.register_buffer(key, tensor)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.block = self.shape[1] // self.scales.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        zero = getattr(self, "zero_points", None)
+        inputs = [x, self.codes, self.scales.float(), zero, None, self.bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        result: Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits",
+            inputs,
+            {
+                "K": self.shape[1],
+                "N": self.shape[0],
+                "bits": self.bits,
+                "block_size": self.block,
+                "accuracy_level": INT8_ACTIVATIONS,
+            },
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.shape[0]),
+            version=1,
+        )
+        return result
+
+
+class NBitsEmbedding(nn.Module):
+    """A token embedding as `GatherBlockQuantized`, over the codes of the head that it shares them with."""
+
+    def __init__(self, head: NBitsLinear) -> None:
+        super().__init__()
+        self.head = head
+        self.weight = torch.empty(0)  # `transformers` asks for its device only
+
+    def forward(self, ids: Tensor) -> Tensor:
+        head = self.head
+        inputs = [head.codes.flatten(1), ids, head.scales.float()]
+        if hasattr(head, "zero_points"):
+            inputs.append(head.zero_points)
+        result: Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::GatherBlockQuantized",
+            inputs,
+            {"bits": head.bits, "block_size": head.block, "gather_axis": 0, "quantize_axis": 1},
+            dtype=torch.float32,
+            shape=(*ids.shape, head.shape[1]),
+            version=1,
+        )
+        return result
