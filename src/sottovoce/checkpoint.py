@@ -9,8 +9,6 @@ calibration draw, versions, per-layer diagnostics and a sha256 of every other fi
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from torch import Tensor
 from sottovoce.core.packing import pack_rows, unpack_rows
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, OutputError
+from sottovoce.files import built_beside, swap_in
 from sottovoce.model_card import model_card
 from sottovoce.quantize import QuantizedModel, environment
 
@@ -38,19 +37,11 @@ def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: boo
     """
     target = Path(folder).expanduser().absolute()
     refuse_existing(target, overwrite=overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        build = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as exc:
-        raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output folder") from exc
-    try:
-        _write_files(result, build)
-        build.chmod(0o755)
-        _swap_in(build, target)
-    except OSError as exc:
-        raise OutputError(f"{target}: writing failed ({exc}); nothing was changed") from exc
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
+    with built_beside(target) as build:
+        content = build / target.name
+        content.mkdir(mode=0o755)
+        _write_files(result, content)
+        swap_in(content, target)
     return target
 
 
@@ -62,22 +53,6 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} exists already; give another folder, or --overwrite to replace it")
     if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
         raise OutputError(f"{target} is not a folder written by sottovoce, so it is not replaced; remove it yourself")
-
-
-def _swap_in(build: Path, target: Path) -> None:
-    """Rename `build` to `target`; an old folder steps aside first and comes back if the rename fails."""
-    if not target.exists():
-        build.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
-    target.rename(aside)
-    try:
-        build.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def _write_files(result: QuantizedModel, folder: Path) -> None:
