@@ -22,11 +22,14 @@ _PUBLIC = {
     "Score": "evaluate.score",
     "SottovoceError": "errors",
     "evaluate": "api",
+    "export": "api",
     "load": "api",
     "load_data": "data",
     "method_named": "recipe",
     "quantize": "api",
+    "open_recogniser": "api",
     "score": "api",
+    "target_grid": "recipe",
     "transcribe": "api",
 }
 

@@ -1,14 +1,23 @@
-"""The verbs of the package: `load`, `quantize`, `evaluate`, `transcribe`."""
+"""The verbs of the package: `load`, `quantize`, `export`, `evaluate`, `transcribe` and their like."""
 
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from sottovoce.calibrate import assign_folds
 from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
 from sottovoce.data import DataSet, Utterance, load_data
 from sottovoce.errors import RecipeError
 from sottovoce.evaluate.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluate.recogniser import Recogniser, TorchRecogniser
 from sottovoce.evaluate.score import Score, score_transcripts
 from sottovoce.evaluate.transcribe import Transcription, transcribe_data
 from sottovoce.evaluate.transcripts import Transcript, read_transcripts
@@ -16,7 +25,10 @@ from sottovoce.memory import peak_memory_bytes
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.progress import Progress, silent
 from sottovoce.quantize import QuantizedModel, prepare_speech, quantize_model
-from sottovoce.recipe import Recipe, resolve
+from sottovoce.recipe import Recipe, check_target, resolve, target_grid
+
+if TYPE_CHECKING:
+    from sottovoce.export import Export
 
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
@@ -32,7 +44,7 @@ class Evaluation:
     transcription: Transcription
     model_bytes: int
     peak_memory_bytes: int
-    reference: "Evaluation | None" = None
+    reference: Evaluation | None = None
 
     @property
     def rtfx(self) -> float:
@@ -56,17 +68,19 @@ def quantize(
     batch_size: int = 8,
     language: str | None = None,
     overwrite: bool = False,
+    target: str = "hf",
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
 
-    `calibration`: speech to calibrate on, of which `utterances` are drawn by `seed`; transcripts are not needed. Same inputs
-    and seed give the same bytes. Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
+    `calibration`: speech to calibrate on, of which `utterances` are drawn by `seed`; transcripts are not needed. `target`: the
+    runtime ("hf", "onnx", "gguf", "ggml") that `recipe` must suit (see `target_grid`). Same inputs and seed give the same bytes.
+    Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or Recipe(grid=target_grid(target))
     refuse_existing(Path(out).expanduser().absolute(), overwrite=overwrite)
     speech_model = model if isinstance(model, SpeechModel) else load(model)
-    resolve(speech_model, recipe)  # what does not fit is refused before any work
+    check_target(resolve(speech_model, recipe), speech_model, target)  # what does not fit is refused before any work
     speech = None
     if recipe.method.streams:
         if calibration is None:
@@ -82,24 +96,77 @@ def quantize(
     return result
 
 
+def export(
+    source: str | Path | QuantizedModel,
+    format: str,  # noqa: A002 - the word users know
+    file: str | Path,
+    *,
+    verify: bool = True,
+    speech: str | Path | DataSet | None = None,
+    overwrite: bool = False,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> Export:
+    """Write the codes of a quantized folder as a file of transcribe.cpp ("gguf"), whisper.cpp ("ggml") or ONNX Runtime ("onnx", a folder).
+
+    Only bits are rearranged. `verify`: run the file and compare its words with PyTorch's, on `speech` or on four English sentences.
+    Raises a `SottovoceError` if the format cannot hold the codes or the file does not do what it should; then there is no file.
+    """
+    from sottovoce.export import export_model
+
+    return export_model(
+        source, format, file, verify=verify, speech=speech, overwrite=overwrite, language=language, progress=progress
+    )
+
+
+def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None) -> Recogniser:
+    """What transcribes: `model` in PyTorch, or in `runtime` ("onnx", "gguf", "ggml"), with as many threads as torch is set to.
+
+    An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first.
+    """
+    from sottovoce.runtimes import open_runtime, runtime_of
+
+    made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
+    if made_for is not None:
+        if runtime not in (None, made_for):
+            raise RecipeError(
+                f"{model} is made for the runtime {made_for}, and {runtime} was asked for; leave --runtime out"
+            )
+        return open_runtime(made_for, str(model), torch.get_num_threads())
+    if runtime in (None, "torch"):
+        return TorchRecogniser(_loaded(model))
+    if isinstance(model, SpeechModel):
+        raise RecipeError(f"a loaded model does not run in {runtime}; export it, and name the file")
+    from sottovoce.export import export_model
+
+    folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    exported = export_model(model, str(runtime), folder / f"model.{runtime}", verify=False)
+    return open_runtime(str(runtime), exported.file, torch.get_num_threads())
+
+
 def evaluate(
-    model: str | Path | SpeechModel,
+    model: str | Path | SpeechModel | Recogniser,
     data: str | Path | DataSet,
     *,
-    against: str | Path | SpeechModel | None = None,
+    against: str | Path | SpeechModel | Recogniser | None = None,
     limit: int | None = None,
+    runtime: str | None = None,
     language: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Word error rate of `model` on `data` (its first `limit` utterances), compared utterance by utterance with `against`."""
+    """Word error rate of `model` on `data` (its first `limit` utterances), compared utterance by utterance with `against`.
+
+    `runtime`: what runs `model` (see `open_recogniser`); `against` runs in PyTorch unless it is an exported file.
+    """
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None if against is None else evaluate(against, data, language=language, progress=progress)
-    model = _loaded(model)
-    transcription = transcribe_data(model, data, language=language, progress=progress)
+    recogniser = _recogniser(model, runtime)
+    transcription = transcribe_data(recogniser, data, language=language, progress=progress)
     return Evaluation(
         score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None),
         transcription=transcription,
-        model_bytes=_stored_bytes(model),
+        model_bytes=recogniser.stored_bytes,
         peak_memory_bytes=peak_memory_bytes(),
         reference=reference,
     )
@@ -140,10 +207,11 @@ def fit_confidence(
 
 
 def transcribe(
-    model: str | Path | SpeechModel,
+    model: str | Path | SpeechModel | Recogniser,
     audio: Sequence[str | Path],
     *,
     confidence: bool = False,
+    runtime: str | None = None,
     language: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Transcript, ...]:
@@ -159,8 +227,12 @@ def transcribe(
             utterances.append(Utterance(id=str(source), audio=Path(source)))
     data = DataSet("files", tuple(utterances))
     return transcribe_data(
-        _loaded(model), data, language=language, confidence=confidence, progress=progress
+        _recogniser(model, runtime), data, language=language, confidence=confidence, progress=progress
     ).transcripts
+
+
+def _recogniser(model: str | Path | SpeechModel | Recogniser, runtime: str | None) -> Recogniser:
+    return open_recogniser(model, runtime) if isinstance(model, str | Path | SpeechModel) else model
 
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:
@@ -172,10 +244,3 @@ def _calibration_data(source: str | Path, utterances: int | None) -> DataSet:
     if str(source).startswith("hf:") and utterances is not None:
         return load_data(source, at_most=HUB_SURPLUS * utterances)
     return load_data(source)
-
-
-def _stored_bytes(model: SpeechModel) -> int:
-    files = list(Path(model.source).expanduser().glob("*.safetensors"))
-    if files:
-        return sum(file.stat().st_size for file in files)
-    return sum(2 * parameter.numel() for parameter in model.network.parameters())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
 WIDTHS = ("2", "3", "4", "8")
+TARGET_NAMES = ("hf", "onnx", "gguf", "ggml")
+RUNTIMES = ("torch", "onnx", "gguf", "ggml")
 HELD_OUT_OR_NUMBER = "NUMBER|held-out"
 
 
@@ -50,6 +52,11 @@ def main() -> None:
     """
 
 
+_runtime = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    help="What runs MODEL: a .gguf or .bin file or an ONNX folder runs as what it is; other models are exported first.",
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _language = click.option("--language", help="Language code for multilingual models (default: en).")
 _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
@@ -68,13 +75,22 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
     "--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How the codes are found."
 )
 @click.option(
+    "--target",
+    type=click.Choice(TARGET_NAMES),
+    default="hf",
+    show_default=True,
+    help="Runtime whose grid the weights are rounded on: transformers and vLLM, ONNX Runtime, transcribe.cpp, whisper.cpp.",
+)
+@click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128", "row"]),
-    default="128",
-    show_default=True,
-    help="Weights that share a scale.",
+    help="Weights that share a scale (default: 128 for hf, 32 for the others).",
 )
-@click.option("--symmetric", is_flag=True, help="Symmetric grid, without zero points.")
+@click.option(
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Grid without or with zero points (default: symmetric for gguf and ggml).",
+)
 @click.option(
     "--scale",
     type=click.Choice(["search", "minmax"]),
@@ -153,12 +169,13 @@ def quantize(model: str, out: Path, **options: Any) -> None:
             batch_size=options["batch_size"],
             language=options["language"],
             overwrite=options["overwrite"],
+            target=options["target"],
             progress=progress,
         )
     if options["as_json"]:
         _print_json(show.quantized_as_dict(result, out))
     else:
-        show.quantized(result, out)
+        show.quantized(result, out, options["target"])
 
 
 _gate = click.option(
@@ -184,6 +201,7 @@ _tolerance = click.option(
 @click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
 @_gate
 @_tolerance
+@_runtime
 @_language
 @_threads
 @_as_json
@@ -196,6 +214,7 @@ def evaluate(
     save_reference: Path | None,
     gate: bool,
     tolerance: int,
+    runtime: str | None,
     language: str | None,
     threads: int | None,
     as_json: bool,
@@ -213,7 +232,9 @@ def evaluate(
         raise click.UsageError("--save-reference needs a reference system: give it with --against")
     _set_threads(threads)
     with show.progress() as progress:
-        result = api.evaluate(model, data, against=against, limit=limit, language=language, progress=progress)
+        result = api.evaluate(
+            model, data, against=against, limit=limit, runtime=runtime, language=language, progress=progress
+        )
     if save is not None:
         write_transcripts(save, result.transcription.transcripts)
     if save_reference is not None and result.reference is not None:
@@ -256,6 +277,7 @@ def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, a
     type=click.Choice(["raw", "temperature", "platt"]),
     help="With --json: every word's confidence, as it is or scaled as fitted by `sottovoce confidence --store`.",
 )
+@_runtime
 @_language
 @_threads
 @_as_json
@@ -264,6 +286,7 @@ def transcribe(
     audio: tuple[str, ...],
     save: Path | None,
     confidence: str | None,
+    runtime: str | None,
     language: str | None,
     threads: int | None,
     as_json: bool,
@@ -279,7 +302,7 @@ def transcribe(
     if confidence and not as_json:
         raise click.UsageError("--confidence goes with --json")
     _set_threads(threads)
-    loaded = api.load(model)
+    loaded = api.open_recogniser(model, runtime)
     scaling = show.stored_scaling(model, confidence) if confidence else None
     with show.progress() as progress:
         transcripts = api.transcribe(
@@ -295,6 +318,51 @@ def transcribe(
         return
     for transcript in transcripts:
         click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("format", type=click.Choice(["gguf", "ggml", "onnx"]))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's."
+)
+@click.option(
+    "--speech", metavar="DATA", help="Speech to compare on (default: four English sentences that come along)."
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@_language
+@_threads
+@_as_json
+def export(
+    out: Path,
+    format: str,  # noqa: A002 - the name on the command line
+    file: Path,
+    verify: bool,
+    speech: str | None,
+    overwrite: bool,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Write the codes of a quantized folder OUT, bit for bit, as a FILE of another runtime.
+
+    \b
+    sottovoce export tiny-4bit gguf tiny-4bit.gguf    transcribe.cpp
+    sottovoce export tiny-4bit ggml tiny-4bit.bin     whisper.cpp
+    sottovoce export tiny-4bit onnx tiny-4bit-onnx    ONNX Runtime (a folder)
+    """
+    from sottovoce import api, show
+
+    _set_threads(threads)
+    with show.progress() as progress:
+        done = api.export(
+            out, format, file, verify=verify, speech=speech, overwrite=overwrite, language=language, progress=progress
+        )
+    if as_json:
+        _print_json(show.export_as_dict(done))
+    else:
+        show.exported(done)
 
 
 @main.command()
@@ -491,8 +559,7 @@ def _finish(
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:
-    from sottovoce.core.grid import Grid
-    from sottovoce.recipe import Recipe, Rule, method_named
+    from sottovoce.recipe import Recipe, Rule, method_named, target_grid
 
     changes = {
         "strength": _number_or_word(options["strength"], "--strength", ("cross-fit", "diagnostic")),
@@ -503,9 +570,10 @@ def _recipe(options: dict[str, Any]) -> Recipe:
     }
     return Recipe(
         method=method_named(options["method"], **{key: value for key, value in changes.items() if value is not None}),
-        grid=Grid(
+        grid=target_grid(
+            options["target"],
             bits=int(options["bits"]),
-            group_size=None if options["group_size"] == "row" else int(options["group_size"]),
+            group_size=_group_size(options["group_size"]),
             symmetric=options["symmetric"],
             scale=options["scale"],
         ),
@@ -514,6 +582,12 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         frame_stride=options["frame_stride"],
         rules=tuple(Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options["rules"]),
     )
+
+
+def _group_size(option: str | None) -> int | Literal["target"] | None:
+    if option is None:
+        return "target"
+    return None if option == "row" else int(option)
 
 
 def _number_or_word(value: str | None, option: str, words: tuple[str, ...]) -> float | str | None:

@@ -109,6 +109,53 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a runtime's format can hold: the grid it is given by default, and what groups have to be multiples of.
+
+    `one_width`: all layers must have the same bits, head included. `exact_minimum`: asymmetric groups need float16 minima.
+    """
+
+    group_size: int
+    symmetric: bool
+    multiple: int = 1
+    exact_minimum: bool = False
+    one_width: bool = False
+
+
+TARGETS: dict[str, Target] = {
+    "hf": Target(group_size=128, symmetric=False),
+    "onnx": Target(group_size=32, symmetric=False, multiple=16),
+    "gguf": Target(group_size=32, symmetric=True, multiple=32, exact_minimum=True),
+    "ggml": Target(group_size=32, symmetric=True, multiple=32, exact_minimum=True, one_width=True),
+}
+
+
+def target_grid(
+    target: str,
+    *,
+    bits: int = 4,
+    group_size: int | None | Literal["target"] = "target",
+    symmetric: bool | None = None,
+    scale: Literal["minmax", "search"] = "search",
+) -> Grid:
+    """The grid of `target` with what is given in place of its defaults. Raises `RecipeError` for an unknown target."""
+    if target not in TARGETS:
+        raise RecipeError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
+    wanted = TARGETS[target]
+    # ggml's 8-bit blocks have no minimum.
+    symmetric = (
+        (wanted.symmetric or (wanted.exact_minimum and bits > MOST_EXACT_BITS)) if symmetric is None else symmetric
+    )
+    return Grid(
+        bits=bits,
+        group_size=wanted.group_size if group_size == "target" else group_size,
+        symmetric=symmetric,
+        scale=scale,
+        exact_minimum=wanted.exact_minimum and not symmetric,
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
     """The layers to quantize with their grids, in the model's order, and the names of those left in floating point."""
 
@@ -147,6 +194,26 @@ def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
     if not steps:
         raise RecipeError("the recipe leaves every layer in floating point; nothing to quantize")
     return Plan(tuple(steps), tuple(left))
+
+
+def check_target(plan: Plan, model: SpeechModel, target: str) -> None:
+    """Raises `RecipeError` with the reason if the format of `target` cannot hold what `plan` makes."""
+    wanted = TARGETS[target]
+    for layer, grid in plan.steps:
+        size = grid.columns_per_group(model.module(layer.name).weight.shape[1])
+        if size % wanted.multiple:
+            raise RecipeError(
+                f"{layer.name}: groups of {size} do not fit {target}, which wants multiples of {wanted.multiple}"
+            )
+        if wanted.exact_minimum and not (grid.symmetric or grid.exact_minimum):
+            raise RecipeError(
+                f"{layer.name}: {target} has no asymmetric blocks of {grid.bits} bits; choose a symmetric grid"
+            )
+    widths = sorted({grid.bits for _, grid in plan.steps} | ({16} if plan.left else set()))
+    if wanted.one_width and len(widths) > 1:
+        raise RecipeError(
+            f"{target} holds one width for all layers, head included; the recipe asks for {' and '.join(map(str, widths))} bits"
+        )
 
 
 def _grid_of(layer: Layer, recipe: Recipe) -> Grid | None:

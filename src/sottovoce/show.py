@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,8 +18,9 @@ from rich.table import Table
 
 from sottovoce.api import Evaluation
 from sottovoce.checkpoint import read_manifest
-from sottovoce.errors import CheckpointError
+from sottovoce.errors import CheckpointError, ModelError
 from sottovoce.evaluate.confidence import FittedConfidence, Scaling, words_of
+from sottovoce.evaluate.recogniser import Recogniser
 from sottovoce.evaluate.score import FAILURES, Gate, Score, as_rows
 from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
@@ -28,7 +30,9 @@ from sottovoce.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from sottovoce.demo.run import DemoResult
+    from sottovoce.export import Export
 
+EXPORT_NAMES = {"gguf": "{}.gguf", "ggml": "{}.bin", "onnx": "{}-onnx"}
 PARTS = ("encoder", "decoder self", "decoder cross", "decoder mlp", "head")
 MEGABYTE = 1e6
 PIPE_WIDTH = 160  # columns
@@ -107,8 +111,8 @@ def plan(model: SpeechModel, recipe: Recipe) -> None:
         console.print(f"left in floating point: {', '.join(resolved.left)}")
 
 
-def quantized(result: QuantizedModel, out: Path) -> None:
-    """The outcome by part."""
+def quantized(result: QuantizedModel, out: Path, target: str) -> None:
+    """The outcome by part, and the next command."""
     console = _console()
     console.print(_parts_table([asdict(report) for report in result.reports], f"{result.model.source} -> {out}"))
     timing = result.timing
@@ -118,6 +122,40 @@ def quantized(result: QuantizedModel, out: Path) -> None:
     )
     for note in notes(result):
         console.print(f"note: {note}", highlight=False)
+    if target in EXPORT_NAMES:
+        console.print(f"next: sottovoce export {out} {target} {EXPORT_NAMES[target].format(out)}", highlight=False)
+
+
+def exported(done: "Export") -> None:
+    """What was written, and how its words agree."""
+    console, counts = _console(), Counter(done.types.values())
+    kinds = ", ".join(f"{count} layers {kind}" for kind, count in counts.most_common()) or "all in floating point"
+    console.print(f"{done.file}: {_megabytes(done.bytes)}; {kinds}", highlight=False)
+    if done.widened:
+        console.print(
+            f"note: the codes of {len(done.widened)} layers are narrower than what holds them: same values, no gain in size",
+            highlight=False,
+        )
+    if done.agreement is None:
+        console.print("not tried in its runtime", highlight=False)
+    else:
+        console.print(
+            f"tried: {done.agreement.equal} of {done.agreement.utterances} utterances as in PyTorch, "
+            f"{done.agreement.word_difference:.1%} of the words differ",
+            highlight=False,
+        )
+
+
+def export_as_dict(done: "Export") -> dict[str, Any]:
+    """An export as JSON."""
+    return {
+        "file": str(done.file),
+        "format": done.format,
+        "bytes": done.bytes,
+        "types": done.types,
+        "widened": list(done.widened),
+        "agreement": None if done.agreement is None else asdict(done.agreement),
+    }
 
 
 def notes(result: QuantizedModel) -> list[str]:
@@ -288,8 +326,14 @@ def stored_scaling(model: str, name: str) -> Scaling:
     return Scaling(**stored[name])
 
 
-def words(model: SpeechModel, transcript: Transcript, scaling: Scaling) -> list[dict[str, Any]] | None:
-    """Words with their confidences, or None where there are none (a recording of more than one pass)."""
+def words(recogniser: Recogniser, transcript: Transcript, scaling: Scaling) -> list[dict[str, Any]] | None:
+    """Words with their confidences, or None where there are none (a recording of more than one pass).
+
+    Raises `ModelError` for a runtime that does not tell how its tokens make words.
+    """
+    model = getattr(recogniser, "model", None)
+    if model is None:
+        raise ModelError(f"{recogniser.source}: word confidences need the runtime torch or onnx")
     if len(transcript.log_probabilities) != len(transcript.tokens):
         return None
     return [

@@ -9,7 +9,7 @@ import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluate.recogniser import Heard, Recognition
-from sottovoce.export.ggml import read_header
+from sottovoce.formats.ggml import read_header
 
 # Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
 SETTINGS: dict[str, Any] = {
@@ -41,10 +41,11 @@ class GgmlRecogniser:
         read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
         self.source, self._calls = str(file), _pywhispercpp
         try:
-            self._model: Any = Model(str(file), n_threads=threads, redirect_whispercpp_logs_to=None, **SETTINGS)
+            self._model = Model(str(file), n_threads=threads, redirect_whispercpp_logs_to=None, **SETTINGS)
         except Exception as exc:
             raise ExportError(f"{file}: whisper.cpp cannot load it ({exc}); export it again") from exc
-        self._end = _pywhispercpp.whisper_token_eot(self._model._ctx)
+        self._context = vars(self._model)["_ctx"]
+        self._end = _pywhispercpp.whisper_token_eot(self._context)
 
     @property
     def stored_bytes(self) -> int:
@@ -56,7 +57,7 @@ class GgmlRecogniser:
         began, found, calls = time.perf_counter(), list[Recognition](), self._calls
         for samples in recordings:
             segments = self._model.transcribe(np.ascontiguousarray(samples, np.float32), language=language or "en")
-            context = self._model._ctx
+            context = self._context
             tokens = [
                 (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))
                 for i in range(calls.whisper_full_n_segments(context))

@@ -11,7 +11,7 @@ from torch import nn
 
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluate.recogniser import Heard, Recognition
-from sottovoce.export.onnx import DECODER, ENCODER, cache_names
+from sottovoce.formats.onnx import DECODER, ENCODER, cache_names
 from sottovoce.models.load import FAMILIES
 
 BATCH = 8  # utterances decoded together, where the family pads them to one length

@@ -1,6 +1,6 @@
 """Which families have a layout in which format."""
 
-from sottovoce.export.gguf import Layout
-from sottovoce.export.gguf_whisper import WHISPER
+from sottovoce.formats.gguf import Layout
+from sottovoce.formats.gguf_whisper import WHISPER
 
 GGUF_LAYOUTS: dict[str, Layout] = {"whisper": WHISPER}

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError
-from sottovoce.export.gguf import TOKEN_CONTROL, TOKEN_NORMAL, Layout, merges, tokens_by_id
-from sottovoce.export.source import Source
+from sottovoce.formats.gguf import TOKEN_CONTROL, TOKEN_NORMAL, Layout, merges, tokens_by_id
+from sottovoce.formats.source import Source
 
 ATTENTION = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
 TOP = {
@@ -125,7 +125,7 @@ def _settings(source: Source, writer: Any) -> None:
     writer.add_bool("stt.frontend.center", True)
 
 
-def _extra(source: Source) -> dict[str, np.ndarray]:
+def _inputs(source: Source) -> dict[str, np.ndarray]:
     """Mel filters and the periodic Hann window, which `transformers` computes from the settings."""
     extractor = source.model.processor.feature_extractor
     positions = np.arange(extractor.n_fft)
@@ -140,5 +140,5 @@ WHISPER = Layout(
     names=_names,
     float32=lambda name: "embed_positions" in name,
     settings=_settings,
-    extra=_extra,
+    inputs=_inputs,
 )

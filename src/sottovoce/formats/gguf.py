@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.export.blocks import to_blocks
-from sottovoce.export.source import Source
+from sottovoce.formats.blocks import to_blocks
+from sottovoce.formats.source import Source
 
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # `general.file_type`: the type of most weights
 TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_BYTE = 1, 2, 3, 6
@@ -20,14 +20,14 @@ class Layout:
     """One family in GGUF.
 
     `names`: how parameters are called there, by their name in `transformers`; `float32`: which of these the runtime wants
-    in float32 whatever their shape; `settings`: writes the metadata; `extra`: further float32 tensors.
+    in float32 whatever their shape; `settings`: writes the metadata; `inputs`: further float32 tensors.
     """
 
     architecture: str
     names: Callable[[Source], dict[str, str]]
     float32: Callable[[str], bool]
     settings: Callable[[Source, Any], None]
-    extra: Callable[[Source], dict[str, np.ndarray]]
+    inputs: Callable[[Source], dict[str, np.ndarray]]
 
 
 def write_gguf(source: Source, file: Path) -> dict[str, str]:
@@ -35,7 +35,7 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
 
     Raises `ExportError` for a family or a grid that the runtime cannot hold, before anything is written.
     """
-    from sottovoce.export.families import GGUF_LAYOUTS
+    from sottovoce.formats.families import GGUF_LAYOUTS
 
     gguf = require_gguf()
     if source.family not in GGUF_LAYOUTS:
@@ -60,7 +60,7 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
     writer.add_uint32("general.quantization_version", 2)
     writer.add_string("stt.variant", source.name)
     layout.settings(source, writer)
-    for name, array in layout.extra(source).items():
+    for name, array in layout.inputs(source).items():
         writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
     for name, called in names.items():
         module = name.removesuffix(".weight")

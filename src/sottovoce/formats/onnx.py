@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from sottovoce.calibrate import share_weights
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.export.nbits import NBitsEmbedding, NBitsLinear, runtime_bits
-from sottovoce.export.source import Source
+from sottovoce.formats.nbits import NBitsEmbedding, NBitsLinear, runtime_bits
+from sottovoce.formats.source import Source
 
 OPSET = 21
 ATTENTION = "sottovoce_onnx"
@@ -296,7 +296,7 @@ def _exported(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], 
 def _merged(onnx: Any, first: Any, later: Any) -> Any:
     """One graph: `use_cache_branch` chooses between the two, which share all weights."""
     helper, prefixes = onnx.helper, ("first", "later")
-    weights, branches = {}, []
+    weights, branches = dict[str, Any](), []
     for graph, prefix in zip((first.graph, later.graph), prefixes, strict=True):
         outer = {value.name for value in graph.input}
         renamed: dict[str, str] = {}

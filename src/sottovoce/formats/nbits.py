@@ -67,17 +67,23 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 class NBitsLinear(nn.Module):
     """A linear layer as `MatMulNBits`."""
 
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    bias: Tensor | None
+    shape: tuple[int, ...]
+
     def __init__(self, name: str, weight: QuantizedTensor, bias: Tensor | None) -> None:
         super().__init__()
+        tensors = packed(name, weight)
         self.bits, self.shape = runtime_bits(weight.bits), tuple(weight.codes.shape)
-        for key, tensor in packed(name, weight).items():
-            self.register_buffer(key, tensor)
+        self.block = self.shape[1] // tensors["scales"].shape[1]
+        self.codes, self.scales = nn.Buffer(tensors["codes"]), nn.Buffer(tensors["scales"])
+        self.zero_points = nn.Buffer(tensors["zero_points"]) if "zero_points" in tensors else None
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.block = self.shape[1] // self.scales.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        zero = getattr(self, "zero_points", None)
-        inputs = [x, self.codes, self.scales.float(), zero, None, self.bias]
+        inputs: list[Tensor | None] = [x, self.codes, self.scales.float(), self.zero_points, None, self.bias]
         while inputs[-1] is None:
             inputs.pop()
         result: Tensor = torch.onnx.ops.symbolic(
@@ -108,7 +114,7 @@ class NBitsEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         head = self.head
         inputs = [head.codes.flatten(1), ids, head.scales.float()]
-        if hasattr(head, "zero_points"):
+        if head.zero_points is not None:
             inputs.append(head.zero_points)
         result: Tensor = torch.onnx.ops.symbolic(
             "com.microsoft::GatherBlockQuantized",

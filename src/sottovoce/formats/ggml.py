@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sottovoce.errors import ExportError
-from sottovoce.export.blocks import BLOCK, BLOCK_BYTES, to_blocks
-from sottovoce.export.source import Source
+from sottovoce.formats.blocks import BLOCK, BLOCK_BYTES, to_blocks
+from sottovoce.formats.source import Source
 
 MAGIC = 0x67676D6C
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8}  # ggml's numbers of tensor types

@@ -1,0 +1,1 @@
+"""File formats of other runtimes, written from the codes of a quantized model."""

@@ -1,0 +1,31 @@
+"""Exported files in the runtimes that they are for."""
+
+from pathlib import Path
+
+from sottovoce.errors import ModelError
+from sottovoce.evaluate.recogniser import Recogniser
+
+
+def open_runtime(runtime: str, file: str | Path, threads: int) -> Recogniser:
+    """A file (for onnx a folder) in its runtime. Raises `ExportError`, or `MissingDependencyError` with the install command."""
+    if runtime == "gguf":
+        from sottovoce.runtimes.gguf import GgufRecogniser
+
+        return GgufRecogniser(file, threads)
+    if runtime == "ggml":
+        from sottovoce.runtimes.ggml import GgmlRecogniser
+
+        return GgmlRecogniser(file, threads)
+    if runtime == "onnx":
+        from sottovoce.runtimes.onnx import OnnxRecogniser
+
+        return OnnxRecogniser(file, threads)
+    raise ModelError(f"runtime {runtime!r} is not known; choose torch, onnx, gguf or ggml")
+
+
+def runtime_of(file: str | Path) -> str | None:
+    """The runtime that `file` is made for, or None if it is no export."""
+    path = Path(file).expanduser()
+    if path.is_dir():
+        return "onnx" if (path / "onnx").is_dir() else None
+    return {".gguf": "gguf", ".bin": "ggml"}.get(path.suffix) if path.is_file() else None
