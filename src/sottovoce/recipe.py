@@ -69,12 +69,14 @@ DEFAULT_METHOD = "fade"
 class Rule:
     """Another grid for the layers whose name matches the regular expression `match` (anywhere in the name).
 
-    `bits`: their width, or 16 to leave them in floating point. `group_size`: their groups, or "same".
+    `bits`: their width, or 16 to leave them in floating point. `group_size`: their groups, `symmetric`: whether their grid has no
+    zero points, or "same".
     """
 
     match: str
     bits: int
     group_size: int | None | Literal["same"] = "same"
+    symmetric: bool | Literal["same"] = "same"
 
     def __post_init__(self) -> None:
         if self.bits not in (*BITS, 16):
@@ -217,17 +219,18 @@ def check_target(plan: Plan, model: SpeechModel, target: str) -> None:
 
 
 def _grid_of(layer: Layer, recipe: Recipe) -> Grid | None:
-    bits, group_size = recipe.grid.bits, recipe.grid.group_size
+    bits, group_size, symmetric = recipe.grid.bits, recipe.grid.group_size, recipe.grid.symmetric
     if layer.part == "head" and recipe.head_bits is not None:
         bits = recipe.head_bits
     for rule in recipe.rules:
         if re.search(rule.match, layer.name):
             bits = rule.bits
             group_size = group_size if rule.group_size == "same" else rule.group_size
+            symmetric = symmetric if rule.symmetric == "same" else rule.symmetric
     if bits == 16:
         return None
     # Beside 4-bit blocks with a minimum, ggml's 8-bit blocks have none.
-    symmetric = recipe.grid.symmetric or (recipe.grid.exact_minimum and bits > MOST_EXACT_BITS)
+    symmetric = symmetric or (recipe.grid.exact_minimum and bits > MOST_EXACT_BITS)
     return replace(recipe.grid, bits=bits, group_size=group_size, symmetric=symmetric)
 
 

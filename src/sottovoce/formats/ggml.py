@@ -56,6 +56,12 @@ def write_ggml(source: Source, file: Path) -> dict[str, str]:
             f"whisper.cpp wants OpenAI's vocabulary ({SMALLEST_VOCABULARY} tokens or more) with a tied head; this model has "
             f"{source.config.vocab_size} tokens"
         )
+    config = source.config
+    if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {4 * config.d_model}:
+        raise ExportError(
+            f"whisper.cpp wants feed-forward layers of 4 times the model's width ({4 * config.d_model}); these are of "
+            f"{config.encoder_ffn_dim} and {config.decoder_ffn_dim}"
+        )
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
     matrices = _matrices(source)
     kinds = {name: blocks[name][0] if name in blocks else "F16" for name in matrices}

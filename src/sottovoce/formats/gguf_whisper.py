@@ -65,7 +65,8 @@ def _settings(source: Source, writer: Any) -> None:
     writer.add_string("tokenizer.ggml.pre", "gpt2")
     writer.add_array("tokenizer.ggml.tokens", pieces)
     writer.add_array("tokenizer.ggml.token_type", types)
-    writer.add_array("tokenizer.ggml.merges", merges(source) or [""])
+    if pairs := merges(source):
+        writer.add_array("tokenizer.ggml.merges", pairs)
     ids = {piece: i for i, piece in enumerate(pieces)}
     for kind in ("bos", "eos", "padding"):
         writer.add_uint32(f"tokenizer.ggml.{kind}_token_id", ids["<|endoftext|>"])

@@ -10,6 +10,7 @@ import numpy as np
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluate.recogniser import Heard, Recognition
 from sottovoce.formats.ggml import read_header
+from sottovoce.runtimes.native import captured_stderr
 
 # Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
 SETTINGS: dict[str, Any] = {
@@ -40,10 +41,12 @@ class GgmlRecogniser:
             ) from exc
         read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
         self.source, self._calls = str(file), _pywhispercpp
-        try:
-            self._model = Model(str(file), n_threads=threads, redirect_whispercpp_logs_to=None, **SETTINGS)
-        except Exception as exc:
-            raise ExportError(f"{file}: whisper.cpp cannot load it ({exc}); export it again") from exc
+        with captured_stderr() as logs:
+            self._model = Model(str(file), n_threads=threads, redirect_whispercpp_logs_to=False, **SETTINGS)
+        said = logs[0]
+        if "failed to load model" in said:  # no exception, but a context that ends the process when it is used
+            reason = said.split("whisper_model_load:")[-1].strip().splitlines()[0]
+            raise ExportError(f"{file}: whisper.cpp cannot load it ({reason}); export it again")
         self._context = vars(self._model)["_ctx"]
         self._end = _pywhispercpp.whisper_token_eot(self._context)
 

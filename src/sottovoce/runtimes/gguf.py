@@ -8,6 +8,7 @@ import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluate.recogniser import Heard, Recognition
+from sottovoce.runtimes.native import captured_stderr
 
 
 class GgufRecogniser:
@@ -16,15 +17,9 @@ class GgufRecogniser:
     longest_s = 30.0
 
     def __init__(self, file: str | Path, threads: int) -> None:
-        try:
-            import transcribe_cpp
-        except ImportError as exc:
-            raise MissingDependencyError(
-                "running GGUF needs the package transcribe-cpp; pip install 'sottovoce[gguf]'"
-            ) from exc
+        transcribe_cpp = _library()
         self.source = str(file)
         self._library = transcribe_cpp
-        transcribe_cpp.set_log_callback(lambda *_: None)
         try:
             self._model = transcribe_cpp.Model(file, backend="cpu")
         except (transcribe_cpp.TranscribeError, OSError) as exc:
@@ -40,7 +35,10 @@ class GgufRecogniser:
         return Path(self.source).stat().st_size
 
     def recognise(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> Heard:
-        """One recording after the other; transcribe.cpp tells encoder (with features) and decoder apart."""
+        """One recording after the other; transcribe.cpp tells encoder (with features) and decoder apart.
+
+        Without timestamps it gives the text of a Whisper model, and no tokens.
+        """
         if self._multilingual:
             language = language or "en"
         found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
@@ -73,3 +71,16 @@ class GgufRecogniser:
         """Cut at silence, as for every model without timestamps."""
         del recording, language
         return None
+
+
+def _library() -> Any:
+    """The package, which names its CPU kernels on standard error while it is imported."""
+    try:
+        with captured_stderr():
+            import transcribe_cpp
+    except ImportError as exc:
+        raise MissingDependencyError(
+            "running GGUF needs the package transcribe-cpp; pip install 'sottovoce[gguf]'"
+        ) from exc
+    transcribe_cpp.set_log_callback(lambda *_: None)
+    return transcribe_cpp

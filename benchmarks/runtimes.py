@@ -1,0 +1,337 @@
+"""The same codes in every runtime, beside what else there is: words, parity, size, speed and memory.
+
+    python benchmarks/runtimes.py --speech DIR --work SCRATCH [--models tiny.en base] [--repeats 5] [--threads 2]
+
+DIR/calibration and DIR/dev-* hold the speech. Files are made once in SCRATCH; every system then runs in a process of its own, one
+after the other, and what is finished there is not measured again. Speed: seconds for the first four utterances of each set, one
+at a time, after one warm-up, medians over the repeats. Memory: peak of the process above what it held before the model was loaded.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sottovoce import api
+from sottovoce.data import load_data
+from sottovoce.evaluate.recogniser import Heard, Recognition, TorchRecogniser
+from sottovoce.evaluate.score import normalize, score_transcripts
+from sottovoce.evaluate.transcribe import transcribe_data
+from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.export import export_model
+from sottovoce.formats.ggml import write_ggml
+from sottovoce.formats.gguf import write_gguf
+from sottovoce.formats.onnx import DECODER, ENCODER, write_onnx
+from sottovoce.formats.source import Source
+from sottovoce.models.bundled import locate
+from sottovoce.quantize import environment
+from sottovoce.recipe import Recipe, Rule, method_named, target_grid
+from sottovoce.runtimes import open_runtime
+
+SETS = ("dev-librispeech", "dev-accented", "dev-home")
+CLIPS_PER_SET = 4
+# Name: how it is quantized (None: not), and what runs it.
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "fade-4bit": {"target": "gguf", "method": "fade", "bits": 4},
+    "fade-4bit-min": {"target": "gguf", "method": "fade", "bits": 4, "symmetric": False, "head_symmetric": True},
+    "rtn-4bit": {"target": "gguf", "method": "rtn", "bits": 4},
+    "rtn-8bit": {"target": "gguf", "method": "rtn", "bits": 8},
+    "fade-onnx-4bit": {"target": "onnx", "method": "fade", "bits": 4},
+    "fade-onnx-2bit": {"target": "onnx", "method": "fade", "bits": 2},
+}
+SYSTEMS: dict[str, tuple[str | None, str]] = {
+    "float32, PyTorch": (None, "torch"),
+    "4 bits FADE, PyTorch (simulated)": ("fade-4bit", "torch"),
+    "4 bits FADE, transcribe.cpp": ("fade-4bit", "gguf"),
+    "4 bits FADE, whisper.cpp": ("fade-4bit", "ggml"),
+    "4 bits FADE with minima, PyTorch (simulated)": ("fade-4bit-min", "torch"),
+    "4 bits FADE with minima, transcribe.cpp": ("fade-4bit-min", "gguf"),
+    "4 bits RTN, transcribe.cpp": ("rtn-4bit", "gguf"),
+    "8 bits RTN (Q8_0), transcribe.cpp": ("rtn-8bit", "gguf"),
+    "float16, transcribe.cpp": (None, "gguf"),
+    "float16, whisper.cpp": (None, "ggml"),
+    "4 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-4bit", "torch"),
+    "4 bits FADE, ONNX Runtime": ("fade-onnx-4bit", "onnx"),
+    "2 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-2bit", "torch"),
+    "2 bits FADE, ONNX Runtime": ("fade-onnx-2bit", "onnx"),
+    "float32, ONNX Runtime": (None, "onnx"),
+    "dynamic int8, ONNX Runtime": (None, "onnx-int8"),
+    "int8, faster-whisper": (None, "ct2-int8"),
+    "float32, faster-whisper": (None, "ct2-float32"),
+}
+SIMULATED = {
+    "4 bits FADE, transcribe.cpp": "4 bits FADE, PyTorch (simulated)",
+    "4 bits FADE, whisper.cpp": "4 bits FADE, PyTorch (simulated)",
+    "4 bits FADE with minima, transcribe.cpp": "4 bits FADE with minima, PyTorch (simulated)",
+    "4 bits FADE, ONNX Runtime": "4 bits FADE for ONNX, PyTorch (simulated)",
+    "2 bits FADE, ONNX Runtime": "2 bits FADE for ONNX, PyTorch (simulated)",
+    "float16, transcribe.cpp": "float32, PyTorch",
+    "float16, whisper.cpp": "float32, PyTorch",
+    "float32, ONNX Runtime": "float32, PyTorch",
+}
+
+
+class FasterWhisper:
+    """CTranslate2 as faster-whisper drives it, greedily, without timestamps and without fallback."""
+
+    longest_s = 30.0
+
+    def __init__(self, name: str, compute_type: str, threads: int, work: Path) -> None:
+        import ctranslate2
+
+        folder, parts = locate(name)
+        if len(parts) > 1:  # published in pieces: joined once
+            joined = work / "joined"
+            if not joined.is_dir():
+                shutil.copytree(folder, joined)
+                (joined / "model.bin").write_bytes(b"".join(part.read_bytes() for part in parts))
+            folder = joined
+        self.source = str(folder)
+        self._storage = ctranslate2.StorageView
+        self.network = ctranslate2.models.Whisper(
+            self.source, device="cpu", compute_type=compute_type, intra_threads=threads, inter_threads=1
+        )
+        self.model = api.load(f"bundled:{name}")
+        self.model.network.model.encoder.layers = (
+            torch.nn.ModuleList()
+        )  # only prompts, features and words are wanted of it
+        self.stored_bytes = (Path(self.source) / "model.bin").stat().st_size
+
+    def recognise(self, recordings: Any, language: str | None, *, confidence: bool = False) -> Heard:
+        began = time.perf_counter()
+        features = self.model.features(recordings)["input_features"].numpy()
+        encoded = self.network.encode(self._storage.from_array(features))
+        between = time.perf_counter()
+        prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"][0].tolist()
+        found = self.network.generate(
+            encoded, [prompt] * len(recordings), beam_size=1, sampling_temperature=0, max_length=448
+        )
+        recognitions = []
+        for result in found:
+            tokens = result.sequences_ids[0]
+            recognitions.append(
+                Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=len(tokens) < 440)
+            )
+        return Heard(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
+
+    def recognise_long(self, recording: Any, language: str | None) -> None:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", required=True, type=Path)
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--models", nargs="+", default=["tiny.en", "base"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="only so many utterances of each set, for a first look")
+    parser.add_argument("--only", nargs="+", help="only these systems, for a first look")
+    parser.add_argument("--words-only", action="store_true", help="no timing, for a busy machine")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/runtimes"))
+    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "SYSTEM"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.worker:
+        _work(arguments, *arguments.worker)
+        return
+    for model in arguments.models:
+        for name, system in SYSTEMS.items():
+            if arguments.only and name not in arguments.only:
+                continue
+            _file_of(arguments, model, *system)
+            for timed in (False,) if arguments.words_only else (False, True):
+                if not _result_file(arguments, model, name, timed).is_file():
+                    print(f"{model}: {name}{', speed' if timed else ''}", flush=True)
+                    extra = ["--words-only"] if not timed else []
+                    command = [sys.executable, __file__, *sys.argv[1:], *extra, "--worker", model, name]
+                    subprocess.run(command, check=False)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / f"{model}.json").write_text(json.dumps(_summary(arguments, model), indent=1) + "\n")
+
+
+def _result_file(arguments: argparse.Namespace, model: str, system: str, timed: bool) -> Path:
+    kind = "speed" if timed else "words"
+    return arguments.work / model / "results" / f"{system.replace(' ', '_').replace(',', '')}.{kind}.json"
+
+
+def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None, runtime: str) -> Path | None:
+    """The file or folder a system runs, made if it is not there."""
+    work = arguments.work / model
+    folder = work / quantization if quantization else None
+    if folder is not None and not folder.is_dir():
+        settings = dict(QUANTIZED[quantization])
+        target, method = settings.pop("target"), settings.pop("method")
+        head_symmetric = settings.pop("head_symmetric", False)
+        grid = target_grid(target, **settings)
+        recipe = Recipe(
+            method=method_named(method),
+            grid=grid,
+            rules=(Rule(match="proj_out", bits=4, symmetric=True),) if head_symmetric else (),
+        )
+        started = time.perf_counter()
+        api.quantize(
+            f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration"
+        )
+        print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)
+    if runtime == "torch" or runtime.startswith("ct2"):
+        return folder
+    file = work / f"{quantization or 'float'}.{runtime}"
+    if file.exists():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
+        export_model(folder, runtime, file, verify=False)
+    elif runtime == "onnx-int8":
+        _dynamic_int8(_file_of(arguments, model, None, "onnx"), file)
+    else:
+        writer = {"gguf": write_gguf, "ggml": write_ggml, "onnx": write_onnx}[runtime]
+        writer(Source(api.load(f"bundled:{model}"), {}), file)
+    return file
+
+
+def _dynamic_int8(floats: Path | None, folder: Path) -> None:
+    """ONNX Runtime's own dynamic quantization of both files."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    assert floats is not None
+    shutil.copytree(floats, folder)
+    for name in (ENCODER, DECODER):
+        quantize_dynamic(floats / name, folder / name, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+
+
+def _open(arguments: argparse.Namespace, model: str, system: str) -> Any:
+    quantization, runtime = SYSTEMS[system]
+    file = _file_of(arguments, model, quantization, runtime)
+    if runtime == "torch":
+        return TorchRecogniser(api.load(file or f"bundled:{model}"))
+    if runtime.startswith("ct2"):
+        return FasterWhisper(model, runtime.removeprefix("ct2-"), arguments.threads, arguments.work / model)
+    return open_runtime(runtime.removesuffix("-int8"), str(file), arguments.threads)
+
+
+def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    before = _memory_bytes("VmRSS")
+    sets = {name: load_data(arguments.speech / name) for name in SETS}
+    if arguments.limit:
+        sets = {name: data.take(arguments.limit) for name, data in sets.items()}
+    recogniser = _open(arguments, model, system)
+    result: dict[str, Any] = {"bytes": recogniser.stored_bytes}
+    if arguments.words_only:
+        result["transcripts"] = {
+            name: [asdict(t) for t in transcribe_data(recogniser, data).transcripts] for name, data in sets.items()
+        }
+    else:
+        clips = [u.samples() for data in sets.values() for u in list(data)[:CLIPS_PER_SET]]
+        result["audio_s"] = sum(map(len, clips)) / 16000
+        runs = []
+        for _ in range(arguments.repeats + 1):
+            heard = [_one(recogniser, clip, arguments.threads) for clip in clips]
+            runs.append(
+                {
+                    "encoder_s": sum(h[0] for h in heard),
+                    "decoder_s": sum(h[1] for h in heard),
+                    "tokens": sum(h[2] for h in heard),
+                }
+            )
+        result["runs"] = runs[1:]
+        result["memory_bytes"] = _memory_bytes("VmHWM") - before
+    file = _result_file(arguments, model, system, not arguments.words_only)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result))
+
+
+def _one(recogniser: Any, clip: np.ndarray, threads: int) -> tuple[float, float, int]:
+    """Seconds of encoder and decoder, and tokens, of one clip."""
+    heard = recogniser.recognise([clip], None)
+    encoder_s, decoder_s = heard.encoder_s, heard.decoder_s
+    if hasattr(recogniser, "_calls"):  # whisper.cpp does not tell them apart: its encoder once more, alone
+        began = time.perf_counter()
+        recogniser._calls.whisper_encode(recogniser._context, 0, threads)
+        encoder_s = time.perf_counter() - began
+        decoder_s -= encoder_s
+    return encoder_s, decoder_s, len(heard.recognitions[0].tokens)
+
+
+def _memory_bytes(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
+    words = {name: _read(_result_file(arguments, model, name, False)) for name in SYSTEMS}
+    speed = {name: _read(_result_file(arguments, model, name, True)) for name in SYSTEMS}
+    heard = {
+        name: {
+            data: tuple(
+                Transcript(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows
+            )
+            for data, rows in found["transcripts"].items()
+        }
+        for name, found in words.items()
+        if found
+    }
+    systems = {}
+    for name, sets in heard.items():
+        row: dict[str, Any] = {"bytes": words[name]["bytes"], "sets": {}}
+        for data, transcripts in sets.items():
+            reference = heard.get("float32, PyTorch", {}).get(data)
+            score = score_transcripts(transcripts, None if name == "float32, PyTorch" else reference)
+            row["sets"][data] = {
+                "wer": score.wer,
+                "interval": [score.low, score.high],
+                "loops": len(score.looped),
+                "paired_with_float": None if score.paired is None else asdict(score.paired),
+            }
+            if name in SIMULATED and SIMULATED[name] in heard:
+                simulated = heard[SIMULATED[name]][data]
+                row["sets"][data]["same_words_as_simulated"] = sum(
+                    normalize(a.text) == normalize(b.text) for a, b in zip(transcripts, simulated, strict=True)
+                )
+                row["sets"][data]["utterances"] = len(transcripts)
+                row["sets"][data]["wer_simulated"] = score_transcripts(simulated).wer
+        if name == "4 bits FADE, transcribe.cpp" and "4 bits RTN, transcribe.cpp" in heard:
+            row["paired_with_rtn"] = {
+                data: asdict(score_transcripts(t, heard["4 bits RTN, transcribe.cpp"][data]).paired)
+                for data, t in sets.items()
+            }
+        if speed[name]:
+            runs, audio_s = speed[name]["runs"], speed[name]["audio_s"]
+            encoder_s, decoder_s = (statistics.median(run[key] for run in runs) for key in ("encoder_s", "decoder_s"))
+            row["speed"] = {
+                "encoder_s": encoder_s,
+                "decoder_s": decoder_s,
+                "audio_s": audio_s,
+                "rtfx": audio_s / (encoder_s + decoder_s),
+                "ms_per_token": 1000 * decoder_s / statistics.median(run["tokens"] for run in runs),
+                "runs": runs,
+            }
+            row["memory_bytes"] = speed[name]["memory_bytes"]
+        systems[name] = row
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+        "environment": environment(),
+    }
+    return {"model": model, "machine": machine, "systems": systems}
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+if __name__ == "__main__":
+    main()
