@@ -8,6 +8,7 @@ at a time, after one warm-up, medians over the repeats. Memory: peak of the proc
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import shutil
@@ -26,6 +27,7 @@ from sottovoce import api
 from sottovoce.data import load_data
 from sottovoce.evaluate.recogniser import Heard, Recognition, TorchRecogniser
 from sottovoce.evaluate.score import normalize, score_transcripts
+from sottovoce.evaluate.simulate import int8_activations
 from sottovoce.evaluate.transcribe import transcribe_data
 from sottovoce.evaluate.transcripts import Transcript
 from sottovoce.export import export_model
@@ -52,6 +54,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 SYSTEMS: dict[str, tuple[str | None, str]] = {
     "float32, PyTorch": (None, "torch"),
     "4 bits FADE, PyTorch (simulated)": ("fade-4bit", "torch"),
+    "4 bits FADE, PyTorch (simulated, int8 activations)": ("fade-4bit", "torch-int8"),
     "4 bits FADE, transcribe.cpp": ("fade-4bit", "gguf"),
     "4 bits FADE, whisper.cpp": ("fade-4bit", "ggml"),
     "4 bits FADE with minima, PyTorch (simulated)": ("fade-4bit-min", "torch"),
@@ -61,8 +64,10 @@ SYSTEMS: dict[str, tuple[str | None, str]] = {
     "float16, transcribe.cpp": (None, "gguf"),
     "float16, whisper.cpp": (None, "ggml"),
     "4 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-4bit", "torch"),
+    "4 bits FADE for ONNX, PyTorch (simulated, int8 activations)": ("fade-onnx-4bit", "torch-int8"),
     "4 bits FADE, ONNX Runtime": ("fade-onnx-4bit", "onnx"),
     "2 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-2bit", "torch"),
+    "2 bits FADE for ONNX, PyTorch (simulated, int8 activations)": ("fade-onnx-2bit", "torch-int8"),
     "2 bits FADE, ONNX Runtime": ("fade-onnx-2bit", "onnx"),
     "float32, ONNX Runtime": (None, "onnx"),
     "dynamic int8, ONNX Runtime": (None, "onnx-int8"),
@@ -184,7 +189,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
             f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration"
         )
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)
-    if runtime == "torch" or runtime.startswith("ct2"):
+    if runtime.startswith(("torch", "ct2")):
         return folder
     file = work / f"{quantization or 'float'}.{runtime}"
     if file.exists():
@@ -210,11 +215,15 @@ def _dynamic_int8(floats: Path | None, folder: Path) -> None:
         quantize_dynamic(floats / name, folder / name, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
 
 
-def _open(arguments: argparse.Namespace, model: str, system: str) -> Any:
+def _open(arguments: argparse.Namespace, model: str, system: str, stack: contextlib.ExitStack) -> Any:
     quantization, runtime = SYSTEMS[system]
     file = _file_of(arguments, model, quantization, runtime)
-    if runtime == "torch":
-        return TorchRecogniser(api.load(file or f"bundled:{model}"))
+    if runtime.startswith("torch"):
+        loaded = api.load(file or f"bundled:{model}")
+        if runtime == "torch-int8":
+            names = [layer.name for layer in loaded.layers()]
+            stack.enter_context(int8_activations(loaded, names, half_scales="onnx" not in str(quantization)))
+        return TorchRecogniser(loaded)
     if runtime.startswith("ct2"):
         return FasterWhisper(model, runtime.removeprefix("ct2-"), arguments.threads, arguments.work / model)
     return open_runtime(runtime.removesuffix("-int8"), str(file), arguments.threads)
@@ -228,7 +237,8 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     sets = {name: load_data(arguments.speech / name) for name in SETS}
     if arguments.limit:
         sets = {name: data.take(arguments.limit) for name, data in sets.items()}
-    recogniser = _open(arguments, model, system)
+    stack = contextlib.ExitStack()
+    recogniser = _open(arguments, model, system, stack)
     result: dict[str, Any] = {"bytes": recogniser.stored_bytes}
     if arguments.words_only:
         result["transcripts"] = {
