@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -469,7 +470,22 @@ def report(out: Path, transcripts: Path | None, against: Path | None, html: Path
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each process (default: all cores, shared).")
 @click.option("--tables-only", is_flag=True, help="Compute nothing; tables and figures of what is there.")
-def bench(recipe: Path, out: Path, data: Path | None, jobs: int, threads: int | None, tables_only: bool) -> None:
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(RUNTIMES),
+    multiple=True,
+    help="What transcribes (default: as the recipe says, else torch). Repeatable.",
+)
+def bench(
+    recipe: Path,
+    out: Path,
+    data: Path | None,
+    jobs: int,
+    threads: int | None,
+    tables_only: bool,
+    runtimes: tuple[str, ...],
+) -> None:
     """Measure models, methods, widths and seeds on data sets, as RECIPE (TOML) says.
 
     Every cell is computed once and stored; start the command again after a stop. Writes results.md, results.csv and figures.
@@ -482,6 +498,8 @@ def bench(recipe: Path, out: Path, data: Path | None, jobs: int, threads: int | 
     from sottovoce.errors import MissingDependencyError
 
     plan = read_plan(recipe)
+    if runtimes:
+        plan = replace(plan, runtimes=runtimes)
     failed: tuple[tuple[str, str], ...] = ()
     if not tables_only:
         _set_threads(None)

@@ -123,7 +123,8 @@ def quantized(result: QuantizedModel, out: Path, target: str) -> None:
     for note in notes(result):
         console.print(f"note: {note}", highlight=False)
     if target in EXPORT_NAMES:
-        console.print(f"next: sottovoce export {out} {target} {EXPORT_NAMES[target].format(out)}", highlight=False)
+        command = f"sottovoce export {out} {target} {EXPORT_NAMES[target].format(out)}"
+        console.print(f"next: {command}", highlight=False, soft_wrap=True)
 
 
 def exported(done: "Export") -> None:

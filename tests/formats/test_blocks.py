@@ -77,9 +77,9 @@ def test_nibbles_lie_where_ggml_has_them() -> None:
 
 def test_what_blocks_cannot_hold_is_refused_with_the_way_out() -> None:
     weight = torch.randn(2, 96, generator=torch.Generator().manual_seed(2))
+    whole = rtn(weight, Grid(bits=4, group_size=None, symmetric=True))
+    scale, zero = whole.scale.repeat_interleave(2, 1), whole.zero_point.repeat_interleave(2, 1)
     with pytest.raises(ExportError, match=r"w: groups of 48 .* --group-size 32"):
-        whole = rtn(weight, Grid(bits=4, group_size=None, symmetric=True))
-        scale, zero = whole.scale.repeat_interleave(2, 1), whole.zero_point.repeat_interleave(2, 1)
         block_type("w", QuantizedTensor(whole.codes, scale, zero, 4, True))
     with pytest.raises(ExportError, match="no asymmetric 8-bit blocks"):
         block_type("w", rtn(weight, Grid(bits=8, group_size=32)))

@@ -1,5 +1,6 @@
 """Figures of a bench, by matplotlib: rates against widths with their spread, and strengths by depth."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def draw_figures(
             figure = Figure(figsize=(4.2 * len(sets), 4.0), layout="constrained")
             axes = figure.subplots(1, len(sets), squeeze=False)[0]
             for axis, data in zip(axes, sets, strict=True):
-                _against_bits(axis, [row for row in own if row.data == data], key, spread, scale)
+                known = [row for row in own if row.data == data and math.isfinite(getattr(row, key))]
+                _against_bits(axis, known, key, spread, scale)
                 axis.set_title(data)
             axes[0].set_ylabel(label)
             axes[-1].legend(frameon=False, fontsize="small")

@@ -9,8 +9,10 @@ calibration = "calibration"
 utterances = 128                             # drawn from it by each seed
 
 # optional, with their defaults
-group_size = 128                             # 32, 64, 128 or "row"
-symmetric = false
+target = "hf"                                # "hf", "onnx", "gguf" or "ggml": whose grid the weights are rounded on
+runtimes = ["torch"]                         # what transcribes: also "onnx", "gguf", "ggml", if the target suits them
+group_size = 128                             # 32, 64, 128 or "row" (32 for other targets than hf)
+symmetric = false                            # (true for gguf and ggml)
 scale = "search"
 head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature
 frame_stride = 3
@@ -29,13 +31,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sottovoce.core.grid import Grid
 from sottovoce.errors import RecipeError
-from sottovoce.recipe import METHODS, Method, Recipe, method_named
+from sottovoce.recipe import METHODS, Method, Recipe, method_named, target_grid
+
+RUNTIMES = ("torch", "onnx", "gguf", "ggml")
 
 KNOWN = {
     "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "group_size", "symmetric", "scale",
-    "head_bits", "frame_stride", "padding_weight", "batch_size", "language", "method",
+    "head_bits", "frame_stride", "padding_weight", "batch_size", "language", "method", "target", "runtimes",
 }  # fmt: skip
 
 
@@ -62,6 +65,8 @@ class BenchPlan:
     utterances: int
     batch_size: int
     language: str | None
+    target: str = "hf"
+    runtimes: tuple[str, ...] = ("torch",)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def quantizations(self) -> list[Quantization]:
@@ -89,7 +94,7 @@ class BenchPlan:
         grid = {key: own.pop(key) for key in ("group_size", "symmetric", "scale") if key in own}
         if grid.get("group_size") == "row":
             grid["group_size"] = None
-        return Recipe(method=method, grid=Grid(bits=bits, **grid), **own)
+        return Recipe(method=method, grid=target_grid(self.target, bits=bits, **grid), **own)
 
 
 def read_plan(file: str | Path) -> BenchPlan:
@@ -132,12 +137,22 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
         utterances=_one(content, "utterances", int, 128),
         batch_size=_one(content, "batch_size", int, 8),
         language=_one(content, "language", str, None),
+        target=_one(content, "target", str, "hf"),
+        runtimes=_list(content, "runtimes", str) if "runtimes" in content else ("torch",),
         settings={**settings, "head_bits": content.get("head_bits", 16)},
     )
+    check_runtimes(plan.runtimes)
     if plan.calibration is None and any(method.streams for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
     plan.quantizations()  # what is out of range is refused before any work
     return plan
+
+
+def check_runtimes(runtimes: tuple[str, ...]) -> None:
+    """Raises `RecipeError` for a runtime that is not known."""
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise RecipeError(f"runtime {runtime!r} is not known; choose from {', '.join(RUNTIMES)}")
 
 
 def _list(content: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from sottovoce.checkpoint import load_quantized, save_quantized
 from sottovoce.data import DataSet, load_data
 from sottovoce.errors import SottovoceError
 from sottovoce.evaluate.heard import Listener, Listening, divergence
+from sottovoce.evaluate.transcribe import transcribe_data
+from sottovoce.export import export_model
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.progress import Progress, silent
 from sottovoce.quantize import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe
+from sottovoce.runtimes import PACKAGES, open_runtime
 
 
 @dataclass(frozen=True)
@@ -249,29 +253,30 @@ class _Bench:
             }
         return Cell("quantize", key)
 
-    def _cell_of_evaluation(self, quantized: Cell, data: str) -> Cell:
-        return Cell(
-            "evaluate",
-            {
-                "quantized": quantized.name,
-                "data": data,
-                "recordings": self.data(data)[1],
-                "language": self.plan.language,
-                "environment": self._environment,
-            },
-        )
+    def _cell_of_evaluation(self, quantized: Cell, data: str, runtime: str) -> Cell:
+        key = {
+            "quantized": quantized.name,
+            "data": data,
+            "recordings": self.data(data)[1],
+            "language": self.plan.language,
+            "environment": self._environment,
+        }
+        if runtime != "torch":
+            key |= {"runtime": runtime, "runtime_versions": {name: version(name) for name in PACKAGES[runtime]}}
+        return Cell("evaluate", key)
 
     def _quantization_cells(self, job: Quantization) -> Iterator[tuple[str, str, str]]:
         cell = self._cell_of(job)
-        evaluations = {}
-        for data in self.plan.data:
-            try:
-                evaluations[data] = self._cell_of_evaluation(cell, data)
-            except SottovoceError as exc:
-                yield f"{_called(job)} on {data}", "failed", str(exc)
-        missing = [data for data, evaluation in evaluations.items() if not self.results.finished(evaluation)]
-        for data in evaluations.keys() - set(missing):
-            yield evaluations[data].name, "found", ""
+        evaluations = dict[tuple[str, str], Cell]()
+        for runtime in self.plan.runtimes:
+            for data in self.plan.data:
+                try:
+                    evaluations[data, runtime] = self._cell_of_evaluation(cell, data, runtime)
+                except SottovoceError as exc:
+                    yield f"{_called(job)} on {data}", "failed", str(exc)
+        missing = [at for at, evaluation in evaluations.items() if not self.results.finished(evaluation)]
+        for at in evaluations.keys() - set(missing):
+            yield evaluations[at].name, "found", ""
         known = self.results.finished(cell) is not None
         if known and not missing:
             yield cell.name, "found", ""
@@ -282,16 +287,22 @@ class _Bench:
             self.results.write(cell, {}, error=f"{type(exc).__name__}: {exc}")
             raise
         yield cell.name, "found" if known else "computed", ""
-        for data in missing:
+        for data, runtime in missing:
+            evaluation = evaluations[data, runtime]
             try:
-                self._evaluate(job, model, data, evaluations[data])
+                if runtime == "torch":
+                    self._evaluate(job, model, data, evaluation)
+                else:
+                    self._evaluate_in(runtime, self.cache / cell.name, data, evaluation)
             except Exception as exc:  # noqa: BLE001 - one bad data set must not keep the others from being measured
-                self.results.write(evaluations[data], {}, error=f"{type(exc).__name__}: {exc}")
-                yield f"{_called(job)} on {data}", "failed", f"{type(exc).__name__}: {exc}"
+                self.results.write(evaluation, {}, error=f"{type(exc).__name__}: {exc}")
+                yield f"{_called(job)} on {data} in {runtime}", "failed", f"{type(exc).__name__}: {exc}"
             else:
-                yield evaluations[data].name, "computed", ""
+                yield evaluation.name, "computed", ""
         if all(self.results.finished(evaluation) for evaluation in evaluations.values()):
             shutil.rmtree(self.cache / cell.name, ignore_errors=True)
+            for runtime in self.plan.runtimes:
+                _remove(self.cache / f"{cell.name}.{runtime}")
 
     def _quantized(self, job: Quantization, cell: Cell) -> SpeechModel:
         """The quantized model: from the folder of an interrupted run, or made now."""
@@ -332,6 +343,25 @@ class _Bench:
             "tokens": len(distances),
         }
         self.results.write(cell, {"seconds": time.perf_counter() - started}, result=result)
+
+    def _evaluate_in(self, runtime: str, folder: Path, data: str, cell: Cell) -> None:
+        """Words alone: a runtime does not show its distributions."""
+        started = time.perf_counter()
+        file = folder.with_name(f"{folder.name}.{runtime}")
+        if not file.exists():
+            export_model(folder, runtime, file, verify=False)
+        recogniser = open_runtime(runtime, file, torch.get_num_threads())
+        heard = transcribe_data(recogniser, self.data(data)[0], language=self.plan.language)
+        result = {"transcripts": [asdict(transcript) for transcript in heard.transcripts]}
+        timing = {"seconds": time.perf_counter() - started, "encoder_s": heard.encoder_s, "decoder_s": heard.decoder_s}
+        self.results.write(cell, timing, result=result)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _as_key(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ class Row:
     `calibration_share`: share of the WER's variance that comes from the calibration draw; the rest comes from the test
     sample (bootstrap over utterances). `gain`, `reliability`: against RTN on the same grid, `(WER_RTN - WER) / WER_RTN` and
     `(Acc - Acc_RTN) / Acc_RTN` with `Acc = 1 - WER`; None where there is no RTN row or its accuracy is not positive.
+    What another runtime than PyTorch heard is a row of its own, `method` "fade, gguf"; its divergences are NaN, since it shows none.
     `difference`: WER minus the original's, with its widest paired interval over seeds.
     """
 
@@ -82,8 +84,10 @@ def read_results(out: str | Path) -> dict[tuple[str, str, int, str], list[Run]]:
         if parent is None or "result" not in parent:
             continue
         made = parent["key"]
-        at = (made["model"], made["method"], made["recipe"]["grid"]["bits"], key["data"])
-        found[at][made["seed"] or 0] = Run(transcripts, result["mean_kl"], tuple(parent["result"]["layers"]))
+        method = made["method"] + (f", {key['runtime']}" if "runtime" in key else "")
+        at = (made["model"], method, made["recipe"]["grid"]["bits"], key["data"])
+        kl = result.get("mean_kl", math.nan)
+        found[at][made["seed"] or 0] = Run(transcripts, kl, tuple(parent["result"]["layers"]))
     return {at: [runs[seed] for seed in sorted(runs)] for at, runs in found.items()}
 
 
@@ -95,7 +99,9 @@ def summarise(results: dict[tuple[str, str, int, str], list[Run]]) -> list[Row]:
         against = original[0].transcripts if original and at[1] != "none" else None
         scores[at] = [score_transcripts(run.transcripts, against) for run in runs]
     rows = [_row(at, scores, results[at]) for at in scores]
-    return sorted(rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl))
+    return sorted(
+        rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl if row.mean_kl >= 0 else math.inf)
+    )
 
 
 def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Sequence[Run]) -> Row:
@@ -103,7 +109,9 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
     own = scores[at]
     rates, divergences = [score.wer for score in own], [run.mean_kl for run in runs]
     wer = statistics.fmean(rates)
-    rounded = scores.get((model, "rtn", bits, data)) if method not in ("rtn", "none") else None
+    name, _, runtime = method.partition(", ")
+    rounded_method = f"rtn, {runtime}" if runtime else "rtn"
+    rounded = scores.get((model, rounded_method, bits, data)) if name not in ("rtn", "none") else None
     rounded_wer = rounded[0].wer if rounded else None
     paired = [score.paired for score in own if score.paired is not None]
     qualities = [quality for score in own if (quality := score.quality_of_inference) is not None]
@@ -172,7 +180,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
                 f"{100 * row.wer:.1f}" + (f" ± {100 * row.deviation:.1f}" if row.seeds > 1 else ""),
                 f"{100 * row.low:.1f} .. {100 * row.high:.1f}",
                 change,
-                f"{row.mean_kl:.3f}" + (f" ± {row.kl_deviation:.3f}" if row.seeds > 1 else ""),
+                ""
+                if math.isnan(row.mean_kl)
+                else f"{row.mean_kl:.3f}" + (f" ± {row.kl_deviation:.3f}" if row.seeds > 1 else ""),
                 f"{row.looped:.1f}",
                 "" if row.quality_of_inference is None else f"{100 * row.quality_of_inference:.0f}",
                 "" if row.gain is None else f"{row.gain:.2f}",

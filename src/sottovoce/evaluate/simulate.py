@@ -19,11 +19,12 @@ BLOCK = 32
 
 def round_to_int8(x: Tensor, *, block: int = BLOCK, half_scales: bool = True) -> Tensor:
     """`x` `[..., n]` rounded to multiples of its blocks' largest magnitude / 127; `half_scales`: stored as float16, as ggml does."""
-    grouped = x.unflatten(-1, (-1, block))
+    grouped = x.reshape(*x.shape[:-1], -1, block)
     scale = grouped.abs().amax(-1, keepdim=True) / 127
     codes = torch.where(scale > 0, grouped / scale, 0.0).round()
     stored = scale.half().to(x.dtype) if half_scales else scale
-    return (codes * stored).flatten(-2)
+    rounded: Tensor = (codes * stored).reshape(x.shape)
+    return rounded
 
 
 @contextmanager

@@ -143,5 +143,7 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f} %"
     environment.filters["points"] = lambda value: f"{100 * value:+.2f}"
-    environment.filters["figure"] = lambda value, digits=3: "" if value is None else f"{value:.{digits}f}"
+    environment.filters["figure"] = lambda value, digits=3: (
+        "" if value is None or value != value else f"{value:.{digits}f}"
+    )
     return environment.get_template(template).render(version=__version__, **values)

@@ -5,6 +5,8 @@ from pathlib import Path
 from sottovoce.errors import ModelError
 from sottovoce.evaluate.recogniser import Recogniser
 
+PACKAGES = {"gguf": ("transcribe-cpp",), "ggml": ("pywhispercpp",), "onnx": ("onnxruntime",)}  # that run each
+
 
 def open_runtime(runtime: str, file: str | Path, threads: int) -> Recogniser:
     """A file (for onnx a folder) in its runtime. Raises `ExportError`, or `MissingDependencyError` with the install command."""
