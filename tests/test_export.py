@@ -245,7 +245,7 @@ class TestCommand:
             api.open_recogniser(tmp_path / "t.gguf", "onnx")
 
 
-def test_bench_runs_in_runtimes_too(tmp_path: Path, speech_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_runs_in_runtimes_too(tmp_path: Path, speech_folder: Path) -> None:
     """Words of each runtime are rows of their own; what is finished is found again."""
     model = tmp_path / "model"
     tiny = make_tiny()
