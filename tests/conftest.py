@@ -13,9 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tokenizers import AddedToken, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import (
     GenerationConfig,
+    MoonshineConfig,
+    MoonshineForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
@@ -25,6 +31,7 @@ from transformers import (
 
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.propagation import Moments
+from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.whisper import Whisper
 
 WIDTH = 64
@@ -68,6 +75,47 @@ def make_tiny(seed: int = 0, width: int = WIDTH, layers: int = 2) -> Whisper:
     model = Whisper(network, WhisperProcessor(extractor, tokenizer), "tiny")
     model.longest_s = 2.0
     return model
+
+
+def moonshine_tokenizer() -> PreTrainedTokenizerFast:
+    """SentencePiece-like byte-pair encoding with byte fallback, as Moonshine's, with a few pieces."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "\u2581t",
+        "\u2581th",
+    ]
+    pairs = [("\u2581", "t"), ("\u2581t", "h")]
+    tokenizer = Tokenizer(
+        BPE({piece: i for i, piece in enumerate(pieces)}, pairs, unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_tiny_moonshine(seed: int = 0, width: int = 64) -> Moonshine:
+    """A random Moonshine with heads of 18, of which 16 turn, padded to 24 in attention, like the published ones'."""
+    torch.manual_seed(seed)
+    tokenizer = moonshine_tokenizer()
+    config = MoonshineConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, encoder_num_hidden_layers=2,
+        decoder_num_hidden_layers=2, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
+        max_position_embeddings=64, pad_head_dim_to_multiple_of=24, initializer_range=0.25, pad_token_id=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    network = MoonshineForConditionalGeneration(config).eval().requires_grad_(False)
+    network.generation_config = GenerationConfig(
+        decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=2, max_length=24
+    )
+    extractor = Wav2Vec2FeatureExtractor(feature_size=1, do_normalize=False, return_attention_mask=True)
+    return Moonshine(network, Wav2Vec2Processor(extractor, tokenizer), "moonshine")
 
 
 @pytest.fixture

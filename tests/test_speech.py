@@ -207,7 +207,7 @@ def test_only_what_reaches_the_limit_is_truncated() -> None:
             assert tokens == all_tokens[:limit]
             assert ended == (came_to_end and len(all_tokens) < limit)
     for i in range(len(noise)):
-        assert model.decode_to_end(encoded[i : i + 1], None) == whole[i : i + 1]
+        assert model.decode_to_end(encoded[[i]], None) == whole[i : i + 1]
 
 
 def test_looping_utterances_do_not_change_by_going_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,8 @@ def make_batches(
 
     (So that all but one batch at most belong to one fold, and their products are computed in one piece.)
     """
+    if not model.pads_to_one_length:
+        batch_size = 1  # padding would change what the network computes
     order = sorted(range(len(recordings)), key=lambda i: folds[i])
     batches = []
     for start in range(0, len(order), batch_size):

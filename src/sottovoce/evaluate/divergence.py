@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.base import Encoded, SpeechModel
 
 
 @torch.no_grad()
 def hidden_states(
-    model: SpeechModel, encoded: Tensor, transcripts: Sequence[Sequence[int]], language: str | None
+    model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None
 ) -> list[Tensor]:
     """The head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted.
 
-    `encoded`: encoder outputs `[B, T, d]`; `transcripts`: token ids, given to the decoder as they are (teacher forcing).
+    `transcripts`: token ids, given to the decoder as they are (teacher forcing).
     """
     inputs, mask = model.teacher_forcing(transcripts, language)
     states = model.decoder_states(encoded, inputs)

@@ -13,7 +13,7 @@ from sottovoce.evaluate.divergence import hidden_states, token_divergence, token
 from sottovoce.evaluate.recogniser import ENCODER_BATCH
 from sottovoce.evaluate.transcribe import DECODER_BATCH
 from sottovoce.evaluate.transcripts import Transcript
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.base import Encoded, SpeechModel
 
 PROBABILITY_DIGITS = 5  # after the point, of log-probabilities as they are stored
 
@@ -56,7 +56,7 @@ class Listener:
         """`forced`: the reference's transcripts, on which the states are taken; its own if omitted."""
         transcripts, states, start = list[Transcript](), list[Tensor](), 0
         for utterances, durations, features in self._batches:
-            encoded = torch.cat([model.encode(piece) for piece in features])
+            encoded = Encoded.joined([model.encode(piece) for piece in features])
             decoded = model.decode_to_end(encoded, language)
             wanted = [row for row, _ in decoded] if forced is None else list(forced[start : start + len(utterances)])
             states += hidden_states(model, encoded, wanted, language)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sottovoce.evaluate.divergence import hidden_states, token_log_probabilities
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.base import Encoded, SpeechModel
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 
@@ -71,7 +71,7 @@ class TorchRecogniser:
     def recognise(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> Heard:
         model = self.model
         began = time.perf_counter()
-        encoded = torch.cat(
+        encoded = Encoded.joined(
             [
                 model.encode(model.features(recordings[i : i + ENCODER_BATCH]))
                 for i in range(0, len(recordings), ENCODER_BATCH)
@@ -98,7 +98,7 @@ class TorchRecogniser:
         return Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=ended)
 
     def _probabilities(
-        self, encoded: torch.Tensor, transcripts: list[list[int]], language: str | None
+        self, encoded: Encoded, transcripts: list[list[int]], language: str | None
     ) -> list[tuple[float, ...]]:
         """Log-probability of each token of each transcript, by one more pass of the decoder."""
         states = hidden_states(self.model, encoded, transcripts, language)

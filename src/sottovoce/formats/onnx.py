@@ -201,7 +201,8 @@ def _later_example(source: Source) -> _Example:
     network = source.model.network
     layers = _decoder_layers(network)
     attention = network.model.decoder.layers[0].self_attn
-    heads, size = network.config.decoder_attention_heads, attention.head_dim
+    size = attention.head_dim
+    heads = getattr(network.config, "decoder_num_key_value_heads", None) or network.config.decoder_attention_heads
     ids = torch.full((EXAMPLE_BATCH, EXAMPLE_TOKENS), 1)
     past, free = [], []
     batch, tokens = torch.export.Dim("batch_size"), torch.export.Dim("sequence_length")

@@ -53,6 +53,31 @@ class Batch:
     folds: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Encoder outputs: `states` `[B, T, d]`, and which of them hear audio, bool `mask` `[B, T]`, or None: all count."""
+
+    states: Tensor
+    mask: Tensor | None = None
+
+    def __getitem__(self, rows: list[int]) -> "Encoded":
+        return Encoded(self.states[rows], None if self.mask is None else self.mask[rows])
+
+    @staticmethod
+    def joined(parts: Sequence["Encoded"]) -> "Encoded":
+        """One batch of several; shorter ones are padded and masked."""
+        longest = max(part.states.shape[1] for part in parts)
+        if all(part.mask is None and part.states.shape[1] == longest for part in parts):
+            return Encoded(torch.cat([part.states for part in parts]))
+        states, masks = [], []
+        for part in parts:
+            missing = longest - part.states.shape[1]
+            mask = torch.ones(part.states.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+            states.append(nn.functional.pad(part.states, (0, 0, 0, missing)))
+            masks.append(nn.functional.pad(mask, (0, missing)))
+        return Encoded(torch.cat(states), torch.cat(masks))
+
+
 class SpeechModel(ABC):
     """An encoder-decoder speech recogniser with everything needed to run it.
 
@@ -91,16 +116,16 @@ class SpeechModel(ABC):
         """Encoder inputs of 16 kHz mono recordings."""
 
     @abstractmethod
-    def encode(self, features: dict[str, Tensor]) -> Tensor:
-        """Encoder outputs, `[B, T, d]`."""
+    def encode(self, features: dict[str, Tensor]) -> Encoded:
+        """Encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
 
     @abstractmethod
-    def decoder_states(self, encoded: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         """The head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
 
     @abstractmethod
     def decode_to_end(
-        self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
     ) -> list[tuple[list[int], bool]]:
         """Greedy transcripts as token ids, prompt and end token left off, and whether each came to its end token."""
 
@@ -108,7 +133,7 @@ class SpeechModel(ABC):
     def most_tokens(self, language: str | None) -> int:
         """How many tokens a transcript can have, prompt and end token not counted."""
 
-    def decode(self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
+    def decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         """Greedy transcripts as token ids, prompt and end token left off."""
         return [tokens for tokens, _ in self.decode_to_end(encoded, language, max_new_tokens)]
 

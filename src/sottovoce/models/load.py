@@ -10,9 +10,10 @@ import torch
 from sottovoce.errors import ModelError, SottovoceError
 from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.base import SpeechModel
+from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.whisper import Whisper
 
-FAMILIES: dict[str, type[SpeechModel]] = {"whisper": Whisper}
+FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "whisper": Whisper}
 
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import Fold, Layer, Part, Positions, SpeechModel
+from sottovoce.models.base import Encoded, Fold, Layer, Part, Positions, SpeechModel
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -87,18 +87,17 @@ class Whisper(SpeechModel):
         heard = torch.tensor([-(-len(samples) // SAMPLES_PER_POSITION) for samples in recordings])
         return torch.arange(positions) < heard.clamp(max=positions).unsqueeze(1)
 
-    def encode(self, features: dict[str, Tensor]) -> Tensor:
-        encoded: Tensor = self.network.model.encoder(features["input_features"]).last_hidden_state
-        return encoded
+    def encode(self, features: dict[str, Tensor]) -> Encoded:
+        return Encoded(self.network.model.encoder(features["input_features"]).last_hidden_state)
 
-    def decoder_states(self, encoded: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         states: Tensor = self.network.model.decoder(
-            input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded, use_cache=False
+            input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded.states, use_cache=False
         ).last_hidden_state
         return states
 
     def decode_to_end(
-        self, encoded: Tensor, language: str | None, max_new_tokens: int | None = None
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
     ) -> list[tuple[list[int], bool]]:
         room = self.most_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
@@ -145,10 +144,10 @@ class Whisper(SpeechModel):
         skipped = {*self._prompt(language), self.network.generation_config.eos_token_id}
         return [token for token in out[0].tolist() if token not in skipped and token < first_timestamp], True
 
-    def _generate(self, encoded: Tensor, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
+    def _generate(self, encoded: Encoded, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
         """Transcripts, and whether each came to its end token within `max_new_tokens`."""
         out = self.network.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
             num_beams=1,
             do_sample=False,
             return_timestamps=False,

@@ -101,8 +101,8 @@ class OnnxRecogniser:
         generation = self.model.network.generation_config
         prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"].numpy()
         count, end = states.shape()[0], generation.eos_token_id
-        suppressed = list(generation.suppress_tokens or [])
-        at_first = list(generation.begin_suppress_tokens or [])
+        suppressed = list(getattr(generation, "suppress_tokens", None) or [])
+        at_first = list(getattr(generation, "begin_suppress_tokens", None) or [])
         rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
         ids, cache = np.repeat(prompt, count, axis=0), self._no_cache(count)
         for step in range(self.model.most_tokens(language)):

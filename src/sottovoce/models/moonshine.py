@@ -1,0 +1,165 @@
+"""Moonshine: raw audio of any length in, text tokens out (arXiv 2410.15608)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
+
+from sottovoce.models.base import Encoded, Fold, Layer, Part, Positions, SpeechModel
+
+SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
+
+
+class Moonshine(SpeechModel):
+    """`MoonshineForConditionalGeneration` with its processor.
+
+    The first normalisation runs over a whole recording, so recordings are encoded one by one: padded ones would come out
+    differently.
+    """
+
+    pads_to_one_length = False
+
+    @property
+    def head(self) -> str:
+        return "proj_out"
+
+    @property
+    def embedding(self) -> str:
+        return "model.decoder.embed_tokens"
+
+    def layers(self) -> list[Layer]:
+        config, found = self.network.config, []
+        for i in range(config.encoder_num_hidden_layers):
+            found += self._attention(f"model.encoder.layers.{i}.self_attn", "encoder")
+            found += self._mlp(f"model.encoder.layers.{i}.mlp", "encoder")
+        for i in range(config.decoder_num_hidden_layers):
+            found += self._attention(f"model.decoder.layers.{i}.self_attn", "decoder self")
+            found += self._attention(f"model.decoder.layers.{i}.encoder_attn", "decoder cross")
+            found += self._mlp(f"model.decoder.layers.{i}.mlp", "decoder mlp")
+        return [*found, Layer(self.head, "head", "tokens")]
+
+    @staticmethod
+    def _attention(prefix: str, part: Part) -> list[Layer]:
+        own: Positions = "frames" if part == "encoder" else "tokens"
+        keys: Positions = "frames" if part == "decoder cross" else own
+        # Rotated keys are not free of shifts: the rotation turns a constant into something that depends on the position.
+        return [
+            Layer(f"{prefix}.q_proj", part, own),
+            Layer(f"{prefix}.k_proj", part, keys, shift_free=part == "decoder cross"),
+            Layer(f"{prefix}.v_proj", part, keys),
+            Layer(f"{prefix}.o_proj", part, own),
+        ]
+
+    @staticmethod
+    def _mlp(prefix: str, part: Part) -> list[Layer]:
+        positions: Positions = "frames" if part == "encoder" else "tokens"
+        return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
+
+    def awq_folds(self) -> list[Fold]:
+        config, folds = self.network.config, []
+        halves = (
+            ("encoder", config.encoder_num_hidden_layers, "post_attention_layernorm"),
+            ("decoder", config.decoder_num_hidden_layers, "final_layernorm"),
+        )
+        for half, count, before_mlp in halves:
+            grouped = getattr(config, f"{half}_num_attention_heads") != getattr(config, f"{half}_num_key_value_heads")
+            for i in range(count):
+                at = f"model.{half}.layers.{i}"
+                folds.append(Fold(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+                if not grouped:  # else one value channel feeds several inputs of the output projection
+                    folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.o_proj",)))
+                if half == "decoder":
+                    folds.append(Fold(f"{at}.post_attention_layernorm", (f"{at}.encoder_attn.q_proj",)))
+                    if not grouped:
+                        folds.append(Fold(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.o_proj",)))
+                folds.append(Fold(f"{at}.{before_mlp}", (f"{at}.mlp.fc1",)))
+        cross = tuple(
+            f"model.decoder.layers.{i}.encoder_attn.{p}_proj"
+            for i in range(config.decoder_num_hidden_layers)
+            for p in "kv"
+        )
+        return [*folds, Fold("model.encoder.layer_norm", cross)]
+
+    def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        padded = [np.pad(samples, (0, max(0, SHORTEST - len(samples)))) for samples in recordings]
+        longest = max(map(len, padded))
+        values = torch.zeros(len(padded), longest)
+        mask = torch.zeros(len(padded), longest, dtype=torch.long)
+        for i, samples in enumerate(padded):
+            values[i, : len(samples)] = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+            mask[i, : len(samples)] = 1
+        return {"input_values": values, "attention_mask": mask}
+
+    def frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+        lengths = [self._frames(max(len(samples), SHORTEST)) for samples in recordings]
+        return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+
+    @staticmethod
+    def _frames(samples: int) -> int:
+        """Encoder positions of so many samples: three convolutions without padding."""
+        for kernel, stride in ((127, 64), (7, 3), (3, 2)):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def encode(self, features: dict[str, Tensor]) -> Encoded:
+        parts = []
+        for values, mask in zip(features["input_values"], features["attention_mask"], strict=True):
+            parts.append(Encoded(self.network.model.encoder(values[: int(mask.sum())].unsqueeze(0)).last_hidden_state))
+        return Encoded.joined(parts)
+
+    def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
+        states: Tensor = self.network.model.decoder(
+            input_ids=inputs["decoder_input_ids"],
+            encoder_hidden_states=encoded.states,
+            encoder_attention_mask=encoded.mask,
+            use_cache=False,
+        ).last_hidden_state
+        return states
+
+    def most_tokens(self, language: str | None) -> int:
+        del language
+        longest = self.network.generation_config.max_length or self.network.config.max_position_embeddings
+        return int(min(longest, self.network.config.max_position_embeddings)) - 1
+
+    def decode_to_end(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
+    ) -> list[tuple[list[int], bool]]:
+        room = self.most_tokens(language)
+        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        out = self.network.generate(
+            encoder_outputs=MoonshineEncoderModelOutput(last_hidden_state=encoded.states, attention_mask=encoded.mask),
+            num_beams=1,
+            do_sample=False,
+            max_new_tokens=limit,
+        )
+        end = self.network.generation_config.eos_token_id
+        transcripts = []
+        for row in out[:, 1:].tolist():
+            transcripts.append((row[: row.index(end)] if end in row else row, end in row))
+        return transcripts
+
+    def decode_long(self, recording: np.ndarray, language: str | None) -> None:
+        """None: recordings beyond `longest_s` are cut at silence."""
+        del recording, language
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
+
+    def teacher_forcing(
+        self, transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        del language
+        start, room = self.network.config.decoder_start_token_id, self.network.config.max_position_embeddings - 1
+        rows = [[start, *list(transcript)[:room]] for transcript in transcripts]
+        ids = torch.full((len(rows), max(map(len, rows))), self.network.config.eos_token_id)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        # Padding stands on the right and attention is causal, so real positions see no padding without any mask.
+        return {"decoder_input_ids": ids}, mask

@@ -1,0 +1,174 @@
+"""Moonshine: recordings of any length, every method, the folder, GGUF and ONNX; on random weights."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from sottovoce import api
+from sottovoce.core.grid import Grid
+from sottovoce.data import load_data
+from sottovoce.errors import RecipeError
+from sottovoce.evaluate.transcribe import transcribe_data
+from sottovoce.formats.gguf import write_gguf
+from sottovoce.formats.onnx import DECODER, ENCODER, write_onnx
+from sottovoce.formats.source import Source, open_source
+from sottovoce.models import load_model
+from sottovoce.models.moonshine import Moonshine
+from sottovoce.quantize import prepare_speech, quantize_model
+from sottovoce.recipe import METHODS, Recipe, method_named, resolve, target_grid
+from sottovoce.runtimes import open_runtime
+from tests.conftest import make_tiny_moonshine
+
+
+def recordings(*lengths: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [(0.1 * random.standard_normal(n)).astype(np.float32) for n in lengths]
+
+
+def test_an_utterance_is_encoded_and_decoded_as_if_alone() -> None:
+    model, heard = make_tiny_moonshine(), recordings(9000, 30000, 300, 17000)
+    together = model.encode(model.features(heard))
+    mask = model.frame_mask(heard)
+    assert together.mask is not None
+    assert torch.equal(together.mask, mask)
+    decoded = model.decode_to_end(together, None)
+    for i, samples in enumerate(heard):
+        alone = model.encode(model.features([samples]))
+        torch.testing.assert_close(together.states[i][mask[i]], alone.states[0])
+        assert model.decode_to_end(alone, None)[0] == decoded[i]
+        # and as `transformers` itself does it
+        if len(samples) > 1024:
+            out = model.network.generate(torch.from_numpy(samples).unsqueeze(0), max_new_tokens=model.most_tokens(None))
+            assert model.text(out[0].tolist()) == model.text(decoded[i][0])
+
+
+def test_teacher_forcing_predicts_what_was_decoded() -> None:
+    model = make_tiny_moonshine()
+    encoded = model.encode(model.features(recordings(9000, 20000)))
+    decoded = model.decode_to_end(encoded, None)
+    inputs, mask = model.teacher_forcing([tokens for tokens, _ in decoded], None)
+    states = model.decoder_states(encoded, inputs)
+    for i, (tokens, _) in enumerate(decoded):
+        predicted = model.module(model.head)(states[i, : int(mask[i].sum())]).argmax(-1).tolist()
+        assert predicted[: len(tokens)] == tokens
+
+
+def test_words_and_tokens() -> None:
+    model = make_tiny_moonshine()
+    assert model.text(model.tokens("the cat")) == "the cat"
+    assert model.text(model.tokens("caf\u00e9")) == "caf\u00e9"  # by bytes
+    assert model.prompt_length == 1
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_solves_every_layer_once(method: str, speech_folder: Path) -> None:
+    model = make_tiny_moonshine()
+    speech = prepare_speech(model, load_data(speech_folder).take(6))
+    recipe = Recipe(method=method_named(method), grid=Grid(bits=3, group_size=32))
+    result = quantize_model(model, recipe, speech)
+    assert set(result.weights) == {layer.name for layer in model.layers()}
+    assert len(result.weights) == 2 * 6 + 2 * 10 + 1
+    encoded = result.model.encode(result.model.features(recordings(20000)))
+    assert bool(torch.isfinite(encoded.states).all())
+    if method in ("fade", "gptq", "qep", "awq"):
+        rounded = quantize_model(model, Recipe(method=method_named("rtn"), grid=Grid(bits=3, group_size=32)))
+        original = [model.encode(model.features([u.samples()])).states for u in load_data(speech_folder).take(6)]
+
+        def error(other: Moonshine) -> float:
+            states = [other.encode(other.features([u.samples()])).states for u in load_data(speech_folder).take(6)]
+            return sum(float((a - b).square().sum()) for a, b in zip(original, states, strict=True))
+
+        assert error(result.model) < error(rounded.model)
+
+
+def test_awq_folds_leave_the_network_as_it_is() -> None:
+    """Scaling inputs and dividing the outputs before them, without rounding, changes nothing."""
+    from sottovoce.core.awq import divide_outputs, scale_inputs
+
+    model = make_tiny_moonshine()
+    before = model.network(
+        input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])
+    ).logits
+    for fold in model.awq_folds():
+        source = model.module(fold.source)
+        width = model.module(fold.targets[0]).weight.shape[1]
+        scales = 0.5 + torch.rand(width, generator=torch.Generator().manual_seed(len(fold.source)))
+        weight, bias = divide_outputs(source.weight, source.bias, scales)
+        source.weight = torch.nn.Parameter(weight)
+        if bias is not None:
+            source.bias = torch.nn.Parameter(bias)
+        for name in fold.targets:
+            target = model.module(name)
+            target.weight = torch.nn.Parameter(scale_inputs(target.weight, scales))
+    after = model.network(
+        input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])
+    ).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "fitting"), [(288, "32"), (416, "32")])
+def test_groups_that_do_not_divide_the_published_widths_are_named(width: int, fitting: str) -> None:
+    model = make_tiny_moonshine(width=width)
+    resolve(model, Recipe(grid=Grid(group_size=32)))
+    with pytest.raises(
+        RecipeError, match=rf"groups of 64 do not divide a row of {width}; these do: {fitting}, a whole row"
+    ):
+        resolve(model, Recipe(grid=Grid(group_size=64)))
+
+
+def test_folder_loads_and_transcribes_the_same(tmp_path: Path, speech_folder: Path) -> None:
+    model = make_tiny_moonshine()
+    model.network.save_pretrained(tmp_path / "model")
+    model.processor.save_pretrained(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert isinstance(loaded, Moonshine)
+    recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf"))
+    result = api.quantize(loaded, tmp_path / "out", recipe=recipe, target="gguf")
+    data = load_data(speech_folder).take(4)
+    ours = transcribe_data(result.model, data).transcripts
+    assert transcribe_data(api.load(tmp_path / "out"), data).transcripts == ours
+
+
+def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
+    result = quantize_model(make_tiny_moonshine(), Recipe(method=method_named("rtn"), grid=target_grid("gguf")))
+    source = open_source(result)
+    write_gguf(source, tmp_path / "m.gguf")
+    found = {t.name: t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert len(found) == len(source.floats())
+    for there, here in {
+        "enc.blocks.1.attn.out": "model.encoder.layers.1.self_attn.o_proj",
+        "dec.blocks.0.ffn.fc1": "model.decoder.layers.0.mlp.fc1",
+        "dec.token_embd": "model.decoder.embed_tokens",
+    }.items():
+        tensor = found[f"{there}.weight"]
+        assert np.array_equal(
+            gguf.dequantize(tensor.data, tensor.tensor_type), source.weights[here].dequantize().numpy()
+        )
+    write_gguf(Source(make_tiny_moonshine(), {}), tmp_path / "f.gguf")
+    model, heard = make_tiny_moonshine(), recordings(16000, 24000, 40000, 33000)
+    decoded = model.decode_to_end(model.encode(model.features(heard)), None)
+    pieces = [model.processor.tokenizer.convert_ids_to_tokens(tokens) for tokens, _ in decoded]
+    # Bytes that are no text are shown in different ways: compare the letters.
+    wanted = [b"".join(bytes([int(p[3:5], 16)]) if p.startswith("<0x") else p.encode() for p in row) for row in pieces]
+    got = [r.text for r in open_runtime("gguf", tmp_path / "f.gguf", 2).recognise(heard, None).recognitions]
+
+    def plain(text: str) -> str:
+        return "".join(c for c in text if c.isascii() and c.isalnum())
+
+    same = [plain(g)[:4] == plain(w.decode(errors="replace"))[:4] for g, w in zip(got, wanted, strict=True)]
+    assert sum(same) >= 3
+
+
+def test_onnx_transcribes_recordings_of_any_length(tmp_path: Path) -> None:
+    model = make_tiny_moonshine()
+    write_onnx(Source(model, {}), tmp_path / "m")
+    assert (tmp_path / "m" / ENCODER).is_file()
+    assert (tmp_path / "m" / DECODER).is_file()
+    heard = recordings(9000, 30000, 300, 17000)
+    recogniser = open_runtime("onnx", tmp_path / "m", 2)
+    got = [r.tokens for r in recogniser.recognise(heard, None).recognitions]
+    wanted = [tuple(t) for t, _ in model.decode_to_end(model.encode(model.features(heard)), None)]
+    assert got == wanted
