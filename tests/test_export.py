@@ -44,9 +44,11 @@ def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestTargets:
     def test_each_target_has_the_grid_that_its_runtime_holds(self) -> None:
         assert target_grid("hf") == Grid()
-        assert target_grid("gguf") == Grid(group_size=32, symmetric=True)
+        assert target_grid("gguf") == Grid(group_size=32, symmetric=True, exact_minimum=True)
         assert target_grid("gguf", symmetric=False) == Grid(group_size=32, exact_minimum=True)
-        assert target_grid("gguf", bits=8, symmetric=None) == Grid(bits=8, group_size=32, symmetric=True)
+        assert target_grid("gguf", bits=8, symmetric=None) == Grid(
+            bits=8, group_size=32, symmetric=True, exact_minimum=True
+        )
         assert target_grid("onnx", bits=2, group_size=None) == Grid(bits=2, group_size=None)
         with pytest.raises(RecipeError, match="target 'tflite' is not known"):
             target_grid("tflite")
@@ -76,6 +78,13 @@ class TestTargets:
         recipe = Recipe(method=method_named("rtn"), grid=Grid(group_size=None, symmetric=True))
         with pytest.raises(RecipeError, match="groups of 48 do not fit gguf, which wants multiples of 32"):
             check_target(resolve(model, recipe), model, "gguf")
+
+    def test_a_rule_may_give_one_layer_minima(self) -> None:
+        model, rule = make_tiny(), Rule(match="proj_out", bits=4, symmetric=False)
+        plan = resolve(model, Recipe(method=method_named("rtn"), grid=target_grid("gguf"), rules=(rule,)))
+        check_target(plan, model, "gguf")
+        assert not plan.grid("proj_out").symmetric
+        assert plan.grid("proj_out").exact_minimum
 
     def test_a_rule_may_have_blocks_of_its_own(self) -> None:
         model, rule = make_tiny(), Rule(match="proj_out", bits=4, symmetric=True)

@@ -153,7 +153,7 @@ def target_grid(
         group_size=wanted.group_size if group_size == "target" else group_size,
         symmetric=symmetric,
         scale=scale,
-        exact_minimum=wanted.exact_minimum and not symmetric,
+        exact_minimum=wanted.exact_minimum,  # also for rules that make single layers asymmetric
     )
 
 
