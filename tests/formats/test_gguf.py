@@ -53,14 +53,16 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_transcribe_cpp_hears_what_pytorch_hears(tmp_path: Path, openai_like: Whisper) -> None:
-    """Without rounded activations (float16 weights) even a random model says the same for some words."""
+    """Float16 weights; a random model soon goes astray on half precision, but that most begin alike is no chance."""
     write_gguf(Source(openai_like, {}), tmp_path / "f16.gguf")
     recogniser = open_runtime("gguf", tmp_path / "f16.gguf", 2)
-    samples = (0.1 * np.random.default_rng(0).standard_normal(24000)).astype(np.float32)
-    heard = recogniser.recognise([samples], None)
-    encoded = openai_like.encode(openai_like.features([samples]))
-    wanted = openai_like.text(openai_like.decode(encoded, None, 20)[0])
-    assert heard.recognitions[0].text[:40] == wanted[:40]
+    random = np.random.default_rng(0)
+    recordings = [(0.1 * random.standard_normal(16000 + 8000 * i)).astype(np.float32) for i in range(4)]
+    heard = recogniser.recognise(recordings, None)
+    decoded = openai_like.decode(openai_like.encode(openai_like.features(recordings)), None, 20)
+    first = [openai_like.text(row[:1]) for row in decoded]
+    assert all(first)
+    assert sum(h.text.startswith(word) for h, word in zip(heard.recognitions, first, strict=True)) >= 3
     assert heard.encoder_s > 0
     assert heard.decoder_s > 0
     assert recogniser.stored_bytes == (tmp_path / "f16.gguf").stat().st_size
