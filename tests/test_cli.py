@@ -198,7 +198,8 @@ def test_public_names() -> None:
     }
     assert set(sottovoce.__all__) == {
         "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
-        "evaluate", "export", "load", "load_data", "method_named", "open_recogniser", "quantize", "score", "target_grid", "transcribe",
+        "evaluate", "export", "load", "load_data", "method_named", "open_recogniser", "quantize", "score",
+        "target_grid", "transcribe",
     }  # fmt: skip
     for name in sottovoce.__all__:
         assert getattr(sottovoce, name) is not None
