@@ -53,7 +53,7 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_transcribe_cpp_hears_what_pytorch_hears(tmp_path: Path, openai_like: Whisper) -> None:
-    """Float16 weights; a random model soon goes astray on half precision, but some begin alike. (That real ones agree is in test_export.)"""
+    """Float16 weights; a random model soon goes astray on half precision. (That real words agree is tested in test_export.)"""
     write_gguf(Source(openai_like, {}), tmp_path / "f16.gguf")
     recogniser = open_runtime("gguf", tmp_path / "f16.gguf", 2)
     random = np.random.default_rng(0)
