@@ -316,8 +316,12 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         if found
     }
     systems = {}
-    for name, sets in heard.items():
-        row: dict[str, Any] = {"bytes": words[name]["bytes"], "sets": {}}
+    for name in SYSTEMS:
+        found = words[name] or speed[name]
+        if not found:
+            continue
+        sets = heard.get(name, {})
+        row: dict[str, Any] = {"bytes": found["bytes"], "sets": {}}
         for data, transcripts in sets.items():
             reference = heard.get("float32, PyTorch", {}).get(data)
             score = score_transcripts(transcripts, None if name == "float32, PyTorch" else reference)
@@ -347,7 +351,8 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 "decoder_s": decoder_s,
                 "audio_s": audio_s,
                 "rtfx": audio_s / (encoder_s + decoder_s),
-                "ms_per_token": 1000 * decoder_s / statistics.median(run["tokens"] for run in runs),
+                # transcribe.cpp reports no tokens for Whisper.
+                "ms_per_token": 1000 * decoder_s / runs[0]["tokens"] if runs[0]["tokens"] else None,
                 "runs": runs,
             }
             row["memory_bytes"] = speed[name]["memory_bytes"]
