@@ -80,6 +80,7 @@ SIMULATED = {
     "4 bits FADE with minima, transcribe.cpp": "4 bits FADE with minima, PyTorch (simulated)",
     "4 bits FADE, ONNX Runtime": "4 bits FADE for ONNX, PyTorch (simulated)",
     "2 bits FADE, ONNX Runtime": "2 bits FADE for ONNX, PyTorch (simulated)",
+    "8 bits RTN (Q8_0), transcribe.cpp": "float32, PyTorch",
     "float16, transcribe.cpp": "float32, PyTorch",
     "float16, whisper.cpp": "float32, PyTorch",
     "float32, ONNX Runtime": "float32, PyTorch",
