@@ -19,6 +19,7 @@ from sottovoce.errors import ExportError
 BLOCK = 32
 BlockType = Literal["Q4_0", "Q4_1", "Q8_0"]
 BLOCK_BYTES: dict[BlockType, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # ggml's numbers for the type of most weights of a file
 
 
 def block_type(name: str, weight: QuantizedTensor) -> BlockType:

@@ -13,12 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sottovoce.errors import ExportError
-from sottovoce.formats.blocks import BLOCK, BLOCK_BYTES, to_blocks
+from sottovoce.formats.blocks import BLOCK, BLOCK_BYTES, FILE_TYPES, to_blocks
 from sottovoce.formats.source import Source
 
 MAGIC = 0x67676D6C
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8}  # ggml's numbers of tensor types
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
 QUANTIZATION_VERSION = 2000  # added to the file type of quantized files
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 51864  # whisper.cpp knows the special tokens by their places in OpenAI's vocabularies

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.formats.blocks import to_blocks
+from sottovoce.formats.blocks import FILE_TYPES, to_blocks
 from sottovoce.formats.source import Source
 
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # `general.file_type`: the type of most weights
 TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_BYTE = 1, 2, 3, 6
 
 
@@ -84,6 +83,18 @@ def require_gguf() -> Any:
     except ImportError as exc:
         raise MissingDependencyError("writing GGUF needs the package gguf; pip install 'sottovoce[gguf]'") from exc
     return gguf
+
+
+def parameter_names(
+    source: Source, top: dict[str, str], encoder: dict[str, str], decoder: dict[str, str]
+) -> dict[str, str]:
+    """How parameters are called in GGUF, from tables of module names: whole ones in `top`, within a layer in the others."""
+    modules = dict(top)
+    for half, short, table in (("encoder", "enc", encoder), ("decoder", "dec", decoder)):
+        for i in range(len(source.model.network.get_submodule(f"model.{half}.layers"))):
+            modules |= {f"model.{half}.layers.{i}.{old}": f"{short}.blocks.{i}.{new}" for old, new in table.items()}
+    split = ((parameter, *parameter.rpartition(".")[::2]) for parameter in source.floats())
+    return {parameter: f"{modules[module]}.{kind}" for parameter, module, kind in split if module in modules}
 
 
 def tokens_by_id(source: Source, types: Callable[[str, bool], int]) -> tuple[list[str], list[int]]:

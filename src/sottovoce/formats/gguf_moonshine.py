@@ -11,6 +11,7 @@ from sottovoce.formats.gguf import (
     TOKEN_UNKNOWN,
     Layout,
     merges,
+    parameter_names,
     tokens_by_id,
 )
 from sottovoce.formats.source import Source
@@ -42,20 +43,6 @@ DECODER = {
     **{f"encoder_attn.{old}": f"cross_attn.{new}" for old, new in ATTENTION.items()},
 }
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-
-
-def _names(source: Source) -> dict[str, str]:
-    modules = dict(TOP)
-    for i in range(source.config.encoder_num_hidden_layers):
-        modules |= {f"model.encoder.layers.{i}.{old}": f"enc.blocks.{i}.{new}" for old, new in ENCODER.items()}
-    for i in range(source.config.decoder_num_hidden_layers):
-        modules |= {f"model.decoder.layers.{i}.{old}": f"dec.blocks.{i}.{new}" for old, new in DECODER.items()}
-    names = {}
-    for parameter in source.floats():
-        module, _, kind = parameter.rpartition(".")
-        if module in modules:
-            names[parameter] = f"{modules[module]}.{kind}"
-    return names
 
 
 def _type(piece: str, special: bool) -> int:
@@ -126,7 +113,7 @@ def _settings(source: Source, writer: Any) -> None:
 
 MOONSHINE = Layout(
     architecture="moonshine",
-    names=_names,
+    names=lambda source: parameter_names(source, TOP, ENCODER, DECODER),
     float32=lambda _: False,
     settings=_settings,
     inputs=lambda _: {},

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError
-from sottovoce.formats.gguf import TOKEN_CONTROL, TOKEN_NORMAL, Layout, merges, tokens_by_id
+from sottovoce.formats.gguf import TOKEN_CONTROL, TOKEN_NORMAL, Layout, merges, parameter_names, tokens_by_id
 from sottovoce.formats.source import Source
 
 ATTENTION = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
@@ -34,20 +34,6 @@ DECODER = {
     **{f"self_attn.{old}": f"self_attn.{new}" for old, new in ATTENTION.items()},
     **{f"encoder_attn.{old}": f"cross_attn.{new}" for old, new in ATTENTION.items()},
 }
-
-
-def _names(source: Source) -> dict[str, str]:
-    modules = dict(TOP)
-    for i in range(source.config.encoder_layers):
-        modules |= {f"model.encoder.layers.{i}.{old}": f"enc.blocks.{i}.{new}" for old, new in ENCODER.items()}
-    for i in range(source.config.decoder_layers):
-        modules |= {f"model.decoder.layers.{i}.{old}": f"dec.blocks.{i}.{new}" for old, new in DECODER.items()}
-    names = {}
-    for parameter in source.floats():
-        module, _, kind = parameter.rpartition(".")
-        if module in modules:
-            names[parameter] = f"{modules[module]}.{kind}"
-    return names
 
 
 def _settings(source: Source, writer: Any) -> None:
@@ -138,7 +124,7 @@ def _inputs(source: Source) -> dict[str, np.ndarray]:
 
 WHISPER = Layout(
     architecture="whisper",
-    names=_names,
+    names=lambda source: parameter_names(source, TOP, ENCODER, DECODER),
     float32=lambda name: "embed_positions" in name,
     settings=_settings,
     inputs=_inputs,

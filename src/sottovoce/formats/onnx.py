@@ -253,11 +253,10 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """`softmax(Q K^T scaling) V` of `[B, heads, T, size]`; causal for the decoder's own tokens."""
     del attention_mask
-    causal = bool(getattr(module, "is_causal", False)) and query.shape[1] > 0
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if causal:
+    if getattr(module, "is_causal", False):
         scores = (query * scaling) @ key.transpose(2, 3)
         steps, total = query.shape[2], key.shape[2]
         at = torch.arange(steps).unsqueeze(1) + (total - steps)

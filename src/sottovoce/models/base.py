@@ -78,6 +78,37 @@ class Encoded:
         return Encoded(torch.cat(states), torch.cat(masks))
 
 
+def attention_layers(prefix: str, part: Part, output: str, *, shift_free_keys: bool) -> list[Layer]:
+    """The four projections of an attention block; `output`: what the family calls the last."""
+    own: Positions = "frames" if part == "encoder" else "tokens"
+    keys: Positions = "frames" if part == "decoder cross" else own
+    return [
+        Layer(f"{prefix}.q_proj", part, own),
+        Layer(f"{prefix}.k_proj", part, keys, shift_free=shift_free_keys),
+        Layer(f"{prefix}.v_proj", part, keys),
+        Layer(f"{prefix}.{output}", part, own),
+    ]
+
+
+def mlp_layers(prefix: str, part: Part) -> list[Layer]:
+    """The two linears of a feed-forward block."""
+    positions: Positions = "frames" if part == "encoder" else "tokens"
+    return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
+
+
+def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Token ids `[B, T]`, padded on the right with `fill`, and a mask of what is not padding.
+
+    Attention is causal, so real positions see no padding without any mask.
+    """
+    ids = torch.full((len(rows), max(map(len, rows))), fill)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
 class SpeechModel(ABC):
     """An encoder-decoder speech recogniser with everything needed to run it.
 

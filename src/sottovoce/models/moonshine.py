@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.models.base import Encoded, Fold, Layer, Part, Positions, SpeechModel
+from sottovoce.models.base import Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 
@@ -30,32 +30,18 @@ class Moonshine(SpeechModel):
         return "model.decoder.embed_tokens"
 
     def layers(self) -> list[Layer]:
+        # Rotated keys are not free of shifts: the rotation turns a constant into something that depends on the position.
         config, found = self.network.config, []
         for i in range(config.encoder_num_hidden_layers):
-            found += self._attention(f"model.encoder.layers.{i}.self_attn", "encoder")
-            found += self._mlp(f"model.encoder.layers.{i}.mlp", "encoder")
+            at = f"model.encoder.layers.{i}"
+            found += attention_layers(f"{at}.self_attn", "encoder", "o_proj", shift_free_keys=False)
+            found += mlp_layers(f"{at}.mlp", "encoder")
         for i in range(config.decoder_num_hidden_layers):
-            found += self._attention(f"model.decoder.layers.{i}.self_attn", "decoder self")
-            found += self._attention(f"model.decoder.layers.{i}.encoder_attn", "decoder cross")
-            found += self._mlp(f"model.decoder.layers.{i}.mlp", "decoder mlp")
+            at = f"model.decoder.layers.{i}"
+            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", shift_free_keys=False)
+            found += attention_layers(f"{at}.encoder_attn", "decoder cross", "o_proj", shift_free_keys=True)
+            found += mlp_layers(f"{at}.mlp", "decoder mlp")
         return [*found, Layer(self.head, "head", "tokens")]
-
-    @staticmethod
-    def _attention(prefix: str, part: Part) -> list[Layer]:
-        own: Positions = "frames" if part == "encoder" else "tokens"
-        keys: Positions = "frames" if part == "decoder cross" else own
-        # Rotated keys are not free of shifts: the rotation turns a constant into something that depends on the position.
-        return [
-            Layer(f"{prefix}.q_proj", part, own),
-            Layer(f"{prefix}.k_proj", part, keys, shift_free=part == "decoder cross"),
-            Layer(f"{prefix}.v_proj", part, keys),
-            Layer(f"{prefix}.o_proj", part, own),
-        ]
-
-    @staticmethod
-    def _mlp(prefix: str, part: Part) -> list[Layer]:
-        positions: Positions = "frames" if part == "encoder" else "tokens"
-        return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
 
     def awq_folds(self) -> list[Fold]:
         config, folds = self.network.config, []
@@ -156,10 +142,5 @@ class Moonshine(SpeechModel):
         del language
         start, room = self.network.config.decoder_start_token_id, self.network.config.max_position_embeddings - 1
         rows = [[start, *list(transcript)[:room]] for transcript in transcripts]
-        ids = torch.full((len(rows), max(map(len, rows))), self.network.config.eos_token_id)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
-        # Padding stands on the right and attention is causal, so real positions see no padding without any mask.
+        ids, mask = padded_rows(rows, self.network.config.eos_token_id)
         return {"decoder_input_ids": ids}, mask

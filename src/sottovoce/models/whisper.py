@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import Encoded, Fold, Layer, Part, Positions, SpeechModel
+from sottovoce.models.base import Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -36,29 +36,19 @@ class Whisper(SpeechModel):
     def layers(self) -> list[Layer]:
         config, found = self.network.config, []
         for i in range(config.encoder_layers):
-            found += self._attention(f"model.encoder.layers.{i}.self_attn", "encoder")
-            found += self._mlp(f"model.encoder.layers.{i}", "encoder")
+            found += attention_layers(
+                f"model.encoder.layers.{i}.self_attn", "encoder", "out_proj", shift_free_keys=True
+            )
+            found += mlp_layers(f"model.encoder.layers.{i}", "encoder")
         for i in range(config.decoder_layers):
-            found += self._attention(f"model.decoder.layers.{i}.self_attn", "decoder self")
-            found += self._attention(f"model.decoder.layers.{i}.encoder_attn", "decoder cross")
-            found += self._mlp(f"model.decoder.layers.{i}", "decoder mlp")
+            found += attention_layers(
+                f"model.decoder.layers.{i}.self_attn", "decoder self", "out_proj", shift_free_keys=True
+            )
+            found += attention_layers(
+                f"model.decoder.layers.{i}.encoder_attn", "decoder cross", "out_proj", shift_free_keys=True
+            )
+            found += mlp_layers(f"model.decoder.layers.{i}", "decoder mlp")
         return [*found, Layer(self.head, "head", "tokens")]
-
-    @staticmethod
-    def _attention(prefix: str, part: Part) -> list[Layer]:
-        own: Positions = "frames" if part == "encoder" else "tokens"
-        keys: Positions = "frames" if part == "decoder cross" else own
-        return [
-            Layer(f"{prefix}.q_proj", part, own),
-            Layer(f"{prefix}.k_proj", part, keys, shift_free=True),
-            Layer(f"{prefix}.v_proj", part, keys),
-            Layer(f"{prefix}.out_proj", part, own),
-        ]
-
-    @staticmethod
-    def _mlp(prefix: str, part: Part) -> list[Layer]:
-        positions: Positions = "frames" if part == "encoder" else "tokens"
-        return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
 
     def awq_folds(self) -> list[Fold]:
         config, folds = self.network.config, []
@@ -175,13 +165,7 @@ class Whisper(SpeechModel):
         prompt = self._prompt(language)
         room = self.network.config.max_target_positions - len(prompt)
         rows = [[*prompt, *list(transcript)[:room]] for transcript in transcripts]
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.network.config.pad_token_id)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
-        # Padding stands on the right and attention is causal, so real positions see no padding without any mask.
+        ids, mask = padded_rows(rows, self.network.config.pad_token_id)
         return {"decoder_input_ids": ids.to(self.device)}, mask
 
     def _prompt(self, language: str | None) -> list[int]:
