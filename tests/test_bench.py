@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from sottovoce.bench import as_csv, as_markdown, read_plan, read_results, run_bench, summarise
 from sottovoce.cli import main
 from sottovoce.errors import RecipeError
-from sottovoce.evaluate.score import score_transcripts
+from sottovoce.evaluation.score import score_transcripts
 
 RECIPE = """
 models = [{model!r}]

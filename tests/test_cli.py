@@ -1,10 +1,13 @@
 """The command: what it prints, what it refuses, how fast it helps."""
 
+import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -201,8 +204,10 @@ def test_public_names() -> None:
         "evaluate", "export", "load", "load_data", "method_named", "open_recogniser", "quantize", "score",
         "target_grid", "transcribe",
     }  # fmt: skip
+    for module in pkgutil.walk_packages(sottovoce.__path__, "sottovoce."):
+        importlib.import_module(module.name)  # which must not put itself in a public name's place
     for name in sottovoce.__all__:
-        assert getattr(sottovoce, name) is not None
+        assert not isinstance(getattr(sottovoce, name), types.ModuleType), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sottovoce.nothing
 

@@ -13,7 +13,7 @@ from sottovoce import api
 from sottovoce.cli import main
 from sottovoce.data import load_data
 from sottovoce.errors import DataError
-from sottovoce.evaluate.confidence import (
+from sottovoce.evaluation.confidence import (
     Scaling,
     Word,
     fit_platt,
@@ -25,8 +25,8 @@ from sottovoce.evaluate.confidence import (
     measure_trust,
     words_of,
 )
-from sottovoce.evaluate.transcribe import transcribe_data
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
 
 from .conftest import make_tiny
 
@@ -86,7 +86,7 @@ def test_nothing_to_learn_from_is_refused() -> None:
 
 def test_loops_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sottovoce.evaluate.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
+        "sottovoce.evaluation.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
     )
     model = make_tiny()
 
@@ -149,7 +149,7 @@ def test_the_command_fits_stores_and_applies(
     assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
     # A random model gets no word right: stand in for the alignment.
     monkeypatch.setattr(
-        "sottovoce.evaluate.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
+        "sottovoce.evaluation.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
     )
     code, _, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", "platt")
     assert code == 1

@@ -13,7 +13,7 @@ import soundfile
 from sottovoce.data import load_data
 from sottovoce.data.hub import HubName
 from sottovoce.errors import AudioError, DataError
-from sottovoce.evaluate.score import normalize
+from sottovoce.evaluation.score import normalize
 
 
 def tone(seconds: float, frequency: float = 440.0, rate: int = 16000) -> np.ndarray:

@@ -9,7 +9,8 @@ import pytest
 from sottovoce import api
 from sottovoce.audio import read_audio
 from sottovoce.data import DataSet, Utterance, load_data
-from sottovoce.demo import add_noise, make_speech, sentences
+from sottovoce.demo import make_speech, sentences
+from sottovoce.demo.speech import add_noise
 from sottovoce.errors import MissingDependencyError
 from sottovoce.recipe import METHODS, Recipe
 

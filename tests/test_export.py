@@ -14,10 +14,10 @@ from sottovoce.cli import main
 from sottovoce.core.grid import Grid
 from sottovoce.data import load_data
 from sottovoce.errors import ExportError, MissingDependencyError, OutputError, RecipeError
-from sottovoce.evaluate.recogniser import Heard, Recognition
-from sottovoce.evaluate.transcripts import Transcript
-from sottovoce.export import run, verify
-from sottovoce.export.verify import agree
+from sottovoce.evaluation.recogniser import Heard, Recognition
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.exports import run, verify
+from sottovoce.exports.verify import agree
 from sottovoce.recipe import Recipe, Rule, check_target, method_named, resolve, target_grid
 from sottovoce.runtimes import runtime_of
 from tests.conftest import make_tiny

@@ -24,7 +24,7 @@ from sottovoce.core.grid import Grid
 from sottovoce.core.rtn import rtn
 from sottovoce.data import load_data
 from sottovoce.errors import CalibrationError, CheckpointError, OutputError, RecipeError
-from sottovoce.quantize import prepare_speech, quantize_model
+from sottovoce.pipeline import prepare_speech, quantize_model
 from sottovoce.recipe import METHODS, Method, Recipe, Rule, method_named, resolve
 
 from .conftest import make_tiny

@@ -16,9 +16,9 @@ from sottovoce.bench.table import Run
 from sottovoce.checkpoint import read_manifest, store_confidence
 from sottovoce.cli import main
 from sottovoce.core.grid import Grid
-from sottovoce.evaluate.confidence import FittedConfidence, Scaling, Trust
-from sottovoce.evaluate.score import score_transcripts
-from sottovoce.evaluate.transcripts import Transcript, write_transcripts
+from sottovoce.evaluation.confidence import FittedConfidence, Scaling, Trust
+from sottovoce.evaluation.score import score_transcripts
+from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.recipe import Recipe
 from sottovoce.report import bench_page, folder_page
 from sottovoce.report.words import Word, aligned, worst_first

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import torch
 
-from sottovoce.evaluate.simulate import int8_activations, round_to_int8
+from sottovoce.evaluation.simulate import int8_activations, round_to_int8
 from tests.conftest import make_tiny
 
 

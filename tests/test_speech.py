@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sottovoce.audio import read_audio, split_at_silence
 from sottovoce.data import load_data
 from sottovoce.errors import AudioError, DataError
-from sottovoce.evaluate.score import bootstrap_interval, gate, is_loop, score_transcripts, sign_test
-from sottovoce.evaluate.transcribe import transcribe_data
-from sottovoce.evaluate.transcripts import Transcript, read_transcripts, write_transcripts
+from sottovoce.evaluation.score import bootstrap_interval, gate, is_loop, score_transcripts, sign_test
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript, read_transcripts, write_transcripts
 
 from .conftest import make_tiny
 

@@ -19,7 +19,7 @@ _PUBLIC = {
     "QuantizedTensor": "core.qtensor",
     "Recipe": "recipe",
     "Rule": "recipe",
-    "Score": "evaluate.score",
+    "Score": "evaluation.score",
     "SottovoceError": "errors",
     "evaluate": "api",
     "export": "api",

@@ -16,19 +16,19 @@ from sottovoce.calibrate import assign_folds
 from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
 from sottovoce.data import DataSet, Utterance, load_data
 from sottovoce.errors import RecipeError
-from sottovoce.evaluate.confidence import FittedConfidence, fit_to_transcripts
-from sottovoce.evaluate.recogniser import Recogniser, TorchRecogniser
-from sottovoce.evaluate.score import Score, score_transcripts
-from sottovoce.evaluate.transcribe import Transcription, transcribe_data
-from sottovoce.evaluate.transcripts import Transcript, read_transcripts
+from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.recogniser import Recogniser, TorchRecogniser
+from sottovoce.evaluation.score import Score, score_transcripts
+from sottovoce.evaluation.transcribe import Transcription, transcribe_data
+from sottovoce.evaluation.transcripts import Transcript, read_transcripts
 from sottovoce.memory import peak_memory_bytes
 from sottovoce.models import SpeechModel, load_model
+from sottovoce.pipeline import QuantizedModel, prepare_speech, quantize_model
 from sottovoce.progress import Progress, silent
-from sottovoce.quantize import QuantizedModel, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe, check_target, resolve, target_grid
 
 if TYPE_CHECKING:
-    from sottovoce.export import Export
+    from sottovoce.exports import Export
 
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
@@ -112,7 +112,7 @@ def export(
     Only bits are rearranged. `verify`: run the file and compare its words with PyTorch's, on `speech` or on four English sentences.
     Raises a `SottovoceError` if the format cannot hold the codes or the file does not do what it should; then there is no file.
     """
-    from sottovoce.export import export_model
+    from sottovoce.exports import export_model
 
     return export_model(
         source, format, file, verify=verify, speech=speech, overwrite=overwrite, language=language, progress=progress
@@ -137,7 +137,7 @@ def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None)
         return TorchRecogniser(_loaded(model))
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {runtime}; export it, and name the file")
-    from sottovoce.export import export_model
+    from sottovoce.exports import export_model
 
     folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, OutputError
 from sottovoce.files import built_beside, swap_in
 from sottovoce.model_card import model_card
-from sottovoce.quantize import QuantizedModel, environment
+from sottovoce.pipeline import QuantizedModel, environment
 
 FORMAT_VERSION = 1
 MANIFEST = "sottovoce.json"

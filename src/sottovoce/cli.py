@@ -18,7 +18,7 @@ from sottovoce import __version__
 from sottovoce.errors import SottovoceError
 
 if TYPE_CHECKING:
-    from sottovoce.evaluate.score import Score
+    from sottovoce.evaluation.score import Score
     from sottovoce.recipe import Recipe
 
 METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
@@ -226,7 +226,7 @@ def evaluate(
     sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
     """
     from sottovoce import api, show
-    from sottovoce.evaluate.transcripts import write_transcripts
+    from sottovoce.evaluation.transcripts import write_transcripts
 
     _gate_needs(gate, against)
     if save_reference is not None and against is None:
@@ -259,7 +259,7 @@ def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, a
     sottovoce score tiny-4bit.jsonl --against tiny.jsonl --gate
     """
     from sottovoce import api, show
-    from sottovoce.evaluate.score import as_rows
+    from sottovoce.evaluation.score import as_rows
 
     _gate_needs(gate, against)
     ours, reference = api.score(transcripts, against=against)
@@ -298,7 +298,7 @@ def transcribe(
     sottovoce transcribe tiny-4bit interview.flac
     """
     from sottovoce import api, show
-    from sottovoce.evaluate.transcripts import write_transcripts
+    from sottovoce.evaluation.transcripts import write_transcripts
 
     if confidence and not as_json:
         raise click.UsageError("--confidence goes with --json")
@@ -440,7 +440,7 @@ def report(out: Path, transcripts: Path | None, against: Path | None, html: Path
     sottovoce report tiny-4bit --transcripts heard.jsonl --against original.jsonl
     """
     from sottovoce.bench import read_results
-    from sottovoce.evaluate.transcripts import read_transcripts
+    from sottovoce.evaluation.transcripts import read_transcripts
     from sottovoce.report import bench_page, folder_page, write_page
 
     if against is not None and transcripts is None:
@@ -565,7 +565,7 @@ def _finish(
 ) -> None:
     """Print the JSON, if any; with `--gate`, give the verdict and exit by it."""
     from sottovoce import show
-    from sottovoce.evaluate.score import gate
+    from sottovoce.evaluation.score import gate
 
     verdict = gate(score, reference, tolerance=tolerance) if gate_asked and reference else None
     if content is not None:

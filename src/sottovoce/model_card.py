@@ -1,6 +1,6 @@
 """The README.md of a quantized folder: a model card for the Hub."""
 
-from sottovoce.quantize import QuantizedModel
+from sottovoce.pipeline import QuantizedModel
 from sottovoce.recipe import Recipe
 
 

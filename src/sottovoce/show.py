@@ -19,18 +19,18 @@ from rich.table import Table
 from sottovoce.api import Evaluation
 from sottovoce.checkpoint import read_manifest
 from sottovoce.errors import CheckpointError, ModelError
-from sottovoce.evaluate.confidence import FittedConfidence, Scaling, words_of
-from sottovoce.evaluate.recogniser import Recogniser
-from sottovoce.evaluate.score import FAILURES, Gate, Score, as_rows
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.confidence import FittedConfidence, Scaling, words_of
+from sottovoce.evaluation.recogniser import Recogniser
+from sottovoce.evaluation.score import FAILURES, Gate, Score, as_rows
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
+from sottovoce.pipeline import QuantizedModel
 from sottovoce.progress import Progress as Report
-from sottovoce.quantize import QuantizedModel
 from sottovoce.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from sottovoce.demo.run import DemoResult
-    from sottovoce.export import Export
+    from sottovoce.exports import Export
 
 EXPORT_NAMES = {"gguf": "{}.gguf", "ggml": "{}.bin", "onnx": "{}-onnx"}
 PARTS = ("encoder", "decoder self", "decoder cross", "decoder mlp", "head")

@@ -7,7 +7,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from sottovoce.core.grid import Grid
 from sottovoce.models import load_model
 from sottovoce.models.whisper import Whisper
-from sottovoce.quantize import QuantizedModel, quantize_model
+from sottovoce.pipeline import QuantizedModel, quantize_model
 from sottovoce.recipe import Recipe, method_named
 
 

@@ -12,7 +12,7 @@ from sottovoce.errors import ExportError
 from sottovoce.formats.ggml import read_header, write_ggml
 from sottovoce.formats.source import Source, open_source
 from sottovoce.models.whisper import Whisper
-from sottovoce.quantize import quantize_model
+from sottovoce.pipeline import quantize_model
 from sottovoce.recipe import Recipe, Rule, method_named
 from sottovoce.runtimes import open_runtime
 from tests.conftest import make_tiny

@@ -13,12 +13,12 @@ import torch
 
 from sottovoce.core.grid import Grid
 from sottovoce.errors import ExportError
-from sottovoce.evaluate.recogniser import TorchRecogniser
-from sottovoce.evaluate.simulate import int8_activations
+from sottovoce.evaluation.recogniser import TorchRecogniser
+from sottovoce.evaluation.simulate import int8_activations
 from sottovoce.formats.onnx import DECODER, ENCODER, cache_names, write_onnx
 from sottovoce.formats.source import Source, open_source
 from sottovoce.models.whisper import Whisper
-from sottovoce.quantize import QuantizedModel, quantize_model
+from sottovoce.pipeline import QuantizedModel, quantize_model
 from sottovoce.recipe import Recipe, method_named
 from sottovoce.runtimes import open_runtime
 from tests.conftest import make_tiny

@@ -11,13 +11,13 @@ from sottovoce import api
 from sottovoce.core.grid import Grid
 from sottovoce.data import load_data
 from sottovoce.errors import RecipeError
-from sottovoce.evaluate.transcribe import transcribe_data
+from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.formats.gguf import write_gguf
 from sottovoce.formats.onnx import DECODER, ENCODER, write_onnx
 from sottovoce.formats.source import Source, open_source
 from sottovoce.models import load_model
 from sottovoce.models.moonshine import Moonshine
-from sottovoce.quantize import prepare_speech, quantize_model
+from sottovoce.pipeline import prepare_speech, quantize_model
 from sottovoce.recipe import METHODS, Recipe, method_named, resolve, target_grid
 from sottovoce.runtimes import open_runtime
 from tests.conftest import make_tiny_moonshine

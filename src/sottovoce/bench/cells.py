@@ -11,7 +11,7 @@ from typing import Any
 
 from sottovoce.data import DataSet
 from sottovoce.errors import DataError
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 
 

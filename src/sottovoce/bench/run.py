@@ -26,12 +26,12 @@ from sottovoce.bench.plan import BenchPlan, Quantization
 from sottovoce.checkpoint import load_quantized, save_quantized
 from sottovoce.data import DataSet, load_data
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluate.heard import Listener, Listening, divergence
-from sottovoce.evaluate.transcribe import transcribe_data
-from sottovoce.export import export_model
+from sottovoce.evaluation.heard import Listener, Listening, divergence
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.exports import export_model
 from sottovoce.models import SpeechModel, load_model
+from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.progress import Progress, silent
-from sottovoce.quantize import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe
 from sottovoce.runtimes import PACKAGES, open_runtime
 

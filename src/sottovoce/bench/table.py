@@ -14,8 +14,8 @@ import numpy as np
 
 from sottovoce.bench.cells import as_transcript, read_cell
 from sottovoce.errors import DataError
-from sottovoce.evaluate.score import RESAMPLES, Score, score_transcripts
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.score import RESAMPLES, Score, score_transcripts
+from sottovoce.evaluation.transcripts import Transcript
 
 
 @dataclass(frozen=True, kw_only=True)

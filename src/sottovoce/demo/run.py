@@ -7,8 +7,8 @@ from sottovoce import api
 from sottovoce.api import Evaluation
 from sottovoce.core.grid import Grid
 from sottovoce.demo import make_speech
+from sottovoce.pipeline import QuantizedModel
 from sottovoce.progress import Progress
-from sottovoce.quantize import QuantizedModel
 from sottovoce.recipe import METHODS, Recipe
 
 MODEL = "bundled:tiny.en"

@@ -10,7 +10,7 @@ from sottovoce.checkpoint import load_quantized, read_manifest, read_weights
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
 from sottovoce.models import SpeechModel, load_model
-from sottovoce.quantize import QuantizedModel
+from sottovoce.pipeline import QuantizedModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from sottovoce.bench.figures import draw_figures
 from sottovoce.bench.table import Row, Run, summarise
 from sottovoce.checkpoint import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
-from sottovoce.evaluate.score import FAILURES, gate, score_transcripts
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.score import FAILURES, gate, score_transcripts
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.report.charts import depth_chart, inline, reliability_chart
 from sottovoce.report.words import worst_first
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import jiwer
 
-from sottovoce.evaluate.score import normalize, score_utterance
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.score import normalize, score_utterance
+from sottovoce.evaluation.transcripts import Transcript
 
 LONGEST_RUN = 40  # words shown of one stretch
 

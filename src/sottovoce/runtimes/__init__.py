@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sottovoce.errors import ModelError
-from sottovoce.evaluate.recogniser import Recogniser
+from sottovoce.evaluation.recogniser import Recogniser
 
 PACKAGES = {"gguf": ("transcribe-cpp",), "ggml": ("pywhispercpp",), "onnx": ("onnxruntime",)}  # that run each
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.evaluate.recogniser import Heard, Recognition
+from sottovoce.evaluation.recogniser import Heard, Recognition
 from sottovoce.formats.ggml import read_header
 from sottovoce.runtimes.native import captured_stderr
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.evaluate.recogniser import Heard, Recognition
+from sottovoce.evaluation.recogniser import Heard, Recognition
 from sottovoce.formats.onnx import DECODER, ENCODER, cache_names
 from sottovoce.models.load import FAMILIES
 

@@ -11,9 +11,9 @@ import torch
 
 from sottovoce.data import DataSet
 from sottovoce.errors import ExportError
-from sottovoce.evaluate.score import normalize
-from sottovoce.evaluate.transcribe import transcribe_data
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.score import normalize
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models import SpeechModel
 from sottovoce.runtimes import open_runtime
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from sottovoce.data import DataSet, load_data
 from sottovoce.errors import ExportError, OutputError
-from sottovoce.export.verify import Agreement, compare
+from sottovoce.exports.verify import Agreement, compare
 from sottovoce.files import built_beside, swap_in
 from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
 from sottovoce.formats.onnx import write_onnx
 from sottovoce.formats.source import Source, open_source
+from sottovoce.pipeline import QuantizedModel
 from sottovoce.progress import Progress, silent
-from sottovoce.quantize import QuantizedModel
 
 WRITERS: dict[str, Callable[[Source, Path], dict[str, str]]] = {
     "gguf": write_gguf,

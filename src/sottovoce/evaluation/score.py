@@ -11,7 +11,7 @@ import jiwer
 import numpy as np
 
 from sottovoce.errors import DataError
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.transcripts import Transcript
 
 RESAMPLES = 1000  # of the bootstrap over utterances
 COMPRESSION_LIMIT = 2.4  # zlib ratio above which Whisper itself takes a transcript for a loop

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sottovoce.evaluate.divergence import hidden_states, token_log_probabilities
+from sottovoce.evaluation.divergence import hidden_states, token_log_probabilities
 from sottovoce.models.base import Encoded, SpeechModel
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU

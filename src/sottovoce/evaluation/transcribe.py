@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data import DataSet
-from sottovoce.evaluate.recogniser import Heard, Recogniser, TorchRecogniser
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.recogniser import Heard, Recogniser, TorchRecogniser
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 from sottovoce.progress import Progress, silent
 

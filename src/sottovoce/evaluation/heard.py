@@ -9,10 +9,10 @@ from torch import Tensor
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.data import DataSet
 from sottovoce.errors import DataError
-from sottovoce.evaluate.divergence import hidden_states, token_divergence, token_log_probabilities
-from sottovoce.evaluate.recogniser import ENCODER_BATCH
-from sottovoce.evaluate.transcribe import DECODER_BATCH
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.divergence import hidden_states, token_divergence, token_log_probabilities
+from sottovoce.evaluation.recogniser import ENCODER_BATCH
+from sottovoce.evaluation.transcribe import DECODER_BATCH
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.base import Encoded, SpeechModel
 
 PROBABILITY_DIGITS = 5  # after the point, of log-probabilities as they are stored

@@ -14,8 +14,8 @@ import jiwer
 import numpy as np
 
 from sottovoce.errors import DataError
-from sottovoce.evaluate.score import is_loop, normalize
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.score import is_loop, normalize
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.base import SpeechModel
 
 BINS = 10  # of equal width, in reliability diagrams and the expected calibration error

@@ -1,0 +1,87 @@
+"""Sentences to speech: a small synthetic voice, and noise, offline."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from sottovoce.audio import SAMPLE_RATE
+from sottovoce.errors import MissingDependencyError
+
+VOICE_RATE = 24_000  # Hz
+VOICE_VERSION = "0.2.1"
+SNRS_DB = (None, 10.0, 5.0, 0.0)  # noisy sentences take turns: clean, then ever more noise
+
+
+@dataclass(frozen=True)
+class Line:
+    """`text`: what is said, as it should be recognised; `spoken`: as the voice reads it."""
+
+    text: str
+    spoken: str
+
+
+class Voice:
+    """The voice of `hibari-tts`. Raises `MissingDependencyError` without it."""
+
+    def __init__(self) -> None:
+        try:
+            from hibari import Hibari
+        except ImportError as exc:
+            raise MissingDependencyError(
+                f"the demo speaks with hibari-tts; install it with: pip install hibari-tts=={VOICE_VERSION}"
+            ) from exc
+        self._voice: Any = Hibari()
+
+    def say(self, text: str, seed: int, speed: float = 1.0) -> np.ndarray:
+        """16 kHz, float32. The same text, seed and speed give the same samples."""
+        samples = np.asarray(self._voice(text, seed=seed, speed=speed), dtype=np.float32)
+        return np.asarray(soxr.resample(samples, VOICE_RATE, SAMPLE_RATE), dtype=np.float32)
+
+
+def write_speech(folder: Path | str, name: str, lines: Sequence[Line], *, noisy: bool, texts: bool) -> Path:
+    """Speak `lines` into `folder` (unless they are there already) and return the manifest's path.
+
+    `noisy`: three out of four carry noise 10, 5 and 0 dB below the speech. `texts`: the manifest says what is said. The same lines
+    give the same samples. Raises `MissingDependencyError` without `hibari-tts`.
+    """
+    folder = Path(folder)
+    manifest = folder / "manifest.jsonl"
+    if manifest.is_file():
+        return manifest
+    voice = Voice()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    build = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        rows = []
+        for i, line in enumerate(lines):
+            samples = voice.say(line.spoken, seed=i)
+            snr_db = SNRS_DB[i % len(SNRS_DB)] if noisy else None
+            if snr_db is not None:
+                samples = add_noise(samples, snr_db, seed=i)
+            audio = f"{name}-{i:02d}.flac"
+            soundfile.write(build / audio, samples / max(1.0, float(np.abs(samples).max())), SAMPLE_RATE)
+            rows.append(
+                {"id": f"{name}-{i:02d}", "audio": audio, "snr_db": snr_db} | ({"text": line.text} if texts else {})
+            )
+        (build / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        build.rename(folder)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+    return manifest
+
+
+def add_noise(samples: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
+    """Speech with pink noise (power falling with frequency, like a busy room) at `snr_db` decibels below it, float32."""
+    generator = np.random.default_rng(seed)
+    spectrum = np.fft.rfft(generator.standard_normal(len(samples)))
+    noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(samples))
+    gain = np.sqrt(np.mean(samples**2) / np.mean(noise**2) / 10 ** (snr_db / 10))
+    return np.asarray(samples + gain * noise, dtype=np.float32)
