@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sottovoce.bench import read_results
-from sottovoce.evaluate.confidence import fit_to_transcripts
+from sottovoce.evaluation.confidence import fit_to_transcripts
 from sottovoce.models import load_model
 
 

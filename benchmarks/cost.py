@@ -22,7 +22,7 @@ from sottovoce.calibrate import PositionWeights, assign_folds, make_batches
 from sottovoce.data import load_data
 from sottovoce.memory import keep_freed_memory
 from sottovoce.models import load_model
-from sottovoce.quantize import environment, prepare_speech, quantize_model
+from sottovoce.pipeline import environment, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe
 
 

@@ -25,18 +25,18 @@ import torch
 
 from sottovoce import api
 from sottovoce.data import load_data
-from sottovoce.evaluate.recogniser import Heard, Recognition, TorchRecogniser
-from sottovoce.evaluate.score import normalize, score_transcripts
-from sottovoce.evaluate.simulate import int8_activations
-from sottovoce.evaluate.transcribe import transcribe_data
-from sottovoce.evaluate.transcripts import Transcript
-from sottovoce.export import export_model
+from sottovoce.evaluation.recogniser import Heard, Recognition, TorchRecogniser
+from sottovoce.evaluation.score import normalize, score_transcripts
+from sottovoce.evaluation.simulate import int8_activations
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.exports import export_model
 from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
 from sottovoce.formats.onnx import ENCODER, write_onnx
 from sottovoce.formats.source import Source
 from sottovoce.models.bundled import locate
-from sottovoce.quantize import environment
+from sottovoce.pipeline import environment
 from sottovoce.recipe import Recipe, Rule, method_named, target_grid
 from sottovoce.runtimes import open_runtime
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from sottovoce.data import load_data
-from sottovoce.evaluate.score import score_transcripts
-from sottovoce.evaluate.transcripts import Transcript
+from sottovoce.evaluation.score import score_transcripts
+from sottovoce.evaluation.transcripts import Transcript
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 
