@@ -47,8 +47,9 @@ LABEL_SMOOTHING = 0.1
 SPEEDS = (0.85, 1.2)  # of the voice
 RESAMPLED = (0.93, 1.0, 1.07)  # of the recording, pitch included
 SNR_DB = (-3.0, 25.0)
-CLEAN = 0.3  # share of recordings without noise
-LONGEST_PAUSE = 0.4  # seconds before and after the words
+CLEAN, NEARLY_CLEAN_DB = 0.3, 50.0  # share of recordings with hardly any noise
+NOISE_S = 300  # seconds of noise to take stretches of
+LONGEST_PAUSE = 0.25  # seconds before and after the words
 CHECKPOINT_EVERY = 300  # seconds
 
 
@@ -104,17 +105,18 @@ def speak(sentences: list[str], file: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.load(file), np.load(starts_file)
 
 
-def augmented(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One recording with pauses, at another speed and level, in noise."""
+def augmented(samples: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One recording with pauses, at another speed and level, in a stretch of `noise`."""
     speed = RESAMPLED[rng.integers(len(RESAMPLED))]
     if speed != 1.0:
         at = np.arange(0, len(samples) - 1, speed)
-        samples = np.interp(at, np.arange(len(samples)), samples)
+        samples = np.interp(at, np.arange(len(samples)), samples).astype(np.float32)
     before, after = (int(rng.uniform(0, LONGEST_PAUSE) * RATE) for _ in range(2))
     samples = np.pad(samples, (before, after))
-    samples = samples + 1e-4 * rng.standard_normal(len(samples))
-    if rng.random() > CLEAN:
-        samples = add_noise(samples, float(rng.uniform(*SNR_DB)), int(rng.integers(1 << 31)))
+    start = int(rng.integers(len(noise) - len(samples)))
+    snr_db = float(rng.uniform(*SNR_DB)) if rng.random() > CLEAN else NEARLY_CLEAN_DB
+    gain = np.sqrt(np.mean(samples**2) / np.mean(noise**2) / 10 ** (snr_db / 10))
+    samples = samples + gain * noise[start : start + len(samples)]
     peak = float(np.abs(samples).max())
     return (samples * rng.uniform(0.2, 1.0) / peak).astype(np.float32)
 
@@ -125,6 +127,8 @@ def batches(
     """Endless batches of recordings of about one length, padded with noise: Moonshine normalises over a whole recording, so there
     must be no padding that it is not meant to hear. The batches after `step` are the same whenever they are asked for."""
     lengths = np.diff(starts)
+    # Pink noise, as in the test sentences: what is left of adding noise to nearly nothing.
+    noise = add_noise(np.full(NOISE_S * RATE, 1e-6, dtype=np.float32), snr_db=-120.0, seed=3)
     while True:
         per_epoch = len(lengths) // BATCH
         epoch, first = divmod(step, per_epoch)
@@ -133,7 +137,7 @@ def batches(
         shuffled = rng.permutation(order.reshape(per_epoch, BATCH))
         for which in shuffled[first:]:
             rng = np.random.default_rng([11, step])
-            heard = [augmented(audio[starts[i] : starts[i + 1]] / 32768, rng) for i in which]
+            heard = [augmented(audio[starts[i] : starts[i + 1]] / np.float32(32768), noise, rng) for i in which]
             longest = max(map(len, heard))
             values = np.stack([np.pad(h, (0, longest - len(h))) for h in heard]).astype(np.float32)
             values += 1e-5 * rng.standard_normal(values.shape).astype(np.float32)

@@ -151,17 +151,13 @@ def make_batches(
     for start in range(0, len(order), batch_size):
         which = order[start : start + batch_size]
         heard = [recordings[i] for i in which]
-        inputs, tokens = model.teacher_forcing([transcripts[i] for i in which], language)
-        frames = model.frame_mask(heard).float()
-        frames = torch.where(frames > 0, frames, positions.padding)
-        frames[:, torch.arange(frames.shape[1]) % positions.stride != 0] = 0
-        batches.append(
-            Batch(
-                {**model.features(heard), **inputs, "use_cache": False},
-                {"frames": frames, "tokens": tokens.float()},
-                torch.tensor([folds[i] for i in which]),
-            )
-        )
+        inputs, masks = model.forced_inputs(heard, [transcripts[i] for i in which], language)
+        weights = {kind: mask.float() for kind, mask in masks.items()}
+        if "frames" in weights:
+            frames = torch.where(masks["frames"], weights["frames"], positions.padding)
+            frames[:, torch.arange(frames.shape[1]) % positions.stride != 0] = 0
+            weights["frames"] = frames
+        batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which])))
     return batches
 
 
@@ -223,13 +219,18 @@ def _accumulate(
     sums, probes, probes_hat = [_Sums(width, reader), _Sums(width, reader)], [], []
     magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
     for i, batch in enumerate(batches):
-        weights = batch.weights[layer.positions]
         original, quantized = stop.inputs[0][i], stop.inputs[-1][i]
+        same = original is quantized or torch.equal(original, quantized)
+        if layer.positions == "all":
+            # Whatever their shape: such batches hold one utterance, without padding.
+            original, quantized = (rows.reshape(len(batch.folds), -1, width) for rows in (original, quantized))
+            weights = torch.ones(original.shape[:-1])
+        else:
+            weights = batch.weights[layer.positions]
         if original.shape[:-1] != weights.shape:
             raise CalibrationError(
                 f"{layer.name}: inputs of shape {tuple(original.shape)} do not fit {tuple(weights.shape)} {layer.positions}"
             )
-        same = original is quantized or torch.equal(original, quantized)
         for fold in (0, 1):
             counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
             root = weights[counted].sqrt().unsqueeze(1)

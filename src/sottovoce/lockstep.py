@@ -68,8 +68,8 @@ def _compute_once(networks: Sequence[nn.Module]) -> Callable[[], None]:
     """
     shared = []
     for name, module in networks[0].named_modules() if len(networks) > 1 else ():
-        if not isinstance(module, nn.Conv1d | nn.Conv2d):
-            continue
+        if type(module) not in (nn.Conv1d, nn.Conv2d):
+            continue  # a convolution of the model's own may take more than its input
         twins = [network.get_submodule(name) for network in networks]
         if all(twin.weight is module.weight and twin.bias is module.bias for twin in twins):
             passed_on = _PassedOn(module.forward, len(twins) - 1)

@@ -248,7 +248,7 @@ def _solve_awq(
             seen[names[0]].magnitude,
         )
         source = network.get_submodule(fold.source)
-        weight, bias = divide_outputs(source.weight, source.bias, found.scales)
+        weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), found.scales)
         _set_parameters(source, weight, bias)
         for name in names:
             module = network.get_submodule(name)

@@ -1,6 +1,7 @@
 """What to do with which layer: methods, grids, rules, and the plan they make for a model."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -170,12 +171,14 @@ class Plan:
 
 
 def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
-    """Apply `recipe` to the layers of `model`.
+    """Apply `recipe` to the layers of `model`. Layers for which its family has a floor keep that many bits, unless a rule names them.
 
     Raises `RecipeError` if a rule matches no layer, if groups do not divide a layer's rows (naming the groups that do), or
     if nothing is left to quantize.
     """
     layers = model.layers()
+    if recipe.method.kind == "awq":
+        model.awq_folds()  # a family may not know them
     for rule in recipe.rules:
         if not any(re.search(rule.match, layer.name) for layer in layers):
             raise RecipeError(
@@ -183,7 +186,7 @@ def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
             )
     steps, left = [], []
     for layer in layers:
-        grid = _grid_of(layer, recipe)
+        grid = _grid_of(layer, recipe, model.floors)
         if grid is None:
             left.append(layer.name)
             continue
@@ -218,8 +221,11 @@ def check_target(plan: Plan, model: SpeechModel, target: str) -> None:
         )
 
 
-def _grid_of(layer: Layer, recipe: Recipe) -> Grid | None:
+def _grid_of(layer: Layer, recipe: Recipe, floors: Mapping[str, int]) -> Grid | None:
     bits, group_size, symmetric = recipe.grid.bits, recipe.grid.group_size, recipe.grid.symmetric
+    for match, least in floors.items():
+        if re.search(match, layer.name):
+            bits = max(bits, least)
     if layer.part == "head" and recipe.head_bits is not None:
         bits = recipe.head_bits
     for rule in recipe.rules:

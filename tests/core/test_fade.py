@@ -1,6 +1,7 @@
 """Propagation, cross-fitting and the diagnostics, against the formulas written out."""
 
 import math
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -109,8 +110,8 @@ def test_moments_seen_through_the_weight_give_the_same() -> None:
     seen = tuple(Moments(fold.hessian, weight @ fold.cross, through=True) for fold in folds)
     some = slice(None, None, 2)
     of_rows = (seen[0].of_rows(some), seen[1].of_rows(some))
-    assert cross_fit(weight, seen) == cross_fit(weight, folds)
-    assert cross_fit(weight[some], of_rows) == cross_fit(weight[some], folds)
+    assert astuple(cross_fit(weight, seen)) == pytest.approx(astuple(cross_fit(weight, folds)))
+    assert astuple(cross_fit(weight[some], of_rows)) == pytest.approx(astuple(cross_fit(weight[some], folds)))
     torch.testing.assert_close(
         corrected_target(weight, seen[0] + seen[1], strength=0.7, ridge=0.3),
         corrected_target(weight, folds[0] + folds[1], strength=0.7, ridge=0.3),

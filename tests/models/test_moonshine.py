@@ -31,7 +31,7 @@ def recordings(*lengths: int) -> list[np.ndarray]:
 def test_an_utterance_is_encoded_and_decoded_as_if_alone() -> None:
     model, heard = make_tiny_moonshine(), recordings(9000, 30000, 300, 17000)
     together = model.encode(model.features(heard))
-    mask = model.frame_mask(heard)
+    mask = model._frame_mask(heard)
     assert together.mask is not None
     assert torch.equal(together.mask, mask)
     decoded = model.decode_to_end(together, None)

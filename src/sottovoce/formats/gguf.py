@@ -39,7 +39,8 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
     gguf = require_gguf()
     if source.family not in GGUF_LAYOUTS:
         raise ExportError(
-            f"a {source.family!r} model has no GGUF layout here; there are {', '.join(sorted(GGUF_LAYOUTS))}; export it to onnx"
+            f"a {source.family!r} model has no GGUF layout here; there are {', '.join(sorted(GGUF_LAYOUTS))}; "
+            "its folder runs in transformers as it is"
         )
     layout = GGUF_LAYOUTS[source.family]
     names, floats = layout.names(source), source.floats()

@@ -24,6 +24,7 @@ from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.formats.nbits import NBitsEmbedding, NBitsLinear, runtime_bits
 from sottovoce.formats.source import Source
 
+FAMILIES = ("moonshine", "whisper")
 OPSET = 21
 ATTENTION = "sottovoce_onnx"
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"
@@ -38,6 +39,10 @@ def write_onnx(source: Source, folder: Path) -> dict[str, str]:
     Raises `ExportError` for a grid that the operators cannot hold.
     """
     onnx = require_onnx()
+    if source.family not in FAMILIES:
+        raise ExportError(
+            f"a {source.family!r} model has no ONNX layout here; there are {', '.join(FAMILIES)}; its folder runs in transformers as it is"
+        )
     network = _with_operators(source)
     (folder / "onnx").mkdir(parents=True)
     with _exporting(network):

@@ -1,8 +1,9 @@
 """What every model family provides: features, prompts, greedy decoding, and which linear layers do what."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Part = Literal["encoder", "decoder self", "decoder cross", "decoder mlp", "head"]
-Positions = Literal["frames", "tokens"]
+Positions = Literal["frames", "tokens", "all"]
 WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
 
 
@@ -18,7 +19,8 @@ WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write
 class Layer:
     """A linear layer that can be quantized.
 
-    `positions`: whether its inputs are audio frames or text tokens. `shift_free`: a constant added to all its outputs
+    `positions`: whether its inputs are audio frames or text tokens, some of which may be padding, or such that all count.
+    `shift_free`: a constant added to all its outputs
     changes nothing downstream (attention keys: the softmax cancels it), so the mean of its inputs need not be matched.
     `residual_mlp`: it is the second linear of a feed-forward block, which QEP's published settings leave uncorrected.
     """
@@ -45,7 +47,8 @@ class Fold:
 class Batch:
     """Inputs of one forward pass with teacher forcing.
 
-    `weights[p]` `[B, T_p]`: how much each position of kind p counts. `folds` `[B]`: the fold (0 or 1) of each utterance.
+    `weights[p]` `[B, T_p]`: how much each position of kind p counts; for kind "all" there are none. `folds` `[B]`: the fold (0 or 1)
+    of each utterance.
     """
 
     inputs: dict[str, Any]
@@ -118,6 +121,7 @@ class SpeechModel(ABC):
 
     longest_s: float = 30.0  # seconds of audio one forward pass takes
     pads_to_one_length: bool = True  # features of all recordings have one length, whatever the recordings'
+    floors: Mapping[str, int] = MappingProxyType({})  # bits that layers (by regular expression) keep unless asked otherwise
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         self.network: Any = network
@@ -199,8 +203,10 @@ class SpeechModel(ABC):
         """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
 
     @abstractmethod
-    def frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
-        """Which encoder positions hear audio rather than padding; bool `[B, T]`."""
+    def forced_inputs(
+        self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
+        """What the whole network takes for recordings and known transcripts, and which positions of each kind count: bool `[B, T_p]`."""
 
     @property
     def prompt_length(self) -> int:

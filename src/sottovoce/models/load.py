@@ -10,10 +10,12 @@ import torch
 from sottovoce.errors import ModelError, SottovoceError
 from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.base import SpeechModel
+from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
+from sottovoce.models.qwen3_asr import Qwen3ASR
 from sottovoce.models.whisper import Whisper
 
-FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "whisper": Whisper}
+FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
 
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 
@@ -41,19 +43,21 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
     else:
         network, processor = _from_transformers(folder if folder.is_dir() else name)
     _check_weights(network, name)
-    return FAMILIES[network.config.model_type](network.eval().requires_grad_(False), processor, name)
+    family = FAMILIES.get(network.config.model_type, Generic)
+    return family(network.eval().requires_grad_(False), processor, name)
 
 
 def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     """Load by `transformers`, from a folder or the Hub; foreign errors become a `ModelError`."""
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as RECOGNISERS
 
     try:
-        config = AutoConfig.from_pretrained(source)
-        model_type = config.model_type
-        if model_type not in FAMILIES:
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if model_type not in RECOGNISERS:
             raise ModelError(
-                f"{source}: a {model_type!r} model is not an encoder-decoder speech recogniser known here; known: {', '.join(FAMILIES)}"
+                f"{source}: a {model_type!r} model is not a speech recogniser with encoder and decoder that transformers knows; "
+                f"best known here: {', '.join(FAMILIES)}"
             )
         network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)
         return network, AutoProcessor.from_pretrained(source)

@@ -1,13 +1,14 @@
 """Moonshine: raw audio of any length in, text tokens out (arXiv 2410.15608)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.models.base import Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 
@@ -78,7 +79,15 @@ class Moonshine(SpeechModel):
             mask[i, : len(samples)] = 1
         return {"input_values": values, "attention_mask": mask}
 
-    def frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+    def forced_inputs(
+        self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
+        inputs, tokens = self.teacher_forcing(transcripts, language)
+        whole = {**self.features(recordings), **inputs, "use_cache": False}
+        return whole, {"frames": self._frame_mask(recordings), "tokens": tokens}
+
+    def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+        """Which encoder positions hear audio rather than padding; bool `[B, T]`."""
         lengths = [self._frames(max(len(samples), SHORTEST)) for samples in recordings]
         return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
 

@@ -1,0 +1,193 @@
+"""Qwen3-ASR: an audio tower whose outputs stand in the prompt of a language model.
+
+A row of the language model is `[head of the prompt] [audio] [rest of the prompt] [transcript]`. What comes before the transcript does not
+depend on it, so head and audio count as the encoder's output here, and the rest of the prompt as the decoder's.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sottovoce.audio import SAMPLE_RATE
+from sottovoce.errors import ModelError
+from sottovoce.models.base import Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
+
+MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
+AUDIO = "model.audio_tower"
+TEXT = "model.language_model"
+
+
+class Qwen3ASR(SpeechModel):
+    """`Qwen3ASRForConditionalGeneration` with its processor. The audio tower packs recordings, so they are encoded one by one."""
+
+    pads_to_one_length = False
+    floors = MappingProxyType({"audio_tower": 8})  # with less, long recordings were seen to loop
+
+    def __init__(self, network: Any, processor: Any, source: str) -> None:
+        super().__init__(network, processor, source)
+        self._prompts = cache(self._prompt)
+
+    @property
+    def head(self) -> str:
+        return "lm_head"
+
+    @property
+    def embedding(self) -> str:
+        return f"{TEXT}.embed_tokens"
+
+    def layers(self) -> list[Layer]:
+        config, found = self.network.config, []
+        for i in range(config.audio_config.encoder_layers):
+            at = f"{AUDIO}.layers.{i}"
+            found += attention_layers(f"{at}.self_attn", "encoder", "out_proj", shift_free_keys=True)
+            found += mlp_layers(at, "encoder")
+        found += [Layer(f"model.multi_modal_projector.linear_{i}", "encoder", "all") for i in (1, 2)]
+        for i in range(config.text_config.num_hidden_layers):
+            at = f"{TEXT}.layers.{i}"
+            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", shift_free_keys=False)
+            found += [Layer(f"{at}.mlp.{name}_proj", "decoder mlp", "all") for name in ("gate", "up")]
+            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", residual_mlp=True))
+        # Recordings go one by one, without padding: all positions count, but those of the prompt predict nothing.
+        all_count = [Layer(x.name, x.part, "all", x.shift_free, x.residual_mlp) for x in found]
+        return [*all_count, Layer(self.head, "head", "tokens")]
+
+    def awq_folds(self) -> list[Fold]:
+        config, folds = self.network.config, []
+        for i in range(config.audio_config.encoder_layers):
+            at = f"{AUDIO}.layers.{i}"
+            folds.append(Fold(f"{at}.self_attn_layer_norm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+            folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",)))
+            folds.append(Fold(f"{at}.final_layer_norm", (f"{at}.fc1",)))
+        folds.append(Fold(f"{AUDIO}.ln_post", ("model.multi_modal_projector.linear_1",)))
+        for i in range(config.text_config.num_hidden_layers):
+            at = f"{TEXT}.layers.{i}"
+            folds.append(Fold(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+            if config.text_config.num_attention_heads == config.text_config.num_key_value_heads:
+                folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.o_proj",)))
+            folds.append(Fold(f"{at}.post_attention_layernorm", (f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj")))
+            folds.append(Fold(f"{at}.mlp.up_proj", (f"{at}.mlp.down_proj",)))
+        return folds
+
+    def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        # One by one: the spectrum at the end of a recording depends on what follows it.
+        apart = [self._features_of(recording) for recording in recordings]
+        longest = max(values.shape[1] for values, _ in apart)
+        return {
+            "input_features": torch.stack([nn.functional.pad(v, (0, longest - v.shape[1])) for v, _ in apart]),
+            "input_features_mask": torch.stack([nn.functional.pad(mask, (0, longest - len(mask))) for _, mask in apart]),
+        }
+
+    def _features_of(self, recording: np.ndarray) -> tuple[Tensor, Tensor]:
+        extracted = self.processor.feature_extractor(
+            np.asarray(recording, dtype=np.float32),
+            sampling_rate=SAMPLE_RATE,
+            padding=True,
+            return_attention_mask=True,
+            n_window=self._window,
+        )
+        return extracted["input_features"][0], extracted["attention_mask"][0]
+
+    def encode(self, features: dict[str, Tensor]) -> Encoded:
+        parts = []
+        for values, mask in zip(features["input_features"], features["input_features_mask"], strict=True):
+            one = {"input_features": values.unsqueeze(0), "input_features_mask": mask.unsqueeze(0)}
+            parts.append(Encoded(self.network.model.get_audio_features(**one).pooler_output.unsqueeze(0)))
+        return Encoded.joined(parts)
+
+    def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
+        embed = self.module(self.embedding)
+        rest = embed(inputs["decoder_input_ids"])
+        rows = [torch.cat([context, rest[i]]) for i, context in enumerate(self._contexts(encoded))]
+        embedded = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # on the right, where causal attention does not see it
+        states = self.network.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return torch.stack([states[i, len(row) - rest.shape[1] : len(row)] for i, row in enumerate(rows)])
+
+    def _contexts(self, encoded: Encoded) -> list[Tensor]:
+        """Head of the prompt and audio, `[n, d]`, of each utterance."""
+        head = self.module(self.embedding)(torch.tensor(self._prompts(None)[0]))
+        lengths = [len(s) for s in encoded.states] if encoded.mask is None else encoded.mask.sum(1).tolist()
+        return [torch.cat([head, states[:length]]) for states, length in zip(encoded.states, lengths, strict=True)]
+
+    def most_tokens(self, language: str | None) -> int:
+        del language
+        return int(self.network.generation_config.max_new_tokens or MOST_TOKENS)
+
+    def decode_to_end(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
+    ) -> list[tuple[list[int], bool]]:
+        limit = min(max_new_tokens or self.most_tokens(language), self.most_tokens(language))
+        rest = self.module(self.embedding)(torch.tensor(self._prompts(language)[1]))
+        rows = [torch.cat([context, rest]) for context in self._contexts(encoded)]
+        longest = max(map(len, rows))
+        embedded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        out = self.network.generate(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            num_beams=1,
+            do_sample=False,
+            max_new_tokens=limit,
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0],
+        )
+        transcripts = []
+        for row in out.tolist():
+            stop = next((i for i, token in enumerate(row) if token in self._ends), None)
+            transcripts.append((row[:stop], stop is not None))
+        return transcripts
+
+    @property
+    def _ends(self) -> list[int]:
+        ends = self.network.generation_config.eos_token_id or self.network.config.eos_token_id
+        return list(ends) if isinstance(ends, list | tuple) else [ends]
+
+    def decode_long(self, recording: np.ndarray, language: str | None) -> None:
+        """None: recordings beyond `longest_s` are cut at silence."""
+        del recording, language
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.processor.decode(list(tokens), return_format="transcription_only")).strip()
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
+
+    def teacher_forcing(
+        self, transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        rest = self._prompts(language)[1]
+        rows = [[*rest, *list(transcript)[: self.most_tokens(language)]] for transcript in transcripts]
+        ids, mask = padded_rows(rows, self._ends[0])
+        return {"decoder_input_ids": ids}, mask
+
+    def forced_inputs(
+        self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
+        (recording,), (transcript,) = recordings, transcripts
+        features = self.features([recording])
+        frames = features["input_features_mask"].sum(-1)
+        head, rest = self._prompts(language)
+        audio_tokens = int(self.processor._get_audio_token_length(frames, self._window)[0])
+        before = [*head, *[self.network.config.audio_token_id] * audio_tokens, *rest]
+        ids = torch.tensor([[*before, *list(transcript)[: self.most_tokens(language)]]])
+        predicts = torch.arange(ids.shape[1]).unsqueeze(0) >= len(before) - 1
+        return {**features, "input_ids": ids, "use_cache": False}, {"tokens": predicts}
+
+    @property
+    def _window(self) -> int:
+        return int(self.network.config.audio_config.n_window)
+
+    def _prompt(self, language: str | None) -> tuple[list[int], list[int]]:
+        """Token ids before and after the audio, from the processor's own template with the language forced."""
+        (text,) = self.processor.apply_transcription_request(
+            np.zeros(SAMPLE_RATE, np.float32), language=language or "en", tokenize=False
+        )
+        before, mark, after = text.partition(self.processor.audio_token)
+        if not mark:
+            raise ModelError(f"{self.source}: its chat template has no place for audio ({self.processor.audio_token!r})")
+        tokenizer = self.processor.tokenizer
+        return tuple(list(tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after))  # type: ignore[return-value]

@@ -1,0 +1,166 @@
+"""Families without weights offline, on tiny random models: Qwen3-ASR, and three that go the generic way."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSpeechSeq2Seq
+
+from sottovoce import api
+from sottovoce.calibrate import PositionWeights, layer_inputs, make_batches
+from sottovoce.core.awq import divide_outputs, scale_inputs
+from sottovoce.core.grid import Grid
+from sottovoce.data import load_data
+from sottovoce.errors import ExportError, ModelError
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.models.base import SpeechModel
+from sottovoce.models.generic import Generic
+from sottovoce.pipeline import prepare_speech, quantize_model
+from sottovoce.recipe import Recipe, Rule, method_named, resolve
+
+from .zoo import make_cohere, make_moonshine_streaming, make_qwen, make_speech_to_text
+
+MAKERS = [make_qwen, make_speech_to_text, make_moonshine_streaming, make_cohere]
+GENERIC = MAKERS[1:]
+GRID = Grid(bits=4, group_size=32)
+Maker = Callable[[], SpeechModel]
+
+
+def recordings(*lengths: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [(0.1 * random.standard_normal(n)).astype(np.float32) for n in lengths]
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_an_utterance_is_encoded_and_decoded_as_if_alone(maker: Maker) -> None:
+    model, heard = maker(), recordings(9600, 24000, 17000)
+    together = model.encode(model.features(heard))
+    decoded = model.decode_to_end(together, None, 10)
+    for i, samples in enumerate(heard):
+        alone = model.encode(model.features([samples]))
+        torch.testing.assert_close(together.states[i, : alone.states.shape[1]], alone.states[0], rtol=1e-4, atol=1e-5)
+        assert model.decode_to_end(alone, None, 10)[0] == decoded[i]
+
+
+def test_qwen_hears_what_its_processor_and_network_hear() -> None:
+    model, (samples,) = make_qwen(), recordings(24000)
+    asked = model.processor.apply_transcription_request(audio=samples, language="en")
+    out = model.network.generate(**asked, do_sample=False, max_new_tokens=10)
+    ((tokens, _),) = model.decode_to_end(model.encode(model.features([samples])), "en", 10)
+    assert out[0, asked["input_ids"].shape[1] :].tolist() == tokens
+    inputs, _ = model.forced_inputs([samples], [tokens], "en")
+    prompt = asked["input_ids"].shape[1]
+    assert torch.equal(inputs["input_ids"][0, :prompt], asked["input_ids"][0])
+    assert torch.equal(inputs["input_features"], asked["input_features"])
+
+
+@pytest.mark.parametrize("maker", GENERIC)
+def test_a_generic_model_hears_what_its_network_hears(maker: Maker) -> None:
+    model, (samples,) = maker(), recordings(24000)
+    assert isinstance(model, Generic)
+    prompt = model._prompt(None)
+    out = model.network.generate(
+        model._features_of(samples), decoder_input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=10
+    )
+    ((tokens, _),) = model.decode_to_end(model.encode(model.features([samples])), None, 10)
+    assert out[0, len(prompt) :].tolist()[: len(tokens)] == tokens
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_teacher_forcing_gives_the_networks_own_logits(maker: Maker) -> None:
+    model, (samples,) = maker(), recordings(24000)
+    tokens = [40, 50, 60, 70]
+    logits = model.network(**model.forced_inputs([samples], [tokens], None)[0]).logits[0]
+    inputs, _ = model.teacher_forcing([tokens], None)
+    states = model.decoder_states(model.encode(model.features([samples])), inputs)[0]
+    torch.testing.assert_close(model.module(model.head)(states), logits[-len(states) :])
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_every_layer_is_calibrated_on_what_it_sees(maker: Maker) -> None:
+    model, heard = maker(), recordings(9600, 24000)
+    batches = make_batches(
+        model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(stride=3), language=None
+    )
+    seen: dict[str, list[torch.Tensor]] = {}
+    hooks = [
+        model.module(layer.name).register_forward_pre_hook(
+            lambda _m, args, name=layer.name: seen.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]))
+        )
+        for layer in model.layers()
+    ]
+    for samples, transcript in zip(heard, [[40, 50], [60]], strict=True):
+        model.network(**model.forced_inputs([samples], [transcript], None)[0])
+    for hook in hooks:
+        hook.remove()
+    for layer, inputs in layer_inputs([model.network], batches, model.layers()):
+        rows = seen[layer.name]
+        if layer.positions == "tokens":  # Qwen's head: the transcript and its end alone
+            rows = [rows[0][-3:], rows[1][-2:]]
+        for fold, mine in zip(inputs.folds, rows, strict=True):
+            wanted = mine.double().T @ mine.double()
+            torch.testing.assert_close(fold.moments.hessian.matrix, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_quantized_saved_loaded_and_heard_the_same(maker: Maker, speech_folder: Path, tmp_path: Path) -> None:
+    model, data = maker(), load_data(speech_folder).take(5)
+    # One width, so that `transformers` reads it too; and Moonshine-streaming's frames of 80 samples fit no group of 32.
+    rules = {make_qwen: (Rule(match="audio_tower", bits=4),), make_moonshine_streaming: (Rule(match="embedder", bits=16),)}
+    recipe = Recipe(method=method_named("fade"), grid=GRID, rules=rules.get(maker, ()))
+    result = api.quantize(model, tmp_path / "out", recipe=recipe, calibration=data)
+    assert set(result.weights) == {layer.name for layer in model.layers() if "embedder" not in layer.name}
+    loaded = api.load(tmp_path / "out")
+    assert type(loaded) is type(model)
+    mine, theirs = (transcribe_data(m, data).transcripts for m in (result.model, loaded))
+    assert [t.tokens for t in mine] == [t.tokens for t in theirs]
+    # and `transformers` alone loads the same weights
+    network = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    inputs = model.forced_inputs([data.utterances[0].samples()], [[40, 50]], None)[0]
+    assert torch.equal(network(**inputs).logits, loaded.network(**inputs).logits)
+    for format in ("gguf", "onnx", "ggml"):  # noqa: A001
+        with pytest.raises(ExportError, match=model.network.config.model_type):
+            api.export(tmp_path / "out", format, tmp_path / f"file.{format}")
+
+
+def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:
+    model = make_qwen()
+    plan = resolve(model, Recipe(grid=GRID))
+    assert {grid.bits for layer, grid in plan.steps if "audio_tower" in layer.name} == {8}
+    assert {grid.bits for layer, grid in plan.steps if "audio_tower" not in layer.name} == {4}
+    asked = resolve(model, Recipe(grid=GRID, rules=(Rule(match="audio_tower", bits=3),)))
+    assert {grid.bits for layer, grid in asked.steps if "audio_tower" in layer.name} == {3}
+
+
+def test_qwens_awq_folds_leave_the_network_as_it_is(speech_folder: Path) -> None:
+    model, (samples,) = make_qwen(), recordings(20000)
+    inputs = model.forced_inputs([samples], [[40, 50, 60]], None)[0]
+    before = model.network(**inputs).logits
+    for fold in model.awq_folds():
+        source, first = model.module(fold.source), model.module(fold.targets[0])
+        scales = 0.5 + torch.rand(first.weight.shape[1], generator=torch.Generator().manual_seed(len(fold.source)))
+        weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), scales)
+        source.weight = torch.nn.Parameter(weight)
+        if bias is not None:
+            source.bias = torch.nn.Parameter(bias)
+        for name in fold.targets:
+            target = model.module(name)
+            target.weight = torch.nn.Parameter(scale_inputs(target.weight, scales))
+    torch.testing.assert_close(model.network(**inputs).logits, before, rtol=1e-3, atol=1e-3)
+    speech = prepare_speech(make_qwen(), load_data(speech_folder).take(4))
+    result = quantize_model(make_qwen(), Recipe(method=method_named("awq"), grid=GRID), speech)
+    assert bool(torch.isfinite(result.model.network(**inputs).logits).all())
+
+
+def test_what_a_generic_model_lacks_is_said() -> None:
+    with pytest.raises(ModelError, match="choose another method"):
+        resolve(make_speech_to_text(), Recipe(method=method_named("awq"), grid=GRID))
+    qwen = make_qwen()
+    with pytest.raises(ModelError, match="no encoder and decoder of its own"):
+        Generic(qwen.network, qwen.processor, "qwen")
+    plain = make_speech_to_text()
+    plain.network.set_output_embeddings(torch.nn.Identity())
+    with pytest.raises(ModelError, match="no linear output head"):
+        Generic(plain.network, plain.processor, "plain")
