@@ -198,11 +198,12 @@ def test_public_names() -> None:
         "confidence",
         "demo",
         "export",
+        "verify",
     }
     assert set(sottovoce.__all__) == {
         "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
         "evaluate", "export", "load", "load_data", "method_named", "open_recogniser", "quantize", "score",
-        "target_grid", "transcribe",
+        "target_grid", "transcribe", "verify",
     }  # fmt: skip
     for module in pkgutil.walk_packages(sottovoce.__path__, "sottovoce."):
         importlib.import_module(module.name)  # which must not put itself in a public name's place

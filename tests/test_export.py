@@ -108,7 +108,7 @@ class TestExport:
         assert done.agreement.word_difference <= 0.1
         assert done.bytes < 27.5e6  # everything at 4 bits, head included
         assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
-        heard = api.transcribe(tmp_path / "tiny.gguf", [run.CLIPS / "clip-0.ogg"])
+        heard = api.transcribe(tmp_path / "tiny.gguf", [run.CLIPS / "clip-0.ogg"]).transcripts
         assert "train to the coast" in heard[0].text
         assert heard[0].duration_s == pytest.approx(4.2)
 

@@ -16,7 +16,6 @@ from sottovoce import api
 from sottovoce.checkpoint import (
     load_quantized,
     packed_tensors,
-    read_manifest,
     read_weights,
     save_quantized,
     unpacked_tensor,
@@ -25,6 +24,7 @@ from sottovoce.core.grid import Grid
 from sottovoce.core.rtn import rtn
 from sottovoce.data import load_data
 from sottovoce.errors import CalibrationError, CheckpointError, OutputError, RecipeError
+from sottovoce.manifest import read_manifest, write_manifest
 from sottovoce.pipeline import prepare_speech, quantize_model
 from sottovoce.recipe import METHODS, Method, Recipe, Rule, method_named, resolve
 
@@ -196,7 +196,7 @@ def test_missing_file_and_unknown_version(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="version 99"):
         read_manifest(folder)
     manifest["files"]["../outside"] = {"sha256": "0"}
-    (folder / "sottovoce.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(CheckpointError, match="outside"):
         read_manifest(folder)
     with pytest.raises(CheckpointError, match="not written by sottovoce"):

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from sottovoce import api, show
 from sottovoce.bench.table import Run
-from sottovoce.checkpoint import read_manifest, store_confidence
 from sottovoce.cli import main
 from sottovoce.core.grid import Grid
 from sottovoce.evaluation.confidence import FittedConfidence, Scaling, Trust
 from sottovoce.evaluation.score import score_transcripts
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
+from sottovoce.manifest import read_manifest, store_confidence
 from sottovoce.recipe import Recipe
 from sottovoce.report import bench_page, folder_page
 from sottovoce.report.words import Word, aligned, worst_first

@@ -31,6 +31,7 @@ _PUBLIC = {
     "score": "api",
     "target_grid": "recipe",
     "transcribe": "api",
+    "verify": "api",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - names made elsewhere on first use

@@ -6,26 +6,30 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from sottovoce import __version__
 from sottovoce.calibrate import assign_folds
 from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
 from sottovoce.data import DataSet, Utterance, load_data
-from sottovoce.errors import RecipeError
+from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.journal import Journal
 from sottovoce.evaluation.recogniser import Recogniser, TorchRecogniser
 from sottovoce.evaluation.score import Score, score_transcripts
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
-from sottovoce.evaluation.transcripts import Transcript, read_transcripts
+from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.memory import peak_memory_bytes
 from sottovoce.models import SpeechModel, load_model
-from sottovoce.pipeline import QuantizedModel, prepare_speech, quantize_model
+from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Recipe, check_target, resolve, target_grid
+from sottovoce.unfinished import claimed
+from sottovoce.verification import Verification, verify_folder
 
 if TYPE_CHECKING:
     from sottovoce.exports import Export
@@ -49,7 +53,8 @@ class Evaluation:
     @property
     def rtfx(self) -> float:
         """Seconds of audio transcribed per second of work."""
-        return self.transcription.audio_s / (self.transcription.encoder_s + self.transcription.decoder_s)
+        seconds = self.transcription.encoder_s + self.transcription.decoder_s
+        return self.transcription.audio_s / seconds if seconds else 0.0
 
 
 def load(model: str | Path) -> SpeechModel:
@@ -68,6 +73,7 @@ def quantize(
     batch_size: int = 8,
     language: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     target: str = "hf",
     progress: Progress = silent,
 ) -> QuantizedModel:
@@ -75,25 +81,61 @@ def quantize(
 
     `calibration`: speech to calibrate on, of which `utterances` are drawn by `seed`; transcripts are not needed. `target`: the
     runtime ("hf", "onnx", "gguf", "ggml") that `recipe` must suit (see `target_grid`). Same inputs and seed give the same bytes.
+    `resume`: go on where an earlier run of the same inputs was stopped, if there is one.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
     recipe = recipe or Recipe(grid=target_grid(target))
-    refuse_existing(Path(out).expanduser().absolute(), overwrite=overwrite)
+    folder = Path(out).expanduser().absolute()
+    refuse_existing(folder, overwrite=overwrite)
     speech_model = model if isinstance(model, SpeechModel) else load(model)
     check_target(resolve(speech_model, recipe), speech_model, target)  # what does not fit is refused before any work
-    speech = None
+    drawn = None
     if recipe.method.streams:
         if calibration is None:
             raise RecipeError(
                 "this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
             )
         data = calibration if isinstance(calibration, DataSet) else _calibration_data(calibration, utterances)
-        speech = prepare_speech(speech_model, data.draw(utterances, seed), language=language, progress=progress)
-    result = quantize_model(
-        speech_model, recipe, speech, batch_size=batch_size, language=language, seed=seed, progress=progress
-    )
-    save_quantized(result, out, overwrite=overwrite)
+        drawn = data.draw(utterances, seed)
+    inputs = {
+        "model": speech_model.digest(),
+        "recipe": asdict(recipe),
+        "calibration": None if drawn is None else drawn.digest(),
+        "seed": seed,
+        "batch_size": batch_size,
+        "language": language,
+        "environment": environment() | {"threads": str(torch.get_num_threads())},
+    }
+    with claimed(folder, resume=resume, overwrite=overwrite) as work:
+        work.begin(inputs, resume=resume)
+        speech = None
+        if drawn is not None:
+            speech = prepare_speech(
+                speech_model,
+                drawn,
+                language=language,
+                labels=work.transcripts(),
+                keep=work.keep_transcripts,
+                progress=progress,
+            )
+        result = quantize_model(
+            speech_model,
+            recipe,
+            speech,
+            batch_size=batch_size,
+            language=language,
+            seed=seed,
+            solved=work.solutions(),
+            keep=work.keep_solution,
+            progress=progress,
+        )
+        save_quantized(result, folder, overwrite=overwrite)
     return result
+
+
+def verify(folder: str | Path) -> Verification:
+    """Check a quantized folder again: every file, and that codes, scales, recipe and description agree. Raises `CheckpointError`."""
+    return verify_folder(folder)
 
 
 def export(
@@ -153,16 +195,24 @@ def evaluate(
     limit: int | None = None,
     runtime: str | None = None,
     language: str | None = None,
+    save: str | Path | None = None,
+    save_reference: str | Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Word error rate of `model` on `data` (its first `limit` utterances), compared utterance by utterance with `against`.
 
-    `runtime`: what runs `model` (see `open_recogniser`); `against` runs in PyTorch unless it is an exported file.
+    `runtime`: what runs `model` (see `open_recogniser`); `against` runs in PyTorch unless it is an exported file. `save`,
+    `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings that cannot be
+    used are left out and named in the result. Raises `DataError` if none can be scored.
     """
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
-    reference = None if against is None else evaluate(against, data, language=language, progress=progress)
+    reference = None
+    if against is not None:
+        reference = evaluate(against, data, language=language, save=save_reference, progress=progress)
     recogniser = _recogniser(model, runtime)
-    transcription = transcribe_data(recogniser, data, language=language, progress=progress)
+    transcription = _transcribed(recogniser, data, save, language=language, progress=progress)
+    if transcription.unusable and not transcription.transcripts:
+        raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
     return Evaluation(
         score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None),
         transcription=transcription,
@@ -213,11 +263,13 @@ def transcribe(
     confidence: bool = False,
     runtime: str | None = None,
     language: str | None = None,
+    save: str | Path | None = None,
     progress: Progress = silent,
-) -> tuple[Transcript, ...]:
+) -> Transcription:
     """The words spoken in sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `evaluate.confidence.words_of`).
+    `confidence`: with the log-probability of each token (see `evaluation.confidence.words_of`). `save`: write the transcripts there; a
+    stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
     """
     utterances: list[Utterance] = []
     for source in audio:
@@ -226,9 +278,45 @@ def transcribe(
         else:
             utterances.append(Utterance(id=str(source), audio=Path(source)))
     data = DataSet("files", tuple(utterances))
-    return transcribe_data(
-        _recogniser(model, runtime), data, language=language, confidence=confidence, progress=progress
-    ).transcripts
+    recogniser = _recogniser(model, runtime)
+    return _transcribed(recogniser, data, save, language=language, confidence=confidence, progress=progress)
+
+
+def _transcribed(
+    recogniser: Recogniser,
+    data: DataSet,
+    save: str | Path | None,
+    *,
+    language: str | None,
+    confidence: bool = False,
+    progress: Progress,
+) -> Transcription:
+    """What can be transcribed of `data`; kept in the file `save` as it is made."""
+    journal = None
+    if save is not None:
+        source = Path(recogniser.source)
+        inputs = {
+            "model": str(source.absolute()) if source.exists() else recogniser.source,
+            "changed": source.stat().st_mtime_ns if source.exists() else None,
+            "bytes": recogniser.stored_bytes,
+            "runtime": type(recogniser).__name__,
+            "language": language,
+            "confidence": confidence,
+            "version": __version__,
+        }
+        journal = Journal(save, inputs)
+    transcription = transcribe_data(
+        recogniser,
+        data,
+        language=language,
+        confidence=confidence,
+        lenient=True,
+        journal=journal,
+        progress=progress,
+    )
+    if journal is not None:
+        journal.finish(transcription.transcripts, whole=not transcription.unusable)
+    return transcription
 
 
 def _recogniser(model: str | Path | SpeechModel | Recogniser, runtime: str | None) -> Recogniser:

@@ -11,6 +11,9 @@ from sottovoce.errors import AudioError
 
 SAMPLE_RATE = 16_000  # Hz
 SHORTEST_S = 0.1
+LONGEST_S = 12 * 3600
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz
+BLOCK = 1 << 20  # samples read at a time
 SPAN_SLACK_S = 0.5  # a segment may end so much after its recording: transcripts are rounded
 SILENCE = 1e-5  # peak amplitude below which a recording holds nothing (-100 dBFS)
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf")
@@ -23,7 +26,7 @@ def read_audio(
 
     `source`: a sound file, or its bytes (then `name` stands for it in messages); `span`: only from start to end, in seconds.
     Channels are averaged; other rates are resampled with soxr (HQ). Raises `AudioError` if the file is missing, unreadable,
-    ends before the span does, is shorter than 0.1 s, silent, or holds NaN or infinite samples.
+    ends before the span does, is shorter than 0.1 s or longer than 12 hours, silent, or holds NaN or infinite samples.
     """
     if isinstance(source, bytes):
         called = name or "recording"
@@ -33,7 +36,9 @@ def read_audio(
             raise AudioError(f"{called}: no such file")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            rate, frames = file.samplerate, -1
+            rate, frames = file.samplerate, None
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise AudioError(f"{called}: a sample rate of {rate} Hz is not that of speech ({LOWEST_RATE} to {HIGHEST_RATE} Hz)")
             if span is not None:
                 start, end = (round(second * rate) for second in span)
                 if end > file.frames + rate * SPAN_SLACK_S:
@@ -42,12 +47,25 @@ def read_audio(
                     )
                 file.seek(min(start, file.frames))
                 frames = max(0, min(end, file.frames) - start)
-            samples = file.read(frames, dtype="float32", always_2d=True)
+            samples = _read_mixed(file, frames, called)
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as exc:
         raise AudioError(
             f"{called}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC"
         ) from exc
-    return check_audio(samples.mean(axis=1), rate, called)
+    return check_audio(samples, rate, called)
+
+
+def _read_mixed(file: soundfile.SoundFile, frames: int | None, called: str) -> np.ndarray:
+    """The next `frames` frames (all if None), channels averaged. Block by block: what a header claims is not believed, and a small
+    file may hold days of silence."""
+    blocks, size, most = list[np.ndarray](), max(1, BLOCK // file.channels), LONGEST_S * file.samplerate
+    left = most + 1 if frames is None else frames
+    while left > 0 and len(block := file.read(min(size, left), dtype="float32", always_2d=True)):
+        blocks.append(block.mean(axis=1))
+        left -= len(block)
+    if frames is None and left == 0:
+        raise AudioError(f"{called}: is longer than {LONGEST_S // 3600} hours; cut it into pieces")
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def check_audio(samples: np.ndarray, sample_rate: int, name: str) -> np.ndarray:

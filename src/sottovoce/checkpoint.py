@@ -6,7 +6,6 @@ reader computes `(codes - zero_point) * scale` exactly. Everything else is float
 calibration draw, versions, per-layer diagnostics and a sha256 of every other file.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -22,11 +21,12 @@ from sottovoce.core.packing import pack_rows, unpack_rows
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, OutputError
 from sottovoce.files import built_beside, swap_in
+from sottovoce.manifest import FORMAT_VERSION, MANIFEST, read_manifest, sha256, write_manifest
 from sottovoce.model_card import model_card
+from sottovoce.models import SpeechModel
 from sottovoce.pipeline import QuantizedModel, environment
+from sottovoce.recipe import Plan
 
-FORMAT_VERSION = 1
-MANIFEST = "sottovoce.json"
 WEIGHTS = "model.safetensors"
 
 
@@ -76,7 +76,7 @@ def _write_files(result: QuantizedModel, folder: Path) -> None:
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())
         },
     }
-    _write_json(folder / MANIFEST, manifest)
+    write_manifest(folder, manifest)
     for file in folder.iterdir():
         file.chmod(0o644)
         with file.open("rb") as handle:
@@ -134,13 +134,26 @@ def quantization_config(result: QuantizedModel) -> dict[str, Any]:
     `dequantize` makes `transformers` unpack while loading. Its loader knows a single width per file, so a folder of mixed
     widths goes without that flag and is refused by it, rather than read wrongly.
     """
-    model, groups = result.model, dict[tuple[int, int | None, bool], list[str]]()
-    for layer, grid in result.plan.steps:
+    groups = quantization_groups(result.model, result.plan)
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": list(result.plan.left),
+        **({"dequantize": True} if len(groups) == 1 else {}),
+    }
+
+
+def quantization_groups(model: SpeechModel, plan: Plan) -> dict[str, Any]:
+    """The layers of `plan` by grid, as compressed-tensors describes them."""
+    groups = dict[tuple[int, int | None, bool], list[str]]()
+    for layer, grid in plan.steps:
         targets = groups.setdefault((grid.bits, grid.group_size, grid.symmetric), [])
         targets.append(layer.name)
         if layer.name == model.head and model.tied:
             targets.append(model.embedding)
-    schemes = {
+    return {
         f"group_{i}": {
             "targets": targets,
             "weights": {
@@ -155,14 +168,6 @@ def quantization_config(result: QuantizedModel) -> dict[str, Any]:
             "output_activations": None,
         }
         for i, ((bits, size, symmetric), targets) in enumerate(groups.items())
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": schemes,
-        "ignore": list(result.plan.left),
-        **({"dequantize": True} if len(groups) == 1 else {}),
     }
 
 
@@ -191,42 +196,6 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
     network.tie_weights()
     network.generation_config = GenerationConfig.from_pretrained(folder)
     return network.eval(), AutoProcessor.from_pretrained(folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """`sottovoce.json`, after checking the version and the sha256 of every file. Raises `CheckpointError`."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
-        wanted = {str(name): str(entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError as exc:
-        raise CheckpointError(f"{folder}: has no {MANIFEST}, so it was not written by sottovoce") from exc
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as exc:
-        raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: is of format version {version}, this sottovoce reads {FORMAT_VERSION}; install a newer one"
-        )
-    for name, digest in wanted.items():
-        file = folder / name
-        if Path(name).name != name or not file.is_file():
-            raise CheckpointError(f"{folder}: the file {name!r} is missing; fetch the folder again")
-        if sha256(file) != digest:
-            raise CheckpointError(f"{file}: has changed since it was written (wrong sha256); fetch the folder again")
-    return dict(manifest)
-
-
-def store_confidence(folder: Path | str, confidence: dict[str, Any]) -> None:
-    """Put what was fitted to the words of held-out speech into the folder's manifest. Raises `CheckpointError`, `OutputError`."""
-    folder = Path(folder).expanduser()
-    manifest = read_manifest(folder) | {"confidence": confidence}
-    partial = folder / f".{MANIFEST}.{os.getpid()}"
-    try:
-        _write_json(partial, manifest)
-        partial.replace(folder / MANIFEST)
-    except OSError as exc:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{folder / MANIFEST}: cannot be written ({exc})") from exc
 
 
 def read_weights(folder: Path, manifest: dict[str, Any]) -> dict[str, QuantizedTensor]:
@@ -260,12 +229,6 @@ def _open_weights(folder: Path) -> Any:
         return safe_open(folder / WEIGHTS, "pt")
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be read ({exc}); fetch the folder again") from exc
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

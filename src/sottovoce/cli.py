@@ -7,8 +7,10 @@ why; 2: wrong usage. Nothing heavy is imported before a command runs, so that `-
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from dataclasses import replace
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +21,7 @@ from sottovoce.errors import SottovoceError
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.score import Score
+    from sottovoce.evaluation.transcribe import Transcription
     from sottovoce.recipe import Recipe
 
 METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
@@ -28,18 +31,35 @@ RUNTIMES = ("torch", "onnx", "gguf", "ggml")
 HELD_OUT_OR_NUMBER = "NUMBER|held-out"
 
 
+class _Terminated(BaseException):
+    """The process was asked to end (SIGTERM): like Ctrl-C, but for exit code and name."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _keeps(ctx: click.Context) -> bool:
+    """Whether the command that is running leaves something to go on with."""
+    command = main.commands.get(ctx.invoked_subcommand or "")
+    return command is not None and any(parameter.name == "resume" for parameter in command.params)
+
+
 class _Command(click.Group):
     """Turns the package's errors into one sentence and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except SottovoceError as exc:
             click.echo(f"error: {exc}", err=True)
             sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("stopped; nothing was written", err=True)
-            sys.exit(130)
+        except (KeyboardInterrupt, _Terminated) as exc:
+            kept = "what is done is kept, the same command with --resume goes on" if _keeps(ctx) else "nothing was written"
+            click.echo(f"stopped; {kept}", err=True)
+            sys.exit(128 + (signal.SIGINT if isinstance(exc, KeyboardInterrupt) else signal.SIGTERM))
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,6 +77,11 @@ _runtime = click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
     help="What runs MODEL: a .gguf or .bin file or an ONNX folder runs as what it is; other models are exported first.",
+)
+_save = click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="Write the transcripts to this file (JSON lines); what a stopped run had made is not made again.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _language = click.option("--language", help="Language code for multilingual models (default: en).")
@@ -143,6 +168,7 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if sottovoce wrote it.")
+@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
 @_language
 @_threads
 @_as_json
@@ -170,6 +196,7 @@ def quantize(model: str, out: Path, **options: Any) -> None:
             batch_size=options["batch_size"],
             language=options["language"],
             overwrite=options["overwrite"],
+            resume=options["resume"],
             target=options["target"],
             progress=progress,
         )
@@ -199,7 +226,7 @@ _tolerance = click.option(
     "--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file."
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many utterances.")
-@click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
+@_save
 @_gate
 @_tolerance
 @_runtime
@@ -226,7 +253,6 @@ def evaluate(
     sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
     """
     from sottovoce import api, show
-    from sottovoce.evaluation.transcripts import write_transcripts
 
     _gate_needs(gate, against)
     if save_reference is not None and against is None:
@@ -234,16 +260,21 @@ def evaluate(
     _set_threads(threads)
     with show.progress() as progress:
         result = api.evaluate(
-            model, data, against=against, limit=limit, runtime=runtime, language=language, progress=progress
+            model,
+            data,
+            against=against,
+            limit=limit,
+            runtime=runtime,
+            language=language,
+            save=save,
+            save_reference=save_reference,
+            progress=progress,
         )
-    if save is not None:
-        write_transcripts(save, result.transcription.transcripts)
-    if save_reference is not None and result.reference is not None:
-        write_transcripts(save_reference, result.reference.transcription.transcripts)
     content = show.evaluation_as_dict(result) if as_json else None
     if not as_json:
         show.evaluation(result)
     _finish(content, result.score, result.reference.score if result.reference else None, gate, tolerance)
+    _exit_for_unusable(result.transcription)
 
 
 @main.command()
@@ -272,7 +303,7 @@ def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, a
 @main.command()
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True)
-@click.option("--save", type=click.Path(path_type=Path), help="Write the transcripts to this file (JSON lines).")
+@_save
 @click.option(
     "--confidence",
     type=click.Choice(["raw", "temperature", "platt"]),
@@ -298,7 +329,6 @@ def transcribe(
     sottovoce transcribe tiny-4bit interview.flac
     """
     from sottovoce import api, show
-    from sottovoce.evaluation.transcripts import write_transcripts
 
     if confidence and not as_json:
         raise click.UsageError("--confidence goes with --json")
@@ -306,19 +336,19 @@ def transcribe(
     loaded = api.open_recogniser(model, runtime)
     scaling = show.stored_scaling(model, confidence) if confidence else None
     with show.progress() as progress:
-        transcripts = api.transcribe(
-            loaded, audio, confidence=confidence is not None, language=language, progress=progress
+        heard = api.transcribe(
+            loaded, audio, confidence=confidence is not None, language=language, save=save, progress=progress
         )
-    if save is not None:
-        write_transcripts(save, transcripts)
+    transcripts = heard.transcripts
     if as_json:
         rows = [{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts]
         if scaling is not None:
             rows = [row | {"words": show.words(loaded, t, scaling)} for row, t in zip(rows, transcripts, strict=True)]
         _print_json(rows)
-        return
-    for transcript in transcripts:
-        click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
+    else:
+        for transcript in transcripts:
+            click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
+    _exit_for_unusable(heard)
 
 
 @main.command()
@@ -376,13 +406,32 @@ def inspect(out: Path, as_json: bool) -> None:
     sottovoce inspect tiny-4bit
     """
     from sottovoce import show
-    from sottovoce.checkpoint import read_manifest
+    from sottovoce.manifest import read_manifest
 
     manifest = read_manifest(out)
     if as_json:
         _print_json(manifest)
     else:
         show.folder(manifest, out)
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@_as_json
+def verify(out: Path, as_json: bool) -> None:
+    """Check a quantized folder again: every file's checksum, and that codes, scales, recipe and description agree.
+
+    \b
+    sottovoce verify tiny-4bit
+    """
+    from sottovoce import api, show
+
+    _set_threads(None)
+    checked = api.verify(out)
+    if as_json:
+        _print_json(asdict(checked))
+    else:
+        show.verified(checked, out)
 
 
 @main.command()
@@ -412,7 +461,7 @@ def confidence(
     sottovoce confidence tiny-4bit held-out/ --store
     """
     from sottovoce import api, show
-    from sottovoce.checkpoint import read_manifest, store_confidence
+    from sottovoce.manifest import read_manifest, store_confidence
 
     if store:
         read_manifest(Path(model))  # refused before any work
@@ -573,6 +622,16 @@ def _finish(
     elif verdict:
         show.gate(verdict)
     if verdict and not verdict.open:
+        sys.exit(1)
+
+
+def _exit_for_unusable(heard: Transcription) -> None:
+    """Exit with 1 after naming what could not be used, if anything."""
+    for reason in heard.unusable.values():
+        click.echo(f"error: {reason}", err=True)
+    if heard.unusable:
+        count = len(heard.unusable)
+        click.echo(f"{count} of {count + len(heard.transcripts)} recordings could not be used; the others were transcribed", err=True)
         sys.exit(1)
 
 

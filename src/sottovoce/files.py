@@ -1,12 +1,21 @@
 """Outputs that appear under their name whole, or not at all."""
 
 import contextlib
+import ctypes
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
+
+from safetensors import SafetensorError
 
 from sottovoce.errors import OutputError
+
+LEFTOVER = "sottovoce-"  # in the names of what is beside an output while it is made
+EXCHANGE, AT_CURRENT = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
 
 
 @contextlib.contextmanager
@@ -14,23 +23,34 @@ def built_beside(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` to build it in; gone afterwards, whatever happens. Raises `OutputError`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        build = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        build = Path(tempfile.mkdtemp(prefix=f".{target.name}.{LEFTOVER}", dir=target.parent))
     except OSError as exc:
         raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output") from exc
     try:
         yield build
-    except OSError as exc:
+    except (OSError, SafetensorError) as exc:  # the second is how safetensors reports a full disk
         raise OutputError(f"{target}: writing failed ({exc}); nothing was changed") from exc
     finally:
         shutil.rmtree(build, ignore_errors=True)
 
 
+def clear_leftovers(target: Path) -> None:
+    """Remove what killed runs left beside `target`; an output that was just stepping aside comes back. Only under a lock."""
+    for leftover in target.parent.glob(f".{target.name}.{LEFTOVER}*"):
+        aside = leftover / target.name
+        if leftover.name.startswith(f".{target.name}.{LEFTOVER}old") and aside.exists() and not target.exists():
+            aside.rename(target)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def swap_in(built: Path, target: Path) -> None:
-    """Rename `built` to `target`; what is there steps aside first and comes back if the rename fails."""
+    """Rename `built` to `target`; what is there goes away. Where the system can exchange two names, `target` is never missing."""
     if not target.is_dir():
         built.replace(target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+    if _exchange(built, target):
+        return  # the old content now lies in the building folder and goes with it
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.{LEFTOVER}old.", dir=target.parent)) / target.name
     target.rename(aside)
     try:
         built.rename(target)
@@ -39,3 +59,28 @@ def swap_in(built: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names by renameat2(2); False where that cannot be done."""
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
+    if library is None or not hasattr(library, "renameat2"):
+        return False
+    return bool(library.renameat2(AT_CURRENT, os.fsencode(one), AT_CURRENT, os.fsencode(other), EXCHANGE) == 0)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when all is written and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -2,9 +2,10 @@
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,14 @@ def prepare_speech(
     *,
     language: str | None = None,
     labels: Mapping[str, Sequence[int]] | None = None,
+    keep: Callable[[Mapping[str, Sequence[int]]], None] | None = None,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
     A recording with a known text is taught with it; others with the model's own greedy transcript. `labels`: such transcripts
-    from an earlier run, as token ids by recording; they are not made again. Raises `AudioError` for a recording that cannot
+    from an earlier run, as token ids by recording; they are not made again. `keep`: is given those that
+    are made, at once. Raises `AudioError` for a recording that cannot
     be used.
     """
     ids, recordings, texts, speakers, cut = [], [], [], [], []
@@ -112,6 +115,8 @@ def prepare_speech(
         encoded = model.encode(model.features([recordings[i] for i in which]))
         for i, tokens in zip(which, model.decode(encoded, language), strict=True):
             transcripts[i] = tuple(tokens)
+        if keep is not None:
+            keep({ids[i]: transcripts[i] for i in which})
     return CalibrationSpeech(
         ids=tuple(ids),
         recordings=tuple(recordings),
@@ -133,9 +138,14 @@ def quantize_model(
     batch_size: int = 8,
     language: str | None = None,
     seed: int = 0,
+    solved: Mapping[str, Solution] = MappingProxyType({}),
+    keep: Callable[[str, Solution], None] | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Quantize `model` in memory by `recipe`; `model` itself stays as it is.
+
+    `solved`: the first layers' solutions from a run of the same inputs that was stopped; `keep`: is given each further one as it is
+    found. (By the methods that walk in lockstep; the others solve all layers at once.)
 
     `speech` is needed by every method but RTN. `seed` is what it was drawn by, for the record.
     Raises `RecipeError` for a recipe that does not fit the model, and `CalibrationError` if a planned layer is not reached
@@ -163,7 +173,7 @@ def quantize_model(
             if recipe.method.kind == "awq":
                 network, solutions = _solve_awq(model, plan, batches, progress)
             else:
-                network, solutions = _solve_in_lockstep(model, plan, recipe, batches, progress)
+                network, solutions = _solve_in_lockstep(model, plan, recipe, batches, solved, keep, progress)
     _round_to_half(network, plan)
     return QuantizedModel(
         model=model.with_network(network),
@@ -177,15 +187,28 @@ def quantize_model(
 
 
 def _solve_in_lockstep(
-    model: SpeechModel, plan: Plan, recipe: Recipe, batches: Sequence[Batch], progress: Progress
+    model: SpeechModel,
+    plan: Plan,
+    recipe: Recipe,
+    batches: Sequence[Batch],
+    solved: Mapping[str, Solution],
+    keep: Callable[[str, Solution], None] | None,
+    progress: Progress,
 ) -> tuple[Any, dict[str, Solution]]:
     """GPTQ and all that is built on it: each layer is solved when both networks have reached it, and installed at once."""
     network: Any = share_weights(model.network)
-    solutions: dict[str, Solution] = {}
+    layers = [layer for layer, _ in plan.steps]
+    # A head that is also the token embedding changes the decoder's inputs, so it may only be there when all else is.
+    solutions = dict(solved) if len(solved) == len(layers) else {n: s for n, s in solved.items() if n != model.head}
+    for layer in layers:
+        if layer.name in solutions:
+            _install(model, network, layer, solutions[layer.name])
+    missing = [layer for layer in layers if layer.name not in solutions]
+    if not missing:
+        return network, solutions
     strengths = _first_look(model, plan, batches) if recipe.method.strength == "diagnostic" else {}
     networks = [model.network, network] if recipe.method.streams == 2 else [network]
-    layers = [layer for layer, _ in plan.steps]
-    for layer, inputs in layer_inputs(networks, batches, layers):
+    for layer, inputs in layer_inputs(networks, batches, missing):
         progress(layer.name, len(solutions), len(layers))
         module = network.get_submodule(layer.name)
         solutions[layer.name] = solve_layer(
@@ -199,6 +222,8 @@ def _solve_in_lockstep(
             identity=recipe.head_identity if layer.name == model.head and model.tied else 0.0,
         )
         _install(model, network, layer, solutions[layer.name])
+        if keep is not None:
+            keep(layer.name, solutions[layer.name])
     progress("", len(layers), len(layers))
     return network, solutions
 

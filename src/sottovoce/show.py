@@ -17,16 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sottovoce.api import Evaluation
-from sottovoce.checkpoint import read_manifest
 from sottovoce.errors import CheckpointError, ModelError
 from sottovoce.evaluation.confidence import FittedConfidence, Scaling, words_of
 from sottovoce.evaluation.recogniser import Recogniser
 from sottovoce.evaluation.score import FAILURES, Gate, Score, as_rows
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.manifest import read_manifest
 from sottovoce.models.base import SpeechModel
 from sottovoce.pipeline import QuantizedModel
 from sottovoce.progress import Progress as Report
 from sottovoce.recipe import Recipe, resolve
+from sottovoce.verification import Verification
 
 if TYPE_CHECKING:
     from sottovoce.demo.run import DemoResult
@@ -145,6 +146,18 @@ def exported(done: "Export") -> None:
             f"{done.agreement.word_difference:.1%} of the words differ",
             highlight=False,
         )
+
+
+def verified(checked: Verification, out: Path) -> None:
+    """That a folder is as it was written."""
+    console = _console()
+    console.print(
+        f"{out}: {checked.files} files as they were written; {checked.layers} layers, {checked.weights / 1e6:.1f} M codes, all on the "
+        "recipe's grid",
+        highlight=False,
+    )
+    if checked.unlisted:
+        console.print(f"note: not written by sottovoce: {', '.join(checked.unlisted)}", highlight=False)
 
 
 def export_as_dict(done: "Export") -> dict[str, Any]:
@@ -274,6 +287,7 @@ def evaluation_as_dict(result: Evaluation) -> dict[str, Any]:
         "audio_s": transcription.audio_s,
         "encoder_s": transcription.encoder_s,
         "decoder_s": transcription.decoder_s,
+        "unusable": dict(transcription.unusable),
         "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference} for t in transcription.transcripts],
         "reference": None if result.reference is None else evaluation_as_dict(result.reference),
     }

@@ -2,17 +2,14 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sottovoce.data import DataSet
 from sottovoce.errors import DataError
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.models.base import SpeechModel
+from sottovoce.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,9 @@ class Results:
     def write(self, cell: Cell, timing: dict[str, float], **content: Any) -> dict[str, Any]:
         """Store what came out: `result=...` or `error=...`."""
         whole = {"kind": cell.kind, "key": cell.key, **content, "timing": timing}
-        descriptor, partial = tempfile.mkstemp(prefix=f".{cell.name}.", dir=self.cells)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with written_whole(self.cells / f"{cell.name}.json") as file:
             json.dump(whole, file, indent=1, ensure_ascii=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(self.cells / f"{cell.name}.json")
         return whole
 
 
@@ -74,39 +67,10 @@ def as_transcript(row: dict[str, Any]) -> Transcript:
     return Transcript(**fields)
 
 
-def model_digest(model: SpeechModel) -> str:
-    """A hash of all weights by name."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.network.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def data_digest(data: DataSet) -> str:
-    """A hash of all ids, texts, speakers and recordings."""
-    digest = hashlib.sha256()
-    for utterance in data:
-        digest.update(json.dumps([utterance.id, utterance.text, utterance.speaker, utterance.span]).encode())
-        audio = utterance.audio
-        digest.update(hashlib.sha256(audio).digest() if isinstance(audio, bytes) else _file_digest(audio))
-    return digest.hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc
-
-
 def once(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The JSON in `file`; computed and stored first if it is not there."""
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            json.dump(compute(), handle)
-        Path(partial).replace(file)
+        content = compute()
+        with written_whole(file) as handle:
+            json.dump(content, handle)
     return dict(json.loads(file.read_text(encoding="utf-8")))

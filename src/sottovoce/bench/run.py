@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sottovoce.bench.cells import Cell, Results, as_transcript, data_digest, model_digest, once
+from sottovoce.bench.cells import Cell, Results, as_transcript, once
 from sottovoce.bench.plan import BenchPlan, Quantization
 from sottovoce.checkpoint import load_quantized, save_quantized
 from sottovoce.data import DataSet, load_data
@@ -176,11 +176,11 @@ class _Bench:
 
     def _model(self, name: str) -> tuple[SpeechModel, str]:
         model = load_model(name, quantized_loader=load_quantized)
-        return model, model_digest(model)
+        return model, model.digest()
 
     def _data(self, name: str) -> tuple[DataSet, str]:
         data = load_data(name if name.startswith("hf:") else self.data_root / name)
-        return data, data_digest(data)
+        return data, data.digest()
 
     def _listener(self, model: str, data: str) -> Listener:
         return Listener(self.model(model)[0], self.data(data)[0])
@@ -224,7 +224,7 @@ class _Bench:
 
     def _labels(self, model: str, seed: int) -> dict[str, Any]:
         data = self.data(str(self.plan.calibration))[0].draw(self.plan.utterances, seed)
-        key = {"weights": self.model(model)[1], "recordings": data_digest(data), "language": self.plan.language}
+        key = {"weights": self.model(model)[1], "recordings": data.digest(), "language": self.plan.language}
         file = self.cache / f"{Cell('labels', key | {'environment': self._environment}).name}.json"
 
         def transcribe() -> dict[str, Any]:
@@ -247,7 +247,7 @@ class _Bench:
             key |= {
                 "calibration": str(self.plan.calibration),
                 "utterances": len(drawn),
-                "recordings": data_digest(drawn),
+                "recordings": drawn.digest(),
                 "language": self.plan.language,
                 "batch_size": self.plan.batch_size,
             }

@@ -1,5 +1,7 @@
 """What a data set is, whatever it was read from."""
 
+import hashlib
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sottovoce.audio import read_audio
+from sottovoce.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +54,20 @@ class DataSet:
     def take(self, count: int | None) -> "DataSet":
         """The first `count` utterances (all if None)."""
         return DataSet(self.name, self.utterances[:count], self.left_out)
+
+    def digest(self) -> str:
+        """A hash of all ids, texts, speakers and recordings. Raises `DataError` for a recording that cannot be read."""
+        digest = hashlib.sha256()
+        for utterance in self:
+            digest.update(json.dumps([utterance.id, utterance.text, utterance.speaker, utterance.span]).encode())
+            audio = utterance.audio
+            digest.update(hashlib.sha256(audio).digest() if isinstance(audio, bytes) else _file_digest(audio))
+        return digest.hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc

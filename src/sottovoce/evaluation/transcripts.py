@@ -6,16 +6,14 @@
 Only `id` and `text` are required when reading; `reference` is what was said, null or missing where it is not known.
 """
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sottovoce.errors import DataError, OutputError
+from sottovoce.files import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +32,11 @@ class Transcript:
     log_probabilities: tuple[float, ...] = ()
 
 
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
 def write_transcripts(path: str | Path, transcripts: Sequence[Transcript]) -> None:
     """Write a transcript file, whole or not at all. Raises `OutputError`."""
     target = Path(path).expanduser().absolute()
     try:
-        with _written_whole(target) as file:
+        with written_whole(target) as file:
             for transcript in transcripts:
                 file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
     except OSError as exc:
@@ -82,11 +64,15 @@ def read_transcripts(path: str | Path) -> tuple[Transcript, ...]:
 
 def _from_line(line: str, where: str) -> Transcript:
     try:
-        row: Any = json.loads(line)
+        return transcript_from(json.loads(line), where)
     except (json.JSONDecodeError, RecursionError) as exc:
         raise DataError(f"{where}: is not JSON ({exc})") from exc
+
+
+def transcript_from(row: Any, where: str) -> Transcript:
+    """A transcript as it stands in a file. Raises `DataError`, calling its place `where`, for anything that does not fit."""
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
-        raise DataError(f'{where}: wanted an object with "id" and "text" (both text); got {line[:80]!r}')
+        raise DataError(f'{where}: wanted an object with "id" and "text" (both text); got {str(row)[:80]!r}')
     reference, duration, tokens = row.get("reference"), row.get("duration_s", 0.0), row.get("tokens", [])
     if reference is not None and not isinstance(reference, str):
         raise DataError(f'{where}: "reference" must be text or null, got {reference!r}')

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.checkpoint import load_quantized, read_manifest, read_weights
+from sottovoce.checkpoint import load_quantized, read_weights
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
+from sottovoce.manifest import read_manifest
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.pipeline import QuantizedModel
 

@@ -1,5 +1,6 @@
 """What every model family provides: features, prompts, greedy decoding, and which linear layers do what."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,14 @@ class SpeechModel(ABC):
     def with_network(self, network: nn.Module) -> "SpeechModel":
         """The same processor and source around another network."""
         return type(self)(network, self.processor, self.source)
+
+    def digest(self) -> str:
+        """A hash of all weights by name."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.network.named_parameters()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:

@@ -56,7 +56,7 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
         model_type = AutoConfig.from_pretrained(source).model_type
         if model_type not in RECOGNISERS:
             raise ModelError(
-                f"{source}: a {model_type!r} model is not a speech recogniser with encoder and decoder that transformers knows; "
+                f"{source}: a {model_type!r} model is not an encoder-decoder speech recogniser that transformers knows; "
                 f"best known here: {', '.join(FAMILIES)}"
             )
         network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)

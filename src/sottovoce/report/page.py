@@ -1,7 +1,6 @@
 """The page: figures worked out here, laid out by the template, which escapes every text."""
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,10 +10,11 @@ from typing import Any
 from sottovoce import __version__
 from sottovoce.bench.figures import draw_figures
 from sottovoce.bench.table import Row, Run, summarise
-from sottovoce.checkpoint import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
 from sottovoce.evaluation.score import FAILURES, gate, score_transcripts
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.files import written_whole
+from sottovoce.manifest import read_manifest
 from sottovoce.report.charts import depth_chart, inline, reliability_chart
 from sottovoce.report.words import worst_first
 
@@ -84,12 +84,8 @@ def write_page(page: str, file: str | Path) -> Path:
     """Write the page, whole or not at all. Raises `OutputError`."""
     target = Path(file).expanduser().absolute()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+        with written_whole(target) as handle:
             handle.write(page)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(target)
     except OSError as exc:
         raise OutputError(f"{file}: cannot be written ({exc})") from exc
     return target
