@@ -139,6 +139,7 @@ def make_batches(
     batch_size: int,
     positions: PositionWeights,
     language: str | None,
+    names: Sequence[str] = (),
 ) -> list[Batch]:
     """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order.
 
@@ -157,7 +158,8 @@ def make_batches(
             frames = torch.where(masks["frames"], weights["frames"], positions.padding)
             frames[:, torch.arange(frames.shape[1]) % positions.stride != 0] = 0
             weights["frames"] = frames
-        batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which])))
+        called = tuple(names[i] for i in which) if names else ()
+        batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which]), called))
     return batches
 
 
@@ -246,10 +248,21 @@ def _accumulate(
         total.flush()
         if not bool(torch.isfinite(total.hessian).all()):
             raise CalibrationError(
-                f"{layer.name}: its inputs hold NaN or infinite values; check the audio and the model's weights"
+                f"{layer.name}: its inputs hold NaN or infinite values{_culprits(stop, batches)}; check the audio and the model's weights"
             )
     magnitude /= max(sums[0].weight + sums[1].weight, 1e-12)
     return LayerInputs((sums[0].fold(), sums[1].fold()), torch.cat(probes), torch.cat(probes_hat), magnitude.float())
+
+
+def _culprits(stop: Stop, batches: Sequence[Batch]) -> str:
+    """Where values at this stop are not finite, by the names of the utterances."""
+    found = list[str]()
+    for i, batch in enumerate(batches):
+        for row in stop.inputs:
+            states = row[i].reshape(len(batch.folds), -1)
+            bad = ~torch.isfinite(states).all(1)
+            found += [name for name, is_bad in zip(batch.names, bad.tolist(), strict=False) if is_bad and name not in found]
+    return f" in {', '.join(found)}" if found else ""
 
 
 def _rows(inputs: Tensor, counted: Tensor, root: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.calibrate import LayerInputs, PositionWeights, assign_folds, layer_inputs, make_batches, share_weights
 from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
-from sottovoce.core.fade import diagnostic_strengths, held_out_damping, reliability_score
-from sottovoce.core.grid import fit_scaling
+from sottovoce.core.fade import diagnostic_strengths, held_out_choice, reliability_score
 from sottovoce.core.measure import relative_weight_error
-from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
+from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.core.rtn import rtn
 from sottovoce.data import DataSet
 from sottovoce.errors import CalibrationError
 from sottovoce.memory import keep_freed_memory
@@ -167,6 +167,7 @@ def quantize_model(
             batch_size=batch_size,
             positions=PositionWeights(padding=recipe.padding_weight, stride=recipe.frame_stride),
             language=language,
+            names=speech.ids,
         )
         started = time.perf_counter()
         with keep_freed_memory():
@@ -239,9 +240,8 @@ def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dic
     vulnerability, reliability = dict[str, float](), dict[str, float]()
     for layer, inputs in layer_inputs([model.network], few, [layer for layer, _ in plan.steps]):
         weight, grid = model.module(layer.name).weight, plan.grid(layer.name)
-        scaling = fit_scaling(weight, grid)
-        held_out = held_out_damping(weight, inputs.raw.folds, grid, scaling, dampings=(DIAGNOSTIC_DAMPING,))
-        vulnerability[layer.name] = relative_weight_error(weight, round_to_nearest(weight, scaling, grid).dequantize())
+        held_out = held_out_choice(weight, inputs.raw.folds, grid, dampings=(DIAGNOSTIC_DAMPING,))
+        vulnerability[layer.name] = relative_weight_error(weight, rtn(weight, grid).dequantize())
         reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)
     strengths: dict[str, float] = {}
     for encoder in (True, False):

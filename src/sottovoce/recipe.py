@@ -21,7 +21,8 @@ class Method:
     `kind`: "rtn" rounds; "awq" scales channels, then rounds; "gptq" rounds column by column against the Hessian.
     The rest is for "gptq": `strength` of the correction for inherited error (0: plain GPTQ; a number: QEP; "diagnostic" or
     "cross-fit": FADE), `ridge` of the correction and `damping` of the Hessian (both in units of the mean diagonal, or
-    "held-out": chosen per layer), `order` of the columns, `absorb_bias`: put the mean output error into the bias,
+    "held-out": chosen per layer), `order` of the columns, `weigh_scales`: search each scale with errors weighted by the Hessian's
+    diagonal (needs order "activation"), `absorb_bias`: put the mean output error into the bias,
     `correct_residual_mlp`: whether the second linear of feed-forward blocks is corrected too.
     """
 
@@ -30,6 +31,7 @@ class Method:
     ridge: float | Literal["held-out"] = 0.01
     damping: float | Literal["held-out"] = 0.01
     order: Order = "original"
+    weigh_scales: bool = False
     absorb_bias: bool = False
     correct_residual_mlp: bool = True
 
@@ -44,6 +46,8 @@ class Method:
                 raise RecipeError(f"{name} {value!r} is out of range; above 0, at most 100, or '{HELD_OUT}'")
         if self.damping == HELD_OUT and self.order != "activation":
             raise RecipeError("held-out damping needs order 'activation', whose scales are fixed beforehand")
+        if self.weigh_scales and self.order != "activation":
+            raise RecipeError("weighted scales need order 'activation', whose scales are fixed beforehand")
 
     @property
     def streams(self) -> int:
@@ -57,10 +61,12 @@ METHODS: dict[str, Method] = {
     "gptq": Method(kind="gptq"),
     "qep": Method(kind="gptq", strength=0.5, correct_residual_mlp=False),
     "fade-diagnostic": Method(
-        kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True
+        kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True,
+        absorb_bias=True,
     ),
     "fade": Method(
-        kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", absorb_bias=True
+        kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True,
+        absorb_bias=True,
     ),
 }
 DEFAULT_METHOD = "fade"

@@ -37,6 +37,7 @@ EXPORT_NAMES = {"gguf": "{}.gguf", "ggml": "{}.bin", "onnx": "{}-onnx"}
 PARTS = ("encoder", "decoder self", "decoder cross", "decoder mlp", "head")
 MEGABYTE = 1e6
 PIPE_WIDTH = 160  # columns
+WORSE_THAN_ROUNDED = 1.25  # times the error of plain rounding from which on a layer is named
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -188,6 +189,12 @@ def notes(result: QuantizedModel) -> list[str]:
             )
         if report.dead_columns:
             found.append(f"{report.name}: {report.dead_columns} input channels were never active and got weight 0")
+        if report.added_error is not None and report.rounded_error is not None:
+            if report.added_error > WORSE_THAN_ROUNDED * report.rounded_error:
+                found.append(
+                    f"{report.name}: its codes add {report.added_error / report.rounded_error:.2f} times the output error of plain "
+                    "rounding on the calibration speech; give it more bits with --rule, or calibrate on more speech"
+                )
     if len({(r.bits, r.group_size) for r in result.reports}) > 1:
         found.append("the folder mixes widths, which the loader of transformers refuses; sottovoce reads it")
     return found

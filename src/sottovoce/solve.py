@@ -6,7 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from sottovoce.calibrate import LayerInputs, Views
-from sottovoce.core.fade import CANDIDATES, CrossFit, calibration_gain, cross_fit, held_out_damping, reliability_score
+from sottovoce.core.fade import (
+    CANDIDATES,
+    NO_CORRECTION,
+    CrossFit,
+    calibration_gain,
+    cross_fit,
+    held_out_choice,
+    reliability_score,
+)
 from sottovoce.core.gptq import gptq
 from sottovoce.core.grid import Grid, fit_scaling
 from sottovoce.core.hessian import Hessian
@@ -26,8 +34,9 @@ FIXED_RIDGE = 0.3  # of the rule "diagnostic" where the ridge is to be held out 
 class LayerReport:
     """Diagnostics of one layer; errors are shares of the layer's output energy on the calibration inputs.
 
-    `vulnerability`: RTN's relative weight error; `outlier_ratio`: mean over groups of max|w| / rms(w). `strength`, `ridge`,
-    `damping`: as used. `held_out_gain`: the output error that the correction removes on utterances it was not learnt on.
+    `vulnerability`: RTN's relative weight error (on an even sample of the rows where the method calibrates); `outlier_ratio`: mean
+    over groups of max|w| / rms(w). `strength`, `ridge`, `damping`: as used. `held_out_gain`: the output error that the correction
+    removes on utterances it was not learnt on.
     `rounded_error`, `added_error`: what RTN and the chosen codes add to the same target. `calibration_gain`,
     `reliability`: see `core.fade`; `reliability` is held out where the folds were used, else in-sample. `inherited_error`:
     what earlier layers' errors do to this layer's output; `outgoing_error`: what leaves it, with its own rounding.
@@ -69,7 +78,8 @@ class Solution:
 def solve_rounded(layer: Layer, weight: Tensor, grid: Grid) -> Solution:
     """Round to nearest, without any data."""
     quantized = rtn(weight, grid)
-    return Solution(quantized, None, LayerReport(**_data_free(layer, weight, quantized, quantized)))
+    vulnerability = relative_weight_error(weight, quantized.dequantize())
+    return Solution(quantized, None, LayerReport(**_data_free(layer, weight, quantized, vulnerability)))
 
 
 def solve_layer(
@@ -95,17 +105,22 @@ def solve_layer(
         views = Views(
             _with_identity(views.total, identity), (_with_identity(first, identity), _with_identity(second, identity))
         )
-    scaling = fit_scaling(weight, grid)
     # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
     some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
     folds = (views.folds[0].of_rows(some), views.folds[1].of_rows(some))
     fit = _choose_correction(layer, weight[some], folds, method, strength, tied=identity > 0)
     held_out = None
     if method.damping == HELD_OUT:
-        held_out = held_out_damping(weight[some], folds, grid, scaling[some], fit=fit, order=method.order)
+        fits = (fit,) if fit.strength == 0 or method.strength != "cross-fit" else (fit, NO_CORRECTION)
+        held_out = held_out_choice(
+            weight[some], folds, grid, fits=fits, order=method.order, weigh_scales=method.weigh_scales
+        )
+        fit = held_out.fit
     damping = held_out.damping if held_out else float(method.damping)
     moments = views.single if min(damping, fit.ridge) >= SINGLE_DAMPING else views.total
     target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
+    # Of the target, not of the weights: a correction can reach beyond the weights' range, where codes would clip.
+    scaling = fit_scaling(target, grid, moments.hessian.importance if method.weigh_scales else None)
     result = gptq(
         target,
         moments.hessian,
@@ -125,7 +140,7 @@ def solve_layer(
     rounded_error = relative_output_error(target, round_to_nearest(target, scaling, grid).dequantize(), hessian)
     added_error = relative_output_error(target, values, hessian)
     report = LayerReport(
-        **_data_free(layer, weight, result.weight, round_to_nearest(weight, scaling, grid)),
+        **_data_free(layer, weight, result.weight, relative_weight_error(weight[some], rtn(weight[some], grid).dequantize())),
         strength=fit.strength,
         ridge=fit.ridge if fit.strength else None,
         damping=result.damping,
@@ -157,7 +172,7 @@ def _choose_correction(
     return CrossFit(strength if strength is not None else float(method.strength), ridge, 0.0)
 
 
-def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, rounded: QuantizedTensor) -> dict[str, Any]:
+def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, vulnerability: float) -> dict[str, Any]:
     return {
         "name": layer.name,
         "part": layer.part,
@@ -165,7 +180,7 @@ def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, rounded
         "group_size": quantized.group_size,
         "bits_per_weight": quantized.bits_per_weight,
         "weights": weight.numel(),
-        "vulnerability": relative_weight_error(weight, rounded.dequantize()),
+        "vulnerability": vulnerability,
         "outlier_ratio": outlier_ratio(weight, quantized.group_size),
     }
 

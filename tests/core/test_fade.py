@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.core.fade import (
+    NO_CORRECTION,
+    CrossFit,
     calibration_gain,
     cross_fit,
     diagnostic_strengths,
-    held_out_damping,
+    held_out_choice,
     reliability_score,
 )
 from sottovoce.core.gptq import gptq
@@ -123,28 +125,48 @@ def test_nothing_heard_gets_no_strength() -> None:
     assert cross_fit(torch.randn(3, 8), (silent, silent)).strength == 0
 
 
-def test_held_out_damping_equals_doing_it_one_by_one() -> None:
+@pytest.mark.parametrize("weigh", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> None:
     folds = (random_moments(64, 1, n=70)[0], random_moments(64, 2, n=70)[0])
-    weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     grid, dampings = Grid(bits=3, group_size=32), (0.01, 0.3, 3.0)
-    scaling = fit_scaling(weight, grid)
-    fit = cross_fit(weight, folds, (0.3,))
-    found = held_out_damping(weight, folds, grid, scaling, fit=fit, dampings=dampings)
+    fits = (cross_fit(weight, folds, (0.3,)), NO_CORRECTION)
+    found = held_out_choice(weight, folds, grid, fits=fits, dampings=dampings, weigh_scales=weigh)
     losses, added = {}, {}
     energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
-    for damping in dampings:
-        loss = extra = 0.0
-        for learn, judge in (folds, folds[::-1]):
-            target = corrected_target(weight, learn, strength=fit.strength, ridge=fit.ridge)
-            values = gptq(target, learn.hessian, grid, damping=damping, scaling=scaling).weight.dequantize().double()
-            loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(
-                ((weight - values) * (weight @ judge.cross)).sum()
-            )
-            extra += output_energy(target.double() - values, judge.hessian.matrix)
-        losses[damping], added[damping] = loss, extra / energy
-    best = min(losses, key=lambda damping: losses[damping])
-    assert found.damping == best
+    for fit in fits:
+        for damping in dampings:
+            loss = extra = 0.0
+            for learn, judge in (folds, folds[::-1]):
+                target = corrected_target(weight, learn, strength=fit.strength, ridge=fit.ridge)
+                importance = (learn.hessian.matrix.diagonal() / learn.hessian.mean_diagonal).float() if weigh else None
+                scaling = fit_scaling(target, grid, importance)
+                values = gptq(target, learn.hessian, grid, damping=damping, scaling=scaling).weight.dequantize().double()
+                loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(
+                    ((weight - values) * (weight @ judge.cross)).sum()
+                )
+                extra += output_energy(target.double() - values, judge.hessian.matrix)
+            losses[fit, damping], added[fit, damping] = loss, extra / energy
+    best = min(losses, key=lambda pair: losses[pair])
+    assert (found.fit, found.damping) == best
     assert found.calibrated_error == pytest.approx(added[best], rel=1e-4)
+
+
+def test_a_correction_that_only_helps_before_rounding_is_dropped() -> None:
+    """On a grid of four levels over whole rows, a strong correction of one column ruins the scale of all others."""
+    generator = torch.Generator().manual_seed(3)
+    hessian = Hessian(torch.eye(32, dtype=torch.float64))
+    weight = 0.1 * torch.randn(8, 32, dtype=torch.float64, generator=generator)
+    cross = torch.zeros(32, 32, dtype=torch.float64)
+    cross[1, 0] = 0.01
+    fold = Moments(hessian, cross)
+    wild = CrossFit(1.0, 1e-6, 0.0)
+    far = Moments(hessian, 100 * cross)
+    kept = held_out_choice(weight, (fold, fold), Grid(bits=2, group_size=32), fits=(wild, NO_CORRECTION))
+    dropped = held_out_choice(weight, (far, fold), Grid(bits=2, group_size=32), fits=(wild, NO_CORRECTION))
+    assert kept.fit in (wild, NO_CORRECTION)
+    assert dropped.fit == NO_CORRECTION
 
 
 def test_scores() -> None:

@@ -11,7 +11,8 @@ The paper's formulas are not public. The two rules here are ours:
       alpha = (<C_A, W D_B> + <C_B, W D_A>) / (<C_A H_B, C_A> + <C_B H_A, C_B>),   C_A = W D_A (H_A + ridge)^-1
 
   The ridge is chosen with it: the pair that removes most held-out error. GPTQ's damping is chosen by the same argument:
-  weights quantized with the Hessian of one fold are judged on the other.
+  weights quantized with the Hessian of one fold are judged on the other; and so is whether to correct at all, since a target that
+  is better before rounding may be worse after it.
 """
 
 import math
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.core.gptq import solve_columns
-from sottovoce.core.grid import Grid, Scaling
+from sottovoce.core.grid import Grid, Scaling, fit_scaling
 from sottovoce.core.hessian import Order
 from sottovoce.core.measure import output_energy
 from sottovoce.core.propagation import Moments, correction
@@ -65,68 +66,83 @@ def cross_fit(
 
 
 @dataclass(frozen=True)
-class HeldOutDamping:
-    """`damping`: the candidate with the least held-out output error.
+class HeldOut:
+    """`fit` and `damping`: the pair with the least held-out output error once rounded.
 
     `rounded_error`, `calibrated_error`: what rounding the target adds on the other fold, by RTN and by GPTQ at that damping,
     as shares of `tr(W H W^T)`.
     """
 
+    fit: CrossFit
     damping: float
     rounded_error: float
     calibrated_error: float
 
 
-def held_out_damping(
+NO_CORRECTION = CrossFit(0.0, max(CANDIDATES), 0.0)
+
+
+def held_out_choice(
     weight: Tensor,
     folds: tuple[Moments, Moments],
     grid: Grid,
-    scaling: Scaling,
     *,
-    fit: CrossFit | None = None,
+    fits: Sequence[CrossFit] = (NO_CORRECTION,),
     dampings: Sequence[float] = CANDIDATES,
     order: Order = "activation",
-) -> HeldOutDamping:
-    """Quantize with one fold and judge on the other, for every damping at once.
+    weigh_scales: bool = False,
+) -> HeldOut:
+    """Quantize with one fold and judge on the other, for every correction and damping at once.
 
-    Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change. `fit`: the correction that
-    the quantized target carries (learnt on the same fold as the Hessian); none if omitted.
+    Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change. `fits`: corrections that the
+    quantized target may carry (each learnt on the same fold as the Hessian); of equals the first wins. Scales are fitted to each
+    target, `weigh_scales` by the Hessian's diagonal.
     """
     weight = weight.to(folds[0].cross.dtype)
-    targets, factors, columns = [], [], []
-    for fold in folds:
-        target = (
-            weight if fit is None or fit.strength == 0 else weight + fit.strength * correction(weight, fold, fit.ridge)
-        )
-        targets.append(torch.where(fold.hessian.dead, 0.0, target).float())
-        columns.append(fold.hessian.columns(order))
-        factors.append(torch.stack([fold.hessian.factor(damping, order)[0].float() for damping in dampings]))
-    order_of = torch.stack(columns).unsqueeze(1).expand(-1, len(dampings), -1)
-    codes, _ = solve_columns(
-        torch.stack(targets).unsqueeze(1).expand(-1, len(dampings), -1, -1),
-        torch.stack(factors),
-        grid,
-        order_of,
-        scaling,
+    targets = torch.stack([torch.stack([_target(weight, fold, fit) for fit in fits]) for fold in folds])
+    # [fold, fit, damping, out, in]
+    importance = [fold.hessian.importance if weigh_scales else None for fold in folds]
+    scalings = [fit_scaling(target, grid, weights) for target, weights in zip(targets, importance, strict=True)]
+    scale, zero = (
+        torch.stack([getattr(scaling, part) for scaling in scalings]).unsqueeze(2).expand(-1, -1, len(dampings), -1, -1)
+        for part in ("scale", "zero_point")
     )
-    losses = [0.0] * len(dampings)
-    values: tuple[list[Tensor], list[Tensor]] = ([], [])
+    factors = torch.stack(
+        [torch.stack([fold.hessian.factor(damping, order)[0].float() for damping in dampings]) for fold in folds]
+    )
+    columns = torch.stack([fold.hessian.columns(order) for fold in folds])
+    shape = (2, len(fits), len(dampings))
+    codes, _ = solve_columns(
+        targets.unsqueeze(2).expand(*shape, -1, -1),
+        factors.unsqueeze(1).expand(*shape, -1, -1),
+        grid,
+        columns[:, None, None].expand(*shape, -1),
+        Scaling(scale, zero),
+    )
+    losses, values = dict[tuple[int, int], float](), dict[tuple[int, int, int], Tensor]()
     for i, judge in enumerate((folds[1], folds[0])):
         pull = judge.pull(weight)
-        for j in range(len(dampings)):
-            values[i].append(QuantizedTensor.from_scaling(codes[i, j], scaling, grid).dequantize())
-            error = weight - values[i][j]
-            losses[j] += output_energy(error, judge.hessian.matrix) + 2 * float((error * pull).sum())
-    best = min(range(len(dampings)), key=lambda j: losses[j])
+        for f in range(len(fits)):
+            for j in range(len(dampings)):
+                chosen = Scaling(scale[i, f, j], zero[i, f, j])
+                values[i, f, j] = QuantizedTensor.from_scaling(codes[i, f, j], chosen, grid).dequantize()
+                error = weight - values[i, f, j]
+                loss = output_energy(error, judge.hessian.matrix) + 2 * float((error * pull).sum())
+                losses[f, j] = losses.get((f, j), 0.0) + loss
+    f, j = min(losses, key=lambda at: losses[at])
     energy, rounded, added = 0.0, 0.0, 0.0
     for i, judge in enumerate((folds[1], folds[0])):
+        target, plain = targets[i, f], round_to_nearest(targets[i, f], Scaling(scale[i, f, j], zero[i, f, j]), grid)
         energy += output_energy(weight, judge.hessian.matrix)
-        rounded += output_energy(
-            targets[i] - round_to_nearest(targets[i], scaling, grid).dequantize(), judge.hessian.matrix
-        )
-        added += output_energy(targets[i] - values[i][best], judge.hessian.matrix)
+        rounded += output_energy(target - plain.dequantize(), judge.hessian.matrix)
+        added += output_energy(target - values[i, f, j], judge.hessian.matrix)
     energy = energy if energy > 0 else 1.0
-    return HeldOutDamping(dampings[best], rounded / energy, added / energy)
+    return HeldOut(fits[f], dampings[j], rounded / energy, added / energy)
+
+
+def _target(weight: Tensor, fold: Moments, fit: CrossFit) -> Tensor:
+    target = weight if fit.strength == 0 else weight + fit.strength * correction(weight, fold, fit.ridge)
+    return torch.where(fold.hessian.dead, 0.0, target).float()
 
 
 def reliability_score(calibrated_error: float, rounded_error: float) -> float:

@@ -14,6 +14,7 @@ from sottovoce.errors import CalibrationError
 
 DAMPING_STEP = 10.0  # factor by which the damping grows when a factorisation fails
 DAMPING_LIMIT = 1e4
+LEAST_IMPORTANCE = 1e-3
 LEAF = 128  # factors are built from matrix products above this size
 
 Order = Literal["activation", "original"]
@@ -36,6 +37,12 @@ class Hessian:
     def mean_diagonal(self) -> float:
         """The unit in which dampings and ridges are given."""
         return float(self.matrix.diagonal().mean())
+
+    @property
+    def importance(self) -> Tensor:
+        """What a rounding error in each column costs, `[in]`: the diagonal in units of its mean, at least a thousandth."""
+        diagonal = self.matrix.diagonal()
+        return (diagonal / diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)).clamp(min=LEAST_IMPORTANCE).float()
 
     @property
     def dead(self) -> Tensor:

@@ -29,13 +29,12 @@ def read_librispeech(transcripts: list[Path]) -> list[Utterance]:
     """LibriSpeech's own layout: `speaker/chapter/speaker-chapter.trans.txt` beside `speaker-chapter-NNNN.flac`."""
     utterances = []
     for transcript in transcripts:
-        for number, line in enumerate(transcript.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_text(transcript).splitlines(), start=1):
             name, _, text = line.strip().partition(" ")
             if not name:
                 continue
-            audio = next(
-                (file for s in (".flac", ".wav") if (file := transcript.parent / f"{name}{s}").is_file()), None
-            )
+            files = [transcript.parent / f"{name}{suffix}" for suffix in (".flac", ".wav")]
+            audio = next((file for file in files if Path(name).name == name and _is_file(file)), None)
             if audio is None:
                 raise DataError(f"{transcript}, line {number}: no {name}.flac beside it")
             utterances.append(Utterance(id=name, audio=audio, text=text, speaker=name.split("-")[0]))
@@ -72,11 +71,7 @@ def read_tedlium(transcripts: list[Path]) -> tuple[list[Utterance], int]:
 
 
 def _stm_lines(transcript: Path) -> Iterator[tuple[str, list[str]]]:
-    try:
-        lines = transcript.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{transcript}: is not UTF-8 text") from exc
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_text(transcript).splitlines(), start=1):
         if not line.strip() or line.startswith(";;"):
             continue
         fields = line.split(maxsplit=STM_FIELDS - 1)
@@ -102,20 +97,22 @@ def read_spgispeech(table: Path) -> list[Utterance]:
     """SPGISpeech's layout: `val.csv`, with `|` between its columns, beside the folder `val` of wav files."""
     utterances = []
     root = table.parent / table.stem if (table.parent / table.stem).is_dir() else table.parent
-    with table.open(encoding="utf-8", newline="") as lines:
-        # Quotes stand for themselves: transcripts hold them unpaired.
-        rows = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
+    # Quotes stand for themselves: transcripts hold them unpaired.
+    rows = csv.reader(_text(table).splitlines(), delimiter="|", quoting=csv.QUOTE_NONE)
+    try:
         if tuple(next(rows, ())) != SPGI_COLUMNS:
             raise DataError(f"{table}: its first line must be {'|'.join(SPGI_COLUMNS)}")
         for number, row in enumerate(rows, start=2):
             if len(row) != len(SPGI_COLUMNS):
                 raise DataError(f"{table}, line {number}: wanted {len(SPGI_COLUMNS)} columns, got {len(row)}")
             name, _, text = row
-            if not (root / name).resolve().is_relative_to(root.resolve()):
-                raise DataError(f"{table}, line {number}: {name!r} lies outside of {root}")
+            if not Path(name).name or "\0" in name or not (root / name).resolve().is_relative_to(root.resolve()):
+                raise DataError(f"{table}, line {number}: {name!r} is not the name of a file in {root}")
             utterances.append(
                 Utterance(id=Path(name).with_suffix("").as_posix(), audio=root / name, text=text, speaker=_folder(name))
             )
+    except csv.Error as exc:
+        raise DataError(f"{table}, line {rows.line_num}: {exc}") from exc
     return utterances
 
 
@@ -123,3 +120,18 @@ def _folder(name: str) -> str | None:
     """SPGISpeech names no speakers; the clips of one call lie in one folder."""
     parent = Path(name).parent.as_posix()
     return None if parent == "." else parent
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"{file}: cannot be read as UTF-8 text ({exc})") from exc
+
+
+def _is_file(path: Path) -> bool:
+    """False also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -49,12 +49,13 @@ class Batch:
     """Inputs of one forward pass with teacher forcing.
 
     `weights[p]` `[B, T_p]`: how much each position of kind p counts; for kind "all" there are none. `folds` `[B]`: the fold (0 or 1)
-    of each utterance.
+    of each utterance. `names`: what they are called in messages.
     """
 
     inputs: dict[str, Any]
     weights: dict[Positions, Tensor]
     folds: Tensor
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
