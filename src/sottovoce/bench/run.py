@@ -367,6 +367,8 @@ def _remove(path: Path) -> None:
 def _as_key(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data. What was added to recipes later is left out at its default, so that earlier results are found."""
     key = asdict(recipe)
+    if not key["method"]["weigh_scales"]:
+        del key["method"]["weigh_scales"]
     if not key["grid"]["exact_minimum"]:
         del key["grid"]["exact_minimum"]
     return key
