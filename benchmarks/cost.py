@@ -51,7 +51,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             assign_folds(speech.speakers),
             batch_size=8,
             positions=PositionWeights(stride=recipe.frame_stride),
-            language=None,
+            languages=speech.languages,
         )
         started = time.perf_counter()
         for batch in batches:

@@ -58,7 +58,7 @@ def tiny_batches(padding: float = 0.25) -> tuple[object, list[Batch]]:
         folds,
         batch_size=2,
         positions=PositionWeights(padding=padding, stride=2),
-        language=None,
+        languages=[None] * 5,
     )
 
 

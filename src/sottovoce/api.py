@@ -123,7 +123,6 @@ def quantize(
             recipe,
             speech,
             batch_size=batch_size,
-            language=language,
             seed=seed,
             solved=work.solutions(),
             keep=work.keep_solution,

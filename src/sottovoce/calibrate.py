@@ -138,10 +138,11 @@ def make_batches(
     *,
     batch_size: int,
     positions: PositionWeights,
-    language: str | None,
+    languages: Sequence[str | None],
     names: Sequence[str] = (),
 ) -> list[Batch]:
-    """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order.
+    """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order but
+    language by language, none of which share a batch.
 
     (So that all but one batch at most belong to one fold, and their products are computed in one piece.)
     """
@@ -149,10 +150,9 @@ def make_batches(
         batch_size = 1  # padding would change what the network computes
     order = sorted(range(len(recordings)), key=lambda i: folds[i])
     batches = []
-    for start in range(0, len(order), batch_size):
-        which = order[start : start + batch_size]
+    for which in batches_by_language(order, languages, batch_size):
         heard = [recordings[i] for i in which]
-        inputs, masks = model.forced_inputs(heard, [transcripts[i] for i in which], language)
+        inputs, masks = model.forced_inputs(heard, [transcripts[i] for i in which], languages[which[0]])
         weights = {kind: mask.float() for kind, mask in masks.items()}
         if "frames" in weights:
             frames = torch.where(masks["frames"], weights["frames"], positions.padding)
@@ -161,6 +161,14 @@ def make_batches(
         called = tuple(names[i] for i in which) if names else ()
         batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which]), called))
     return batches
+
+
+def batches_by_language(order: Sequence[int], languages: Sequence[str | None], size: int) -> Iterator[list[int]]:
+    """Pieces of at most `size` of the numbers in `order`, none of which mixes languages."""
+    for language in sorted(set(languages), key=str):
+        group = [i for i in order if languages[i] == language]
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def share_weights(network: nn.Module) -> nn.Module:

@@ -84,7 +84,7 @@ _save = click.option(
     help="Write the transcripts to this file (JSON lines); what a stopped run had made is not made again.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_language = click.option("--language", help="Language code for multilingual models (default: en).")
+_language = click.option("--language", help="Language code for multilingual models, or auto: found out for each recording (default: en).")
 _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 
 

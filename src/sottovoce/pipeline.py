@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
-from sottovoce.calibrate import LayerInputs, PositionWeights, assign_folds, layer_inputs, make_batches, share_weights
+from sottovoce.calibrate import (
+    LayerInputs,
+    PositionWeights,
+    assign_folds,
+    batches_by_language,
+    layer_inputs,
+    make_batches,
+    share_weights,
+)
 from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
 from sottovoce.core.fade import diagnostic_strengths, held_out_choice, reliability_score
 from sottovoce.core.measure import relative_weight_error
@@ -22,7 +30,7 @@ from sottovoce.core.rtn import rtn
 from sottovoce.data import DataSet
 from sottovoce.errors import CalibrationError
 from sottovoce.memory import keep_freed_memory
-from sottovoce.models.base import Batch, Layer, SpeechModel
+from sottovoce.models.base import DETECT, Batch, Layer, SpeechModel
 from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Plan, Recipe, resolve
 from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded
@@ -43,6 +51,7 @@ class CalibrationSpeech:
     ids: tuple[str, ...]
     recordings: tuple[np.ndarray, ...]
     transcripts: tuple[tuple[int, ...], ...]
+    languages: tuple[str | None, ...]
     speakers: tuple[str | None, ...]
     labelled: int
     cut: tuple[str, ...]
@@ -85,12 +94,13 @@ def prepare_speech(
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
-    A recording with a known text is taught with it; others with the model's own greedy transcript. `labels`: such transcripts
+    A recording with a known text is taught with it; others with the model's own greedy transcript. `language`: of those that have
+    none of their own; "auto": found out by the model. `labels`: such transcripts
     from an earlier run, as token ids by recording; they are not made again. `keep`: is given those that
     are made, at once. Raises `AudioError` for a recording that cannot
     be used.
     """
-    ids, recordings, texts, speakers, cut = [], [], [], [], []
+    ids, recordings, texts, speakers, languages, cut = [], [], [], [], list[str | None](), []
     for utterance in data:
         samples = utterance.samples()
         pieces = split_at_silence(samples, model.longest_s)
@@ -99,6 +109,7 @@ def prepare_speech(
         for i, piece in enumerate(pieces):
             ids.append(utterance.id if len(pieces) == 1 else f"{utterance.id}#{i}")
             recordings.append(piece)
+            languages.append(utterance.language or language)
             texts.append(utterance.text if len(pieces) == 1 else None)
             speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
     if len(recordings) < 2:
@@ -109,18 +120,24 @@ def prepare_speech(
     for i in missing:
         transcripts[i] = tuple((labels or {}).get(ids[i], ()))
     unknown = [i for i in missing if labels is None or ids[i] not in labels]
-    for start in range(0, len(unknown), LABEL_BATCH):
-        progress("transcribing calibration speech", start, len(unknown))
-        which = unknown[start : start + LABEL_BATCH]
+    # A language that is to be found out is needed for those with a known text as well.
+    heard = [i for i in range(len(ids)) if i in set(unknown) or languages[i] == DETECT]
+    done = 0
+    for which in batches_by_language(heard, languages, LABEL_BATCH):
+        progress("transcribing calibration speech", done, len(heard))
         encoded = model.encode(model.features([recordings[i] for i in which]))
-        for i, tokens in zip(which, model.decode(encoded, language), strict=True):
-            transcripts[i] = tuple(tokens)
+        decoded, found = model.decode_by_language(encoded, languages[which[0]])
+        made = {i: tuple(tokens) for i, (tokens, _) in zip(which, decoded, strict=True) if i in set(unknown)}
+        for i, language_found in zip(which, found, strict=True):
+            languages[i], transcripts[i] = language_found, made.get(i, transcripts[i])
         if keep is not None:
-            keep({ids[i]: transcripts[i] for i in which})
+            keep({ids[i]: transcript for i, transcript in made.items()})
+        done += len(which)
     return CalibrationSpeech(
         ids=tuple(ids),
         recordings=tuple(recordings),
         transcripts=tuple(transcripts),
+        languages=tuple(languages),
         speakers=tuple(speakers),
         labelled=len(missing),
         cut=tuple(cut),
@@ -136,7 +153,6 @@ def quantize_model(
     speech: CalibrationSpeech | None = None,
     *,
     batch_size: int = 8,
-    language: str | None = None,
     seed: int = 0,
     solved: Mapping[str, Solution] = MappingProxyType({}),
     keep: Callable[[str, Solution], None] | None = None,
@@ -166,7 +182,7 @@ def quantize_model(
             assign_folds(speech.speakers),
             batch_size=batch_size,
             positions=PositionWeights(padding=recipe.padding_weight, stride=recipe.frame_stride),
-            language=language,
+            languages=speech.languages,
             names=speech.ids,
         )
         started = time.perf_counter()

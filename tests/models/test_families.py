@@ -82,7 +82,7 @@ def test_teacher_forcing_gives_the_networks_own_logits(maker: Maker) -> None:
 def test_every_layer_is_calibrated_on_what_it_sees(maker: Maker) -> None:
     model, heard = maker(), recordings(9600, 24000)
     batches = make_batches(
-        model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(stride=3), language=None
+        model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(stride=3), languages=[None] * 2
     )
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = [

@@ -320,7 +320,6 @@ class _Bench:
             job.recipe,
             speech,
             batch_size=self.plan.batch_size,
-            language=self.plan.language,
             seed=job.seed or 0,
         )
         save_quantized(result, folder, overwrite=True)

@@ -15,7 +15,8 @@ from sottovoce.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One recording, or a piece of one. `text`: what was said, if known. `speaker`: an opaque name, if known.
+    """One recording, or a piece of one. `text`: what was said, if known. `speaker`: an opaque name, if known. `language`: its code, if
+    it is of its own.
 
     `audio`: a sound file, or its bytes. `span`: start and end in seconds, if it is a piece of that file.
     """
@@ -25,6 +26,7 @@ class Utterance:
     text: str | None = None
     speaker: str | None = None
     span: tuple[float, float] | None = None
+    language: str | None = None
 
     def samples(self) -> np.ndarray:
         """The recording, float32 mono at 16 kHz. Raises `AudioError`."""
@@ -59,7 +61,8 @@ class DataSet:
         """A hash of all ids, texts, speakers and recordings. Raises `DataError` for a recording that cannot be read."""
         digest = hashlib.sha256()
         for utterance in self:
-            digest.update(json.dumps([utterance.id, utterance.text, utterance.speaker, utterance.span]).encode())
+            about = [utterance.id, utterance.text, utterance.speaker, utterance.span]
+            digest.update(json.dumps(about + ([utterance.language] if utterance.language else [])).encode())
             audio = utterance.audio
             digest.update(hashlib.sha256(audio).digest() if isinstance(audio, bytes) else _file_digest(audio))
         return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A manifest: JSON lines with `audio` (a path, relative to the manifest) and optionally `id`, `text` and `speaker`."""
+"""A manifest: JSON lines with `audio` (a path, relative to the manifest) and optionally `id`, `text`, `speaker` and `language`."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def _manifest_line(line: str, path: Path, number: int) -> Utterance:
     if not isinstance(row, dict) or not isinstance(row.get("audio"), str) or not row["audio"]:
         raise DataError(f'{where}: wanted an object with "audio", the path of a sound file; got {line[:80]!r}')
     fields: dict[str, str | None] = {}
-    for key in ("id", "text", "speaker"):
+    for key in ("id", "text", "speaker", "language"):
         value = row.get(key)
         if key != "text" and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
@@ -43,4 +43,5 @@ def _manifest_line(line: str, path: Path, number: int) -> Utterance:
         audio=path.parent / row["audio"],
         text=fields["text"],
         speaker=fields["speaker"],
+        language=fields["language"],
     )

@@ -39,6 +39,8 @@ class Listener:
         self._batches = []
         for start in range(0, len(data), DECODER_BATCH):
             utterances = data.utterances[start : start + DECODER_BATCH]
+            if own := [utterance.id for utterance in utterances if utterance.language]:
+                raise DataError(f"{own[0]}: has a language of its own; a bench takes sets of one language, named in its recipe")
             samples = [utterance.samples() for utterance in utterances]
             for utterance, recording in zip(utterances, samples, strict=True):
                 if len(recording) > model.longest_s * SAMPLE_RATE:

@@ -78,12 +78,13 @@ class TorchRecogniser:
             ]
         )
         between = time.perf_counter()
-        decoded = model.decode_to_end(encoded, language)
-        probabilities = (
-            self._probabilities(encoded, [tokens for tokens, _ in decoded], language)
-            if confidence
-            else [()] * len(decoded)
-        )
+        decoded, languages = model.decode_by_language(encoded, language)
+        probabilities: list[tuple[float, ...]] = [()] * len(decoded)
+        for code in set(languages) if confidence else ():
+            rows = [i for i, other in enumerate(languages) if other == code]
+            found = self._probabilities(encoded[rows], [decoded[i][0] for i in rows], code)
+            for i, row in zip(rows, found, strict=True):
+                probabilities[i] = row
         recognitions = [
             Recognition(text=model.text(tokens), tokens=tuple(tokens), ended=ended, log_probabilities=row)
             for (tokens, ended), row in zip(decoded, probabilities, strict=True)

@@ -1,7 +1,7 @@
 """A data set to transcripts, batch by batch, by any recogniser."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,7 +43,7 @@ def transcribe_data(
     journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Transcription:
-    """Transcribe every utterance of `data`.
+    """Transcribe every utterance of `data`. `language`: of those that have none of their own; "auto": found out one by one.
 
     Recordings longer than one forward pass go through the model's own long-form procedure, one by one (all of their time
     counts as the decoder's); where there is none, they are cut at silence and joined again. `confidence`: also take every
@@ -53,12 +53,12 @@ def transcribe_data(
     """
     ears: Recogniser = TorchRecogniser(recogniser) if isinstance(recogniser, SpeechModel) else recogniser
     known = {u.id: t for u in data if journal is not None and (t := journal.transcript(u)) is not None}
-    waiting, unusable = [utterance for utterance in data if utterance.id not in known], dict[str, str]()
+    unusable = dict[str, str]()
     encoder_s, decoder_s, audio_s = 0.0, 0.0, 0.0
-    for start in range(0, len(waiting), DECODER_BATCH):
+    for spoken, utterances in _batches([utterance for utterance in data if utterance.id not in known], language):
         progress(f"transcribing {data.name}", len(known) + len(unusable), len(data))
         batch, recordings = [], []
-        for utterance in waiting[start : start + DECODER_BATCH]:
+        for utterance in utterances:
             try:
                 recordings.append(utterance.samples())
                 batch.append(utterance)
@@ -66,7 +66,7 @@ def transcribe_data(
                 if not lenient:
                     raise
                 unusable[utterance.id] = str(exc)
-        done, encoding_s, decoding_s = _transcribe_batch(ears, batch, recordings, language, confidence)
+        done, encoding_s, decoding_s = _transcribe_batch(ears, batch, recordings, spoken, confidence)
         if journal is not None:
             journal.add(batch, done)
         known |= {transcript.id: transcript for transcript in done}
@@ -80,6 +80,16 @@ def transcribe_data(
         audio_s=audio_s,
         unusable=unusable,
     )
+
+
+def _batches(utterances: Sequence[Utterance], language: str | None) -> Iterator[tuple[str | None, list[Utterance]]]:
+    """Batches of one language each."""
+    by_language: dict[str | None, list[Utterance]] = {}
+    for utterance in utterances:
+        by_language.setdefault(utterance.language or language, []).append(utterance)
+    for spoken, group in by_language.items():
+        for start in range(0, len(group), DECODER_BATCH):
+            yield spoken, group[start : start + DECODER_BATCH]
 
 
 def _transcribe_batch(

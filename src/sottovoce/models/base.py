@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sottovoce.errors import ModelError
+
 Part = Literal["encoder", "decoder self", "decoder cross", "decoder mlp", "head"]
 Positions = Literal["frames", "tokens", "all"]
+DETECT = "auto"  # the language that stands for: find out
 WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
 
 
@@ -159,6 +162,22 @@ class SpeechModel(ABC):
     @abstractmethod
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         """The head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
+
+    def detect_languages(self, encoded: Encoded) -> list[str]:
+        """The language code of each utterance. Raises `ModelError` where the family cannot tell."""
+        del encoded
+        raise ModelError(f"{self.source}: cannot tell languages apart; name the language")
+
+    def decode_by_language(self, encoded: Encoded, language: str | None) -> tuple[list[tuple[list[int], bool]], list[str | None]]:
+        """As `decode_to_end`, and the language of each utterance: found out where `language` is "auto"."""
+        if language != DETECT:
+            return self.decode_to_end(encoded, language), [language] * len(encoded.states)
+        languages = self.detect_languages(encoded)
+        decoded: dict[int, tuple[list[int], bool]] = {}
+        for code in sorted(set(languages)):
+            rows = [i for i, other in enumerate(languages) if other == code]
+            decoded.update(zip(rows, self.decode_to_end(encoded[rows], code), strict=True))
+        return [decoded[i] for i in range(len(languages))], list(languages)
 
     @abstractmethod
     def decode_to_end(

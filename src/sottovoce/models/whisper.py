@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import DETECT, Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -95,6 +95,13 @@ class Whisper(SpeechModel):
         ).last_hidden_state
         return states
 
+    def detect_languages(self, encoded: Encoded) -> list[str]:
+        if not self.network.generation_config.is_multilingual:
+            return ["en"] * len(encoded.states)
+        found = self.network.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states))
+        codes = {token: name[2:-2] for name, token in self.network.generation_config.lang_to_id.items()}
+        return [codes[token] for token in found.tolist()]
+
     def decode_to_end(
         self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
     ) -> list[tuple[list[int], bool]]:
@@ -140,7 +147,7 @@ class Whisper(SpeechModel):
                 **LONG_FORM,
                 **self._language_options(language),
             )
-        skipped = {*self._prompt(language), self.network.generation_config.eos_token_id}
+        skipped = {*self.processor.tokenizer.all_special_ids, self.network.generation_config.eos_token_id}
         return [token for token in out[0].tolist() if token not in skipped and token < first_timestamp], True
 
     def _generate(self, encoded: Encoded, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
@@ -187,7 +194,8 @@ class Whisper(SpeechModel):
     def _language_options(self, language: str | None) -> dict[str, str]:
         if not self.network.generation_config.is_multilingual:
             return {}
-        return {"language": self._language(language), "task": "transcribe"}
+        named = {} if language == DETECT else {"language": self._language(language)}
+        return {**named, "task": "transcribe"}
 
     def _language(self, language: str | None) -> str:
         code = language or "en"
