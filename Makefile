@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 test: lint unit
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks fuzz
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

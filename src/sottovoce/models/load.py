@@ -28,7 +28,9 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
     """
     name = str(source)
     folder = Path(name).expanduser()
-    if name.startswith(bundled.PREFIX):
+    if (own := name.removeprefix(bundled.PREFIX)) != name and own in bundled.OWN:
+        network, processor = _from_transformers(bundled.locate_own(own))
+    elif name.startswith(bundled.PREFIX):
         network, processor = ctranslate2.load_folder(*bundled.locate(name.removeprefix(bundled.PREFIX)))
     elif (folder / "sottovoce.json").is_file() and quantized_loader is not None:
         network, processor = quantized_loader(folder)
