@@ -193,13 +193,15 @@ class SpeechModel(ABC):
         """Greedy transcripts as token ids, prompt and end token left off."""
         return [tokens for tokens, _ in self.decode_to_end(encoded, language, max_new_tokens)]
 
-    @abstractmethod
     def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
-        """A recording of any length by the model's own long-form procedure, or None if it has none; else as `decode_to_end`."""
+        """A recording of any length by the model's own long-form procedure, as `decode_to_end`; None if it has none: then recordings
+        beyond `longest_s` are cut at silence."""
+        del recording, language
+        return None
 
-    @abstractmethod
     def text(self, tokens: Sequence[int]) -> str:
         """The words of a transcript."""
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> tuple[list[list[int]], list[list[float]]]:
         """A transcript's tokens, and a value of each, word by word: a word begins where a token begins with a space."""
@@ -213,9 +215,9 @@ class SpeechModel(ABC):
             of_words[-1].append(value)
         return words, of_words
 
-    @abstractmethod
     def tokens(self, text: str) -> list[int]:
         """A transcript as token ids, without prompt and end token."""
+        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
 
     @abstractmethod
     def teacher_forcing(
@@ -223,11 +225,17 @@ class SpeechModel(ABC):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
 
-    @abstractmethod
     def forced_inputs(
         self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
     ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
         """What the whole network takes for recordings and known transcripts, and which positions of each kind count: bool `[B, T_p]`."""
+        inputs, tokens = self.teacher_forcing(transcripts, language)
+        whole = {**self.features(recordings), **inputs, "use_cache": False}
+        return whole, {"frames": self._frame_mask(recordings), "tokens": tokens}
+
+    def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+        """Which encoder positions hear audio rather than padding; bool `[B, T]`. Of families that have layers of kind "frames"."""
+        raise NotImplementedError
 
     @property
     def prompt_length(self) -> int:

@@ -132,16 +132,6 @@ class Generic(SpeechModel):
         outputs.attention_mask = None  # which some decoders ask for
         return outputs
 
-    def decode_long(self, recording: np.ndarray, language: str | None) -> None:
-        """None: recordings beyond `longest_s` are cut at silence."""
-        del recording, language
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
-
-    def tokens(self, text: str) -> list[int]:
-        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
-
     def teacher_forcing(
         self, transcripts: Sequence[Sequence[int]], language: str | None
     ) -> tuple[dict[str, Tensor], Tensor]:

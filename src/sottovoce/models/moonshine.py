@@ -1,14 +1,13 @@
 """Moonshine: raw audio of any length in, text tokens out (arXiv 2410.15608)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.models.base import Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 
@@ -79,15 +78,7 @@ class Moonshine(SpeechModel):
             mask[i, : len(samples)] = 1
         return {"input_values": values, "attention_mask": mask}
 
-    def forced_inputs(
-        self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
-        inputs, tokens = self.teacher_forcing(transcripts, language)
-        whole = {**self.features(recordings), **inputs, "use_cache": False}
-        return whole, {"frames": self._frame_mask(recordings), "tokens": tokens}
-
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
-        """Which encoder positions hear audio rather than padding; bool `[B, T]`."""
         lengths = [self._frames(max(len(samples), SHORTEST)) for samples in recordings]
         return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
 
@@ -134,16 +125,6 @@ class Moonshine(SpeechModel):
         for row in out[:, 1:].tolist():
             transcripts.append((row[: row.index(end)] if end in row else row, end in row))
         return transcripts
-
-    def decode_long(self, recording: np.ndarray, language: str | None) -> None:
-        """None: recordings beyond `longest_s` are cut at silence."""
-        del recording, language
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
-
-    def tokens(self, text: str) -> list[int]:
-        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
 
     def teacher_forcing(
         self, transcripts: Sequence[Sequence[int]], language: str | None

@@ -146,15 +146,8 @@ class Qwen3ASR(SpeechModel):
         ends = self.network.generation_config.eos_token_id or self.network.config.eos_token_id
         return list(ends) if isinstance(ends, list | tuple) else [ends]
 
-    def decode_long(self, recording: np.ndarray, language: str | None) -> None:
-        """None: recordings beyond `longest_s` are cut at silence."""
-        del recording, language
-
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.processor.decode(list(tokens), return_format="transcription_only")).strip()
-
-    def tokens(self, text: str) -> list[int]:
-        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
 
     def teacher_forcing(
         self, transcripts: Sequence[Sequence[int]], language: str | None

@@ -1,7 +1,6 @@
 """Whisper and Distil-Whisper: 30 s log-mel frames in, text tokens after a prompt of special tokens out."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import DETECT, Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import DETECT, Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -73,15 +72,7 @@ class Whisper(SpeechModel):
         )
         return {"input_features": extracted["input_features"].to(self.device, self.network.dtype)}
 
-    def forced_inputs(
-        self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
-        inputs, tokens = self.teacher_forcing(transcripts, language)
-        whole = {**self.features(recordings), **inputs, "use_cache": False}
-        return whole, {"frames": self._frame_mask(recordings), "tokens": tokens}
-
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
-        """Which encoder positions hear audio rather than padding; bool `[B, T]`."""
         positions = self.network.config.max_source_positions
         heard = torch.tensor([-(-len(samples) // SAMPLES_PER_POSITION) for samples in recordings])
         return torch.arange(positions) < heard.clamp(max=positions).unsqueeze(1)
@@ -168,9 +159,6 @@ class Whisper(SpeechModel):
             # The longest row of a batch comes without its end token.
             transcripts.append((row[: row.index(end)] if end in row else row, end in row or len(row) < max_new_tokens))
         return transcripts
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids)
