@@ -49,6 +49,7 @@ def scratch() -> Path:
     (folder / "sph" / "talk.sph").write_bytes(b"")
     (folder / "book" / "1-2-3.flac").write_bytes(b"")
     (folder / "folder" / "weights-config.json").write_text(json.dumps(_config()))
+    (folder / "folder" / "seed.safetensors").write_bytes(_weights())
     return folder
 
 
@@ -129,7 +130,7 @@ def weights(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    _placed("folder/model.safetensors", SEEDS["weights"]()[0])
+    shutil.copy(scratch() / "folder" / "seed.safetensors", scratch() / "folder" / "model.safetensors")
     _placed("folder/config.json", data)
     read_weights(scratch() / "folder", {"layers": [{}]})
 

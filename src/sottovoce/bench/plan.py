@@ -115,7 +115,10 @@ def read_plan(file: str | Path) -> BenchPlan:
 
 def _plan(content: dict[str, Any]) -> BenchPlan:
     methods = {name: METHODS[name] for name in METHODS}
-    for name, changes in content.get("method", {}).items():
+    own = content.get("method", {})
+    if not isinstance(own, dict):
+        raise RecipeError(f'"method" must be tables of methods, [method.NAME], got {own!r}')
+    for name, changes in own.items():
         if not isinstance(changes, dict) or "base" not in changes:
             raise RecipeError(f'method {name!r} needs a "base", one of {", ".join(METHODS)}')
         methods[name] = method_named(**{"name" if k == "base" else k: v for k, v in changes.items()})

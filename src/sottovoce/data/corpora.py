@@ -106,8 +106,10 @@ def read_spgispeech(table: Path) -> list[Utterance]:
             if len(row) != len(SPGI_COLUMNS):
                 raise DataError(f"{table}, line {number}: wanted {len(SPGI_COLUMNS)} columns, got {len(row)}")
             name, _, text = row
-            if not Path(name).name or "\0" in name or not (root / name).resolve().is_relative_to(root.resolve()):
-                raise DataError(f"{table}, line {number}: {name!r} is not the name of a file in {root}")
+            if not Path(name).name or "\0" in name:
+                raise DataError(f"{table}, line {number}: {name!r} is not the name of a file")
+            if not (root / name).resolve().is_relative_to(root.resolve()):
+                raise DataError(f"{table}, line {number}: {name!r} lies outside of {root}")
             utterances.append(
                 Utterance(id=Path(name).with_suffix("").as_posix(), audio=root / name, text=text, speaker=_folder(name))
             )

@@ -112,7 +112,10 @@ def _read_variable(reader: _Reader, file_name: str) -> tuple[str, np.ndarray]:
         n_values *= size
     if n_bytes != n_values * dtype.itemsize:
         raise ModelError(f"{file_name}: variable {name!r} of shape {shape} ({dtype}) claims {n_bytes} bytes")
-    return name, np.frombuffer(bytes(reader.take(n_bytes)), dtype).reshape(shape)
+    try:
+        return name, np.frombuffer(bytes(reader.take(n_bytes)), dtype).reshape(shape)
+    except ValueError as exc:  # no values, but a shape beyond all bounds
+        raise ModelError(f"{file_name}: variable {name!r} has the shape {shape}, which no array can have") from exc
 
 
 def load_folder(
