@@ -23,7 +23,7 @@ from sottovoce.calibrate import (
     share_weights,
 )
 from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
-from sottovoce.core.fade import diagnostic_strengths, held_out_choice, reliability_score
+from sottovoce.core.fade import NO_CORRECTION, diagnostic_strengths, held_out_choice, reliability_score
 from sottovoce.core.measure import relative_weight_error
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
@@ -256,7 +256,7 @@ def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dic
     vulnerability, reliability = dict[str, float](), dict[str, float]()
     for layer, inputs in layer_inputs([model.network], few, [layer for layer, _ in plan.steps]):
         weight, grid = model.module(layer.name).weight, plan.grid(layer.name)
-        held_out = held_out_choice(weight, inputs.raw.folds, grid, dampings=(DIAGNOSTIC_DAMPING,))
+        held_out = held_out_choice(weight, inputs.raw.folds, grid, pairs=[(NO_CORRECTION, DIAGNOSTIC_DAMPING)])
         vulnerability[layer.name] = relative_weight_error(weight, rtn(weight, grid).dequantize())
         reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)
     strengths: dict[str, float] = {}

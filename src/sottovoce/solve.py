@@ -111,9 +111,11 @@ def solve_layer(
     fit = _choose_correction(layer, weight[some], folds, method, strength, tied=identity > 0)
     held_out = None
     if method.damping == HELD_OUT:
-        fits = (fit,) if fit.strength == 0 or method.strength != "cross-fit" else (fit, NO_CORRECTION)
+        pairs = [(fit, damping) for damping in CANDIDATES]
+        if method.strength == "cross-fit" and fit.strength > 0:
+            pairs.append((NO_CORRECTION, CANDIDATES[0]))
         held_out = held_out_choice(
-            weight[some], folds, grid, fits=fits, order=method.order, weigh_scales=method.weigh_scales
+            weight[some], folds, grid, pairs=pairs, order=method.order, weigh_scales=method.weigh_scales
         )
         fit = held_out.fit
     damping = held_out.damping if held_out else float(method.damping)

@@ -132,7 +132,8 @@ def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> N
     weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     grid, dampings = Grid(bits=3, group_size=32), (0.01, 0.3, 3.0)
     fits = (cross_fit(weight, folds, (0.3,)), NO_CORRECTION)
-    found = held_out_choice(weight, folds, grid, fits=fits, dampings=dampings, weigh_scales=weigh)
+    pairs = [(fit, damping) for fit in fits for damping in dampings]
+    found = held_out_choice(weight, folds, grid, pairs=pairs, weigh_scales=weigh)
     losses, added = {}, {}
     energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
     for fit in fits:
@@ -163,8 +164,9 @@ def test_a_correction_that_only_helps_before_rounding_is_dropped() -> None:
     fold = Moments(hessian, cross)
     wild = CrossFit(1.0, 1e-6, 0.0)
     far = Moments(hessian, 100 * cross)
-    kept = held_out_choice(weight, (fold, fold), Grid(bits=2, group_size=32), fits=(wild, NO_CORRECTION))
-    dropped = held_out_choice(weight, (far, fold), Grid(bits=2, group_size=32), fits=(wild, NO_CORRECTION))
+    pairs = [(wild, 0.1), (NO_CORRECTION, 0.1)]
+    kept = held_out_choice(weight, (fold, fold), Grid(bits=2, group_size=32), pairs=pairs)
+    dropped = held_out_choice(weight, (far, fold), Grid(bits=2, group_size=32), pairs=pairs)
     assert kept.fit in (wild, NO_CORRECTION)
     assert dropped.fit == NO_CORRECTION
 

@@ -87,57 +87,51 @@ def held_out_choice(
     folds: tuple[Moments, Moments],
     grid: Grid,
     *,
-    fits: Sequence[CrossFit] = (NO_CORRECTION,),
-    dampings: Sequence[float] = CANDIDATES,
+    pairs: Sequence[tuple[CrossFit, float]],
     order: Order = "activation",
     weigh_scales: bool = False,
 ) -> HeldOut:
-    """Quantize with one fold and judge on the other, for every correction and damping at once.
+    """Quantize with one fold and judge on the other, for every pair of a correction and a damping at once.
 
-    Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change. `fits`: corrections that the
-    quantized target may carry (each learnt on the same fold as the Hessian); of equals the first wins. Scales are fitted to each
-    target, `weigh_scales` by the Hessian's diagonal.
+    Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change; of equals the first wins. Each
+    correction is learnt on the same fold as the Hessian. Scales are fitted to each target, `weigh_scales` by the Hessian's diagonal.
     """
     weight = weight.to(folds[0].cross.dtype)
-    targets = torch.stack([torch.stack([_target(weight, fold, fit) for fit in fits]) for fold in folds])
-    # [fold, fit, damping, out, in]
-    importance = [fold.hessian.importance if weigh_scales else None for fold in folds]
-    scalings = [fit_scaling(target, grid, weights) for target, weights in zip(targets, importance, strict=True)]
-    scale, zero = (
-        torch.stack([getattr(scaling, part) for scaling in scalings]).unsqueeze(2).expand(-1, -1, len(dampings), -1, -1)
-        for part in ("scale", "zero_point")
-    )
-    factors = torch.stack(
-        [torch.stack([fold.hessian.factor(damping, order)[0].float() for damping in dampings]) for fold in folds]
-    )
-    columns = torch.stack([fold.hessian.columns(order) for fold in folds])
-    shape = (2, len(fits), len(dampings))
+    targets, scalings, factors = [], [], []
+    for fold in folds:
+        of_fit = {fit: _target(weight, fold, fit) for fit, _ in pairs}
+        importance = fold.hessian.importance if weigh_scales else None
+        scaling_of = {fit: fit_scaling(target, grid, importance) for fit, target in of_fit.items()}
+        targets.append(torch.stack([of_fit[fit] for fit, _ in pairs]))
+        scalings.append([scaling_of[fit] for fit, _ in pairs])
+        factors.append(torch.stack([fold.hessian.factor(damping, order)[0].float() for _, damping in pairs]))
     codes, _ = solve_columns(
-        targets.unsqueeze(2).expand(*shape, -1, -1),
-        factors.unsqueeze(1).expand(*shape, -1, -1),
+        torch.stack(targets),  # [fold, pair, out, in]
+        torch.stack(factors),
         grid,
-        columns[:, None, None].expand(*shape, -1),
-        Scaling(scale, zero),
+        torch.stack([fold.hessian.columns(order) for fold in folds]).unsqueeze(1).expand(-1, len(pairs), -1),
+        Scaling(
+            torch.stack([torch.stack([scaling.scale for scaling in row]) for row in scalings]),
+            torch.stack([torch.stack([scaling.zero_point for scaling in row]) for row in scalings]),
+        ),
     )
-    losses, values = dict[tuple[int, int], float](), dict[tuple[int, int, int], Tensor]()
+    losses = [0.0] * len(pairs)
+    values: tuple[list[Tensor], list[Tensor]] = ([], [])
     for i, judge in enumerate((folds[1], folds[0])):
         pull = judge.pull(weight)
-        for f in range(len(fits)):
-            for j in range(len(dampings)):
-                chosen = Scaling(scale[i, f, j], zero[i, f, j])
-                values[i, f, j] = QuantizedTensor.from_scaling(codes[i, f, j], chosen, grid).dequantize()
-                error = weight - values[i, f, j]
-                loss = output_energy(error, judge.hessian.matrix) + 2 * float((error * pull).sum())
-                losses[f, j] = losses.get((f, j), 0.0) + loss
-    f, j = min(losses, key=lambda at: losses[at])
+        for j in range(len(pairs)):
+            values[i].append(QuantizedTensor.from_scaling(codes[i, j], scalings[i][j], grid).dequantize())
+            error = weight - values[i][j]
+            losses[j] += output_energy(error, judge.hessian.matrix) + 2 * float((error * pull).sum())
+    best = min(range(len(pairs)), key=lambda j: losses[j])
     energy, rounded, added = 0.0, 0.0, 0.0
     for i, judge in enumerate((folds[1], folds[0])):
-        target, plain = targets[i, f], round_to_nearest(targets[i, f], Scaling(scale[i, f, j], zero[i, f, j]), grid)
+        target, plain = targets[i][best], round_to_nearest(targets[i][best], scalings[i][best], grid)
         energy += output_energy(weight, judge.hessian.matrix)
         rounded += output_energy(target - plain.dequantize(), judge.hessian.matrix)
-        added += output_energy(target - values[i, f, j], judge.hessian.matrix)
+        added += output_energy(target - values[i][best], judge.hessian.matrix)
     energy = energy if energy > 0 else 1.0
-    return HeldOut(fits[f], dampings[j], rounded / energy, added / energy)
+    return HeldOut(*pairs[best], rounded / energy, added / energy)
 
 
 def _target(weight: Tensor, fold: Moments, fit: CrossFit) -> Tensor:
