@@ -14,7 +14,7 @@ from sottovoce.core.hessian import Hessian
 from sottovoce.core.propagation import Moments
 from sottovoce.errors import CalibrationError
 from sottovoce.lockstep import Stop, walk_together
-from sottovoce.models.base import Batch, Layer, SpeechModel
+from sottovoce.models.base import Batch, Layer, SpeechModel, batches_by_language
 
 PROBE_ROWS = 48  # counted positions kept per batch and fold for measuring errors at the layers' outputs
 CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
@@ -161,14 +161,6 @@ def make_batches(
         called = tuple(names[i] for i in which) if names else ()
         batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which]), called))
     return batches
-
-
-def batches_by_language(order: Sequence[int], languages: Sequence[str | None], size: int) -> Iterator[list[int]]:
-    """Pieces of at most `size` of the numbers in `order`, none of which mixes languages."""
-    for language in sorted(set(languages), key=str):
-        group = [i for i in order if languages[i] == language]
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 def share_weights(network: nn.Module) -> nn.Module:

@@ -21,8 +21,8 @@ from sottovoce.core.grid import BITS
 from sottovoce.core.packing import pack_rows, unpack_rows
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, OutputError
-from sottovoce.files import built_beside, swap_in
-from sottovoce.manifest import FORMAT_VERSION, MANIFEST, read_manifest, sha256, write_manifest
+from sottovoce.files import built_beside, sha256, swap_in
+from sottovoce.manifest import FORMAT_VERSION, MANIFEST, read_manifest, write_manifest
 from sottovoce.model_card import model_card
 from sottovoce.models import SpeechModel
 from sottovoce.pipeline import QuantizedModel, environment

@@ -49,8 +49,8 @@ class _Command(click.Group):
     """Turns the package's errors into one sentence and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
+        here = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _terminate) if here else None
         try:
             return super().invoke(ctx)
         except SottovoceError as exc:
@@ -60,6 +60,9 @@ class _Command(click.Group):
             kept = "what is done is kept, the same command with --resume goes on" if _keeps(ctx) else "nothing was written"
             click.echo(f"stopped; {kept}", err=True)
             sys.exit(128 + (signal.SIGINT if isinstance(exc, KeyboardInterrupt) else signal.SIGTERM))
+        finally:
+            if here:
+                signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

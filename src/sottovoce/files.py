@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import shutil
 import sys
@@ -84,3 +85,9 @@ def written_whole(path: Path) -> Iterator[TextIO]:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes. Raises `OSError`."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

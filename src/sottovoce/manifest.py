@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.errors import CheckpointError, OutputError
-from sottovoce.files import written_whole
+from sottovoce.files import sha256, written_whole
 
 FORMAT_VERSION = 1
 MANIFEST = "sottovoce.json"
@@ -66,9 +66,3 @@ def store_confidence(folder: Path | str, confidence: dict[str, Any]) -> None:
         write_manifest(folder, manifest)
     except OSError as exc:
         raise OutputError(f"{folder / MANIFEST}: cannot be written ({exc})") from exc
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

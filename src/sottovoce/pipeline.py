@@ -17,7 +17,6 @@ from sottovoce.calibrate import (
     LayerInputs,
     PositionWeights,
     assign_folds,
-    batches_by_language,
     layer_inputs,
     make_batches,
     share_weights,
@@ -30,7 +29,7 @@ from sottovoce.core.rtn import rtn
 from sottovoce.data import DataSet
 from sottovoce.errors import CalibrationError
 from sottovoce.memory import keep_freed_memory
-from sottovoce.models.base import DETECT, Batch, Layer, SpeechModel
+from sottovoce.models.base import DETECT, Batch, Layer, SpeechModel, batches_by_language
 from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Plan, Recipe, resolve
 from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded
@@ -119,15 +118,15 @@ def prepare_speech(
     missing = [i for i, text in enumerate(texts) if text is None]
     for i in missing:
         transcripts[i] = tuple((labels or {}).get(ids[i], ()))
-    unknown = [i for i in missing if labels is None or ids[i] not in labels]
+    unknown = {i for i in missing if labels is None or ids[i] not in labels}
     # A language that is to be found out is needed for those with a known text as well.
-    heard = [i for i in range(len(ids)) if i in set(unknown) or languages[i] == DETECT]
+    heard = [i for i in range(len(ids)) if i in unknown or languages[i] == DETECT]
     done = 0
     for which in batches_by_language(heard, languages, LABEL_BATCH):
         progress("transcribing calibration speech", done, len(heard))
         encoded = model.encode(model.features([recordings[i] for i in which]))
         decoded, found = model.decode_by_language(encoded, languages[which[0]])
-        made = {i: tuple(tokens) for i, (tokens, _) in zip(which, decoded, strict=True) if i in set(unknown)}
+        made = {i: tuple(tokens) for i, (tokens, _) in zip(which, decoded, strict=True) if i in unknown}
         for i, language_found in zip(which, found, strict=True):
             languages[i], transcripts[i] = language_found, made.get(i, transcripts[i])
         if keep is not None:

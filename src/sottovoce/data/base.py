@@ -11,6 +11,7 @@ import numpy as np
 
 from sottovoce.audio import read_audio
 from sottovoce.errors import DataError
+from sottovoce.files import sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,6 @@ class DataSet:
 
 def _file_digest(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(sha256(path))
     except OSError as exc:
         raise DataError(f"{path}: cannot be read ({exc.strerror})") from exc

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sottovoce.evaluation.divergence import hidden_states, token_log_probabilities
-from sottovoce.models.base import Encoded, SpeechModel
+from sottovoce.models.base import Encoded, SpeechModel, batches_by_language
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 
@@ -80,9 +80,8 @@ class TorchRecogniser:
         between = time.perf_counter()
         decoded, languages = model.decode_by_language(encoded, language)
         probabilities: list[tuple[float, ...]] = [()] * len(decoded)
-        for code in set(languages) if confidence else ():
-            rows = [i for i, other in enumerate(languages) if other == code]
-            found = self._probabilities(encoded[rows], [decoded[i][0] for i in rows], code)
+        for rows in batches_by_language(range(len(decoded)), languages, len(decoded)) if confidence else ():
+            found = self._probabilities(encoded[rows], [decoded[i][0] for i in rows], languages[rows[0]])
             for i, row in zip(rows, found, strict=True):
                 probabilities[i] = row
         recognitions = [

@@ -12,7 +12,7 @@ from sottovoce.errors import AudioError
 from sottovoce.evaluation.journal import Journal
 from sottovoce.evaluation.recogniser import Heard, Recogniser, TorchRecogniser
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.base import SpeechModel, batches_by_language
 from sottovoce.progress import Progress, silent
 
 DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for 32 than for 8
@@ -84,12 +84,9 @@ def transcribe_data(
 
 def _batches(utterances: Sequence[Utterance], language: str | None) -> Iterator[tuple[str | None, list[Utterance]]]:
     """Batches of one language each."""
-    by_language: dict[str | None, list[Utterance]] = {}
-    for utterance in utterances:
-        by_language.setdefault(utterance.language or language, []).append(utterance)
-    for spoken, group in by_language.items():
-        for start in range(0, len(group), DECODER_BATCH):
-            yield spoken, group[start : start + DECODER_BATCH]
+    languages = [utterance.language or language for utterance in utterances]
+    for which in batches_by_language(range(len(utterances)), languages, DECODER_BATCH):
+        yield languages[which[0]], [utterances[i] for i in which]
 
 
 def _transcribe_batch(

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -117,6 +117,14 @@ def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tenso
     return ids, mask
 
 
+def batches_by_language(order: Sequence[int], languages: Sequence[str | None], size: int) -> Iterator[list[int]]:
+    """Pieces of at most `size` of the numbers in `order`, none of which mixes languages."""
+    for language in sorted(set(languages), key=str):
+        group = [i for i in order if languages[i] == language]
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
 class SpeechModel(ABC):
     """An encoder-decoder speech recogniser with everything needed to run it.
 
@@ -174,9 +182,8 @@ class SpeechModel(ABC):
             return self.decode_to_end(encoded, language), [language] * len(encoded.states)
         languages = self.detect_languages(encoded)
         decoded: dict[int, tuple[list[int], bool]] = {}
-        for code in sorted(set(languages)):
-            rows = [i for i, other in enumerate(languages) if other == code]
-            decoded.update(zip(rows, self.decode_to_end(encoded[rows], code), strict=True))
+        for rows in batches_by_language(range(len(languages)), languages, len(languages)):
+            decoded.update(zip(rows, self.decode_to_end(encoded[rows], languages[rows[0]]), strict=True))
         return [decoded[i] for i in range(len(languages))], list(languages)
 
     @abstractmethod

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sottovoce.errors import MissingDependencyError, ModelError
+from sottovoce.files import sha256
 
 PREFIX = "bundled:"
 
@@ -56,9 +57,7 @@ def locate_own(name: str) -> Path:
     """The folder of a model that comes with this package. Raises `ModelError` if its weights have changed."""
     folder = OWN[name]
     weights, wanted = folder / "model.safetensors", (folder / "model.sha256").read_text(encoding="utf-8").split()[0]
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted:
+    if (found := sha256(weights)) != wanted:
         raise ModelError(f"{PREFIX}{name}: {weights} has sha256 {found}, wanted {wanted}; reinstall sottovoce")
     return folder
 

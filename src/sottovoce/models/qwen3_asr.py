@@ -5,6 +5,7 @@ depend on it, so head and audio count as the encoder's output here, and the rest
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -53,8 +54,7 @@ class Qwen3ASR(SpeechModel):
             found += [Layer(f"{at}.mlp.{name}_proj", "decoder mlp", "all") for name in ("gate", "up")]
             found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", residual_mlp=True))
         # Recordings go one by one, without padding: all positions count, but those of the prompt predict nothing.
-        all_count = [Layer(x.name, x.part, "all", x.shift_free, x.residual_mlp) for x in found]
-        return [*all_count, Layer(self.head, "head", "tokens")]
+        return [*(replace(layer, positions="all") for layer in found), Layer(self.head, "head", "tokens")]
 
     def awq_folds(self) -> list[Fold]:
         config, folds = self.network.config, []
