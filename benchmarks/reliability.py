@@ -1,13 +1,19 @@
-"""Load: 5,000 short utterances in one process with flat memory, and a recording of two hours.
+"""Load: 5,000 short utterances in one process with flat memory, and a recording of two hours. Crashes: tiny.en killed and resumed.
 
-    python benchmarks/reliability.py --work SCRATCH [--out benchmarks/results/reliability.json]
+    python benchmarks/reliability.py --work SCRATCH [--parts many,long,kills] [--out benchmarks/results/reliability.json]
 
-Speech is synthesised (`sottovoce.demo.commands`), the model is `bundled:moonshine-micro` at 4 bits.
+Speech is synthesised (`sottovoce.demo`). Load: `bundled:moonshine-micro` at 4 bits. Crashes: `sottovoce quantize bundled:tiny.en`, killed
+with SIGKILL at random moments and gone on with; every file's sha256 is compared with an undisturbed run's.
 """
 
 import argparse
 import json
+import random
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +23,12 @@ from sottovoce import api
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.core.grid import Grid
 from sottovoce.data import load_data
+from sottovoce.demo import make_speech
 from sottovoce.demo.commands import make_commands
+from sottovoce.files import sha256
 from sottovoce.recipe import Recipe, method_named
 
-UTTERANCES, SPOKEN, HOURS = 5000, 200, 2
+UTTERANCES, SPOKEN, HOURS, KILLS = 5000, 200, 2, 5
 
 
 def resident_mb() -> float:
@@ -84,17 +92,68 @@ def long(folder: Path, work: Path) -> dict[str, float]:
     }
 
 
+def kills(work: Path) -> dict[str, object]:
+    """Quantize tiny.en, killed at random moments, gone on with after each, until it is done."""
+    work = work / "kills"
+    shutil.rmtree(work, ignore_errors=True)
+    speech = make_speech(work / "speech", "calibration")
+
+    def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sottovoce.cli", "quantize", "bundled:tiny.en", str(out), "--threads", "1"]
+        command += ["--calibration", str(speech), "--utterances", "16", *more]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def contents(out: Path) -> dict[str, str]:
+        return {file.name: sha256(file) for file in sorted(out.iterdir())}
+
+    began = time.perf_counter()
+    if start(work / "whole").wait() != 0:
+        raise SystemExit("the undisturbed run failed")
+    whole_s, whole = time.perf_counter() - began, contents(work / "whole")
+    moments, killed = random.Random(1), []  # noqa: S311 - moments to kill at, no secret
+    for trial in range(KILLS):
+        out = work / f"killed-{trial}"
+        process = start(out)
+        after = whole_s * moments.uniform(0.1, 0.9)
+        time.sleep(after)
+        process.kill()
+        if process.wait() == 0:
+            raise SystemExit(f"kill {trial}: it was done before")
+        solved = len(list((work / f".{out.name}.unfinished").glob("layer-*.safetensors")))
+        resumed = time.perf_counter()
+        if start(out, "--resume").wait() != 0:
+            raise SystemExit(f"kill {trial}: --resume failed")
+        same = contents(out) == whole
+        killed.append(
+            {"after_s": after, "layers_kept": solved, "resume_s": time.perf_counter() - resumed, "same_bytes": same}
+        )
+        print(killed[-1], flush=True)
+    return {"undisturbed_s": whole_s, "files": len(whole), "kills": killed}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--parts", default="many,long,kills", help="which, with commas; the others' figures stay")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability.json"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     folder = args.work / "micro-4bit"
-    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32))
-    api.quantize("bundled:moonshine-micro", folder, recipe=recipe, overwrite=True)
-    results = {"many": many(folder, args.work), "long": long(folder, args.work)}
-    args.out.write_text(json.dumps(results, indent=2) + "\n")
+    parts: dict[str, Callable[[], Mapping[str, object]]] = {
+        "many": lambda: many(folder, args.work),
+        "long": lambda: long(folder, args.work),
+        "kills": lambda: kills(args.work),
+    }
+    wanted = args.parts.split(",")
+    if unknown := set(wanted) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    if {"many", "long"} & set(wanted):
+        recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32))
+        api.quantize("bundled:moonshine-micro", folder, recipe=recipe, overwrite=True)
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for part in wanted:
+        results[part] = parts[part]()
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import sottovoce
 from sottovoce import api
@@ -94,3 +98,26 @@ def test_the_sources_ask_for_no_foreign_code() -> None:
         for forbidden in ("trust_remote_code", "import pickle", "torch.load(", "eval(", "exec("):
             found = text.replace(".eval()", "").replace("getattr", "")
             assert forbidden not in found, (file, forbidden)
+
+
+def test_every_dependency_is_locked_with_hashes_at_the_version_that_is_tested() -> None:
+    root = Path(__file__).parent.parent
+    blocks = (root / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    locked = {}
+    for block in blocks:
+        if block and not block.startswith("#"):
+            pin, *hashes = block.split()
+            name, version = pin.split("==")
+            locked[canonicalize_name(name)] = version
+            assert any(re.fullmatch("--hash=sha256:[0-9a-f]{64}", word) for word in hashes), pin
+    constraints = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in constraints if line and not line.startswith("#"))
+    tested = {canonicalize_name(name): version for name, version in tested.items()}
+    assert {name: locked[name] for name in locked.keys() & tested.keys()} == {
+        name: tested[name] for name in locked.keys() & tested.keys()
+    }
+    with (root / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    for wanted in (*project["dependencies"], *extras):
+        assert canonicalize_name(Requirement(wanted).name) in locked

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sottovoce.audio import read_audio, split_at_silence
 from sottovoce.data import load_data
 from sottovoce.errors import AudioError, DataError
+from sottovoce.evaluation.recogniser import Heard, TorchRecogniser
 from sottovoce.evaluation.score import bootstrap_interval, gate, is_loop, score_transcripts, sign_test
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript, read_transcripts, write_transcripts
@@ -193,6 +194,25 @@ def test_transcribing_keeps_order_and_joins_pieces(tmp_path: Path) -> None:
     alone = model.decode(model.encode(model.features([read_audio(tmp_path / "a.wav")])), None)[0]
     assert together.transcripts[0].tokens == tuple(alone)
     assert together.audio_s == pytest.approx(6.0)
+
+
+def test_long_recordings_are_recognised_a_few_pieces_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(21.0) + 0.01, 16000)
+    ears, data = TorchRecogniser(make_tiny()), load_data(tmp_path)
+    (whole,) = transcribe_data(ears, data).transcripts
+    assert whole.pieces > 3
+    sizes, recognise = [], ears.recognise
+
+    def watched(recordings: list[np.ndarray], language: str | None, *, confidence: bool = False) -> Heard:
+        sizes.append(len(recordings))
+        return recognise(recordings, language, confidence=confidence)
+
+    monkeypatch.setattr(ears, "recognise", watched)
+    monkeypatch.setattr("sottovoce.evaluation.transcribe.DECODER_BATCH", 3)
+    (parts,) = transcribe_data(ears, data).transcripts
+    assert parts == whole
+    assert max(sizes) == 3
+    assert sum(sizes) == whole.pieces
 
 
 def test_only_what_reaches_the_limit_is_truncated() -> None:

@@ -10,7 +10,7 @@ from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data import DataSet, Utterance
 from sottovoce.errors import AudioError
 from sottovoce.evaluation.journal import Journal
-from sottovoce.evaluation.recogniser import Heard, Recogniser, TorchRecogniser
+from sottovoce.evaluation.recogniser import Recogniser, TorchRecogniser
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.base import SpeechModel, batches_by_language
 from sottovoce.progress import Progress, silent
@@ -106,12 +106,12 @@ def _transcribe_batch(
     long_s = time.perf_counter() - began
     pieces = [[] if i in long else split_at_silence(samples, ears.longest_s) for i, samples in enumerate(whole)]
     flat = [piece for parts in pieces for piece in parts]
-    heard = (
-        ears.recognise(flat, language, confidence=confidence)
-        if flat
-        else Heard(recognitions=[], encoder_s=0.0, decoder_s=0.0)
-    )
-    pending, done = iter(heard.recognitions), []
+    # A recording of hours is many pieces: in batches of their own, so that memory does not grow with its length.
+    heard = [
+        ears.recognise(flat[first : first + DECODER_BATCH], language, confidence=confidence)
+        for first in range(0, len(flat), DECODER_BATCH)
+    ]
+    pending, done = iter([recognition for one in heard for recognition in one.recognitions]), []
     for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):
         recognised = [long[i]] if i in long else [next(pending) for _ in parts]
         done.append(
@@ -126,4 +126,4 @@ def _transcribe_batch(
                 log_probabilities=tuple(p for part in recognised for p in part.log_probabilities),
             )
         )
-    return done, heard.encoder_s, heard.decoder_s + long_s
+    return done, sum(one.encoder_s for one in heard), sum(one.decoder_s for one in heard) + long_s
