@@ -29,9 +29,9 @@ from sottovoce.evaluation.journal import Journal
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.manifest import MANIFEST, read_manifest, write_manifest
 from sottovoce.models.ctranslate2 import read_variables, to_transformers
+from sottovoce.recipe import recipe_from
 from sottovoce.solve import LayerReport, Solution
 from sottovoce.unfinished import Unfinished
-from sottovoce.verification import recipe_from
 
 Target = Callable[[bytes], None]
 

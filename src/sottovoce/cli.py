@@ -569,7 +569,7 @@ def bench(
     (out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
     click.echo(table)
     try:
-        for file in draw_figures(rows, results, out):
+        for _, file in draw_figures(rows, results, out):
             click.echo(f"wrote {file}", err=True)
     except MissingDependencyError as exc:
         click.echo(f"note: {exc}", err=True)

@@ -29,7 +29,7 @@ def model_card(result: QuantizedModel) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| method | {method_name(result)} |",
+        f"| method | {recipe.method.title} |",
         f"| grid | {grid.bits} bits, groups of {grid.group_size or 'a whole row'}, {'symmetric' if grid.symmetric else 'asymmetric'} |",
         f"| head and token embedding | {_head(recipe)} |",
         f"| bits per quantized weight, scales included | {bits:.2f} |",
@@ -71,13 +71,3 @@ def model_card(result: QuantizedModel) -> str:
 
 def _head(recipe: Recipe) -> str:
     return "16 bits (not quantized)" if recipe.head_bits == 16 else f"{recipe.head_bits or recipe.grid.bits} bits"
-
-
-def method_name(result: QuantizedModel) -> str:
-    """The method in words."""
-    method = result.recipe.method
-    if method.kind != "gptq":
-        return method.kind.upper()
-    if isinstance(method.strength, str):
-        return f"FADE, strength per layer by the rule {method.strength}"
-    return "GPTQ" if method.strength == 0 else f"GPTQ with QEP, strength {method.strength:g}"

@@ -54,6 +54,15 @@ class Method:
         """Networks that calibration runs: 0 (no data needed), 1, or 2."""
         return {"rtn": 0, "awq": 1, "gptq": 1 if self.strength == 0 else 2}[self.kind]
 
+    @property
+    def title(self) -> str:
+        """The method in words."""
+        if self.kind != "gptq":
+            return self.kind.upper()
+        if isinstance(self.strength, str):
+            return f"FADE, strength per layer by the rule {self.strength}"
+        return "GPTQ" if self.strength == 0 else f"GPTQ with QEP, strength {self.strength:g}"
+
 
 METHODS: dict[str, Method] = {
     "rtn": Method(kind="rtn"),
@@ -115,6 +124,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.head_bits not in (None, *BITS, 16):
             raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, 16)}")
+
+
+def recipe_from(content: dict[str, Any]) -> Recipe:
+    """A recipe as it stands in `sottovoce.json`. Raises `RecipeError` or `TypeError` for what is none."""
+    parts = dict(content)
+    return Recipe(
+        method=Method(**parts.pop("method")),
+        grid=Grid(**parts.pop("grid")),
+        rules=tuple(Rule(**rule) for rule in parts.pop("rules")),
+        **parts,
+    )
 
 
 @dataclass(frozen=True)

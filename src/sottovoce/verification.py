@@ -13,7 +13,7 @@ from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, RecipeError
 from sottovoce.manifest import MANIFEST, read_manifest
 from sottovoce.models import load_model
-from sottovoce.recipe import Method, Recipe, Rule, resolve
+from sottovoce.recipe import recipe_from, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +58,6 @@ def verify_folder(folder: str | Path) -> Verification:
         layers=len(plan.steps),
         weights=sum(weight.codes.numel() for weight in weights.values()),
         unlisted=tuple(sorted(file.name for file in folder.iterdir() if file.name not in listed)),
-    )
-
-
-def recipe_from(content: dict[str, Any]) -> Recipe:
-    """A recipe as it stands in `sottovoce.json`. Raises `RecipeError` or `TypeError` for what is none."""
-    parts = dict(content)
-    return Recipe(
-        method=Method(**parts.pop("method")),
-        grid=Grid(**parts.pop("grid")),
-        rules=tuple(Rule(**rule) for rule in parts.pop("rules")),
-        **parts,
     )
 
 

@@ -18,8 +18,8 @@ HALVES = {"encoder": "encoder", "decoder": "decoder"}
 
 def draw_figures(
     rows: Sequence[Row], results: Mapping[tuple[str, str, int, str], Sequence[Run]], out: Path
-) -> list[Path]:
-    """Write SVG files to `out`: word error rate and divergence against bits, and strength by depth. Returns what was written.
+) -> list[tuple[str, Path]]:
+    """Write SVG files to `out`: word error rate and divergence against bits, and strength by depth. Returns their titles and paths.
 
     Raises `MissingDependencyError` without matplotlib.
     """
@@ -33,9 +33,9 @@ def draw_figures(
         if all(row.method == "none" for row in own):
             continue
         name = "".join(c if c.isalnum() or c in "-." else "-" for c in model)
-        for key, spread, label, scale in (
-            ("wer", "deviation", "word error rate (%)", 100.0),
-            ("mean_kl", "kl_deviation", "mean divergence from the original (nats per token)", 1.0),
+        for key, spread, title, unit, scale in (
+            ("wer", "deviation", "word error rate", "%", 100.0),
+            ("mean_kl", "kl_deviation", "mean divergence from the original", "nats per token", 1.0),
         ):
             sets = list(dict.fromkeys(row.data for row in own))
             figure = Figure(figsize=(4.2 * len(sets), 4.0), layout="constrained")
@@ -44,9 +44,9 @@ def draw_figures(
                 known = [row for row in own if row.data == data and math.isfinite(getattr(row, key))]
                 _against_bits(axis, known, key, spread, scale)
                 axis.set_title(data)
-            axes[0].set_ylabel(label)
+            axes[0].set_ylabel(f"{title} ({unit})")
             axes[-1].legend(frameon=False, fontsize="small")
-            written.append(_save(figure, out / f"{name}-{key.replace('_', '-')}.svg"))
+            written.append((f"{model}: {title}", _save(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
         strengths = _strengths(model, results)
         if strengths:
             figure = Figure(figsize=(9.0, 3.6), layout="constrained")
@@ -56,7 +56,7 @@ def draw_figures(
                 axis.set_title(half)
             axes[0].set_ylabel("strength of the correction")
             axes[1].legend(frameon=False, fontsize="small")
-            written.append(_save(figure, out / f"{name}-strength.svg"))
+            written.append((f"{model}: strength of the correction", _save(figure, out / f"{name}-strength.svg")))
     return written
 
 

@@ -12,17 +12,24 @@ SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")
 INK = "#010203"  # stands for the page's own text colour, and is replaced by it
 
 
-def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str) -> str:
-    """Curves along the depth, one panel per half of the model: `halves[half][series]` holds a value per layer."""
+def depth_chart(
+    halves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str, *, logarithmic: bool = False
+) -> str:
+    """Curves along the depth, one panel per half of the model: `halves[half][series]` holds a value per layer.
+
+    On a logarithmic scale what is zero is left out.
+    """
     figure = _figure(9.5, 3.2)
     panels = figure.subplots(1, len(halves), sharey=True, squeeze=False)[0]
     for axis, (half, series) in zip(panels, halves.items(), strict=True):
         for (name, values), (colour, marker) in zip(series.items(), SERIES, strict=False):
-            known = [(i, value) for i, value in enumerate(values) if value is not None]
+            known = [(i, value) for i, value in enumerate(values) if value is not None and (value > 0 or not logarithmic)]
             axis.plot(
                 [i for i, _ in known], [v for _, v in known], label=name, color=colour, marker=marker, markersize=3.5,
                 linewidth=1.2,
             )  # fmt: skip
+        if logarithmic:
+            axis.set_yscale("log")
         axis.set_title(half)
         axis.set_xlabel("linear layer, in the order of the model")
         axis.grid(axis="y", alpha=0.25, color=INK)

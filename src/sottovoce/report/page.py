@@ -15,6 +15,7 @@ from sottovoce.evaluation.score import FAILURES, gate, score_transcripts
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.files import written_whole
 from sottovoce.manifest import read_manifest
+from sottovoce.recipe import recipe_from
 from sottovoce.report.charts import depth_chart, inline, reliability_chart
 from sottovoce.report.words import worst_first
 
@@ -48,6 +49,7 @@ def folder_page(
         title=f"{manifest['source']}, {sum(r['weights'] * r['bits_per_weight'] for r in layers) / weights:.2f} bits per weight",
         name=folder.resolve().name,
         manifest=manifest,
+        method=recipe_from(manifest["recipe"]).method.title,
         bytes=manifest["files"]["model.safetensors"]["bytes"],
         bits=sum(row["weights"] * row["bits_per_weight"] for row in layers) / weights,
         layers=[_layer(row, layers) for row in layers],
@@ -74,7 +76,7 @@ def bench_page(name: str, results: dict[tuple[str, str, int, str], list[Run]]) -
     """A bench: its table, sortable, and its figures."""
     rows: list[Row] = summarise(results)
     with tempfile.TemporaryDirectory() as scratch:
-        figures = [(file.stem, inline(file.read_text())) for file in draw_figures(rows, results, Path(scratch))]
+        figures = [(title, inline(file.read_text())) for title, file in draw_figures(rows, results, Path(scratch))]
     return _render(
         "bench.html.j2", title=f"bench {name}", name=name, rows=[asdict(row) for row in rows], figures=figures
     )
@@ -122,7 +124,7 @@ def _error_chart(layers: Sequence[dict[str, Any]]) -> str:
         half: {name: [row[key] for row in rows] for name, key in CURVES.items()}
         for half, rows in _halves(layers).items()
     }
-    return depth_chart(halves, "share of the output's energy")
+    return depth_chart(halves, "share of the output's energy", logarithmic=True)
 
 
 def _render(template: str, **values: Any) -> str:
