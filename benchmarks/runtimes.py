@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from sottovoce import api
+from sottovoce.bench.cells import as_transcript
 from sottovoce.data import load_data
 from sottovoce.evaluation.recogniser import Heard, Recognition, TorchRecogniser
 from sottovoce.evaluation.score import normalize, score_transcripts
 from sottovoce.evaluation.simulate import int8_activations
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.exports import export_model
 from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
@@ -66,9 +66,11 @@ SYSTEMS: dict[str, tuple[str | None, str]] = {
     "4 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-4bit", "torch"),
     "4 bits FADE for ONNX, PyTorch (simulated, int8 activations)": ("fade-onnx-4bit", "torch-int8"),
     "4 bits FADE, ONNX Runtime": ("fade-onnx-4bit", "onnx"),
+    "4 bits FADE, float32 activations, ONNX Runtime": ("fade-onnx-4bit", "onnx-float32"),
     "2 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-2bit", "torch"),
     "2 bits FADE for ONNX, PyTorch (simulated, int8 activations)": ("fade-onnx-2bit", "torch-int8"),
     "2 bits FADE, ONNX Runtime": ("fade-onnx-2bit", "onnx"),
+    "2 bits FADE, float32 activations, ONNX Runtime": ("fade-onnx-2bit", "onnx-float32"),
     "float32, ONNX Runtime": (None, "onnx"),
     "dynamic int8 encoder, ONNX Runtime": (None, "onnx-int8"),
     "int8, faster-whisper": (None, "ct2-int8"),
@@ -79,7 +81,9 @@ SIMULATED = {
     "4 bits FADE, whisper.cpp": "4 bits FADE, PyTorch (simulated)",
     "4 bits FADE with minima, transcribe.cpp": "4 bits FADE with minima, PyTorch (simulated)",
     "4 bits FADE, ONNX Runtime": "4 bits FADE for ONNX, PyTorch (simulated)",
+    "4 bits FADE, float32 activations, ONNX Runtime": "4 bits FADE for ONNX, PyTorch (simulated)",
     "2 bits FADE, ONNX Runtime": "2 bits FADE for ONNX, PyTorch (simulated)",
+    "2 bits FADE, float32 activations, ONNX Runtime": "2 bits FADE for ONNX, PyTorch (simulated)",
     "8 bits RTN (Q8_0), transcribe.cpp": "float32, PyTorch",
     "float16, transcribe.cpp": "float32, PyTorch",
     "float16, whisper.cpp": "float32, PyTorch",
@@ -202,7 +206,8 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     if folder is not None:
-        export_model(folder, runtime, file, verify=False)
+        kind, _, activations = runtime.partition("-")
+        export_model(folder, kind, file, verify=False, activations=activations or "int8")
     elif runtime == "onnx-int8":
         _dynamic_int8(_file_of(arguments, model, None, "onnx"), file)
     else:
@@ -248,7 +253,7 @@ def _open(arguments: argparse.Namespace, model: str, system: str, stack: context
         return TorchRecogniser(loaded)
     if runtime.startswith("ct2"):
         return FasterWhisper(model, runtime.removeprefix("ct2-"), arguments.threads, arguments.work / model)
-    return open_runtime(runtime.removesuffix("-int8"), str(file), arguments.threads)
+    return open_runtime(runtime.partition("-")[0], str(file), arguments.threads)
 
 
 def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
@@ -308,9 +313,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     speed = {name: _read(_result_file(arguments, model, name, True)) for name in SYSTEMS}
     heard = {
         name: {
-            data: tuple(
-                Transcript(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows
-            )
+            data: tuple(map(as_transcript, rows))
             for data, rows in found["transcripts"].items()
         }
         for name, found in words.items()

@@ -166,6 +166,12 @@ class TestExport:
             api.export(folder, "gguf", tmp_path / "x.gguf", speech=load_data(run.CLIPS).take(1))
         assert list(tmp_path.iterdir()) == []
 
+    def test_only_onnx_has_a_choice_of_activations(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match="activations of a gguf file are its runtime's own choice"):
+            api.export(folder, "gguf", tmp_path / "x.gguf", activations="float32")
+        with pytest.raises(ExportError, match="activations 'bf16' are not known; choose one of int8, float32"):
+            api.export(folder, "onnx", tmp_path / "x", activations="bf16")
+
     def test_a_missing_package_is_named_with_its_command(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

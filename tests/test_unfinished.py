@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_killed_at_a_layers_border(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.timeout(600 + 60 * KILLS)
 def test_killed_at_random_moments(
     model_folder: Path, speech_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -106,12 +108,17 @@ def test_asked_to_stop_it_says_how_to_go_on(
 ) -> None:
     command = [sys.executable, "-m", "sottovoce.cli", "quantize", model_folder, tmp_path / "out", "--group-size", "32"]
     command += ["--calibration", speech_folder, "--batch-size", "1", "--threads", "1", "--frame-stride", "1"]
-    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
-    unfinished, deadline = tmp_path / ".out.unfinished", time.monotonic() + 60
-    while len(list(unfinished.glob("layer-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(getattr(signal, name))
-    _, errors = process.communicate(timeout=60)
+    unfinished = tmp_path / ".out.unfinished"
+    for _ in range(5):  # on a busy machine it may be done before it is asked
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while len(list(unfinished.glob("layer-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
     assert process.returncode == code, errors
     assert "--resume goes on" in errors
     assert list(unfinished.glob("layer-*"))

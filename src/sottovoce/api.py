@@ -146,17 +146,27 @@ def export(
     speech: str | Path | DataSet | None = None,
     overwrite: bool = False,
     language: str | None = None,
+    activations: str = "int8",
     progress: Progress = silent,
 ) -> Export:
     """Write the codes of a quantized folder as a file of transcribe.cpp ("gguf"), whisper.cpp ("ggml") or ONNX Runtime ("onnx", a folder).
 
     Only bits are rearranged. `verify`: run the file and compare its words with PyTorch's, on `speech` or on four English sentences.
+    `activations`, of "onnx": "int8" (fast; inputs of matrix products are rounded to 8 bits) or "float32" (words as in PyTorch).
     Raises a `SottovoceError` if the format cannot hold the codes or the file does not do what it should; then there is no file.
     """
     from sottovoce.exports import export_model
 
     return export_model(
-        source, format, file, verify=verify, speech=speech, overwrite=overwrite, language=language, progress=progress
+        source,
+        format,
+        file,
+        verify=verify,
+        speech=speech,
+        overwrite=overwrite,
+        language=language,
+        activations=activations,
+        progress=progress,
     )
 
 

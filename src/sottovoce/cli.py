@@ -366,6 +366,13 @@ def transcribe(
     "--speech", metavar="DATA", help="Speech to compare on (default: four English sentences that come along)."
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@click.option(
+    "--activations",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="onnx only: round inputs of matrix products to 8 bits (fast), or not (slower, words as in PyTorch).",
+)
 @_language
 @_threads
 @_as_json
@@ -376,6 +383,7 @@ def export(
     verify: bool,
     speech: str | None,
     overwrite: bool,
+    activations: str,
     language: str | None,
     threads: int | None,
     as_json: bool,
@@ -392,7 +400,15 @@ def export(
     _set_threads(threads)
     with show.progress() as progress:
         done = api.export(
-            out, format, file, verify=verify, speech=speech, overwrite=overwrite, language=language, progress=progress
+            out,
+            format,
+            file,
+            verify=verify,
+            speech=speech,
+            overwrite=overwrite,
+            language=language,
+            activations=activations,
+            progress=progress,
         )
     if as_json:
         _print_json(show.export_as_dict(done))

@@ -147,6 +147,19 @@ def test_low_bit_operators_hold_every_quantized_layer_once(lowbit: tuple[Quantiz
     assert len(result.weights) == 33
 
 
+def test_with_float32_activations_it_computes_what_pytorch_does(
+    lowbit: tuple[QuantizedModel, Path], tmp_path: Path
+) -> None:
+    result, _ = lowbit
+    write_onnx(open_source(result), tmp_path / "exact", activations="float32")
+    features = result.model.features(recordings(2))
+    got = session(tmp_path / "exact", ENCODER).run(None, {"input_features": features["input_features"].numpy()})[0]
+    exact = result.model.encode(features).states
+    assert float((torch.from_numpy(got) - exact).norm() / exact.norm()) < 2e-4  # small tensors are stored in half precision
+    (heard,) = open_runtime("onnx", tmp_path / "exact", 1).recognise(recordings(1), None).recognitions
+    assert list(heard.tokens) == result.model.decode(result.model.encode(result.model.features(recordings(1))), None)[0]
+
+
 def test_low_bit_encoder_computes_what_pytorch_does_with_rounded_inputs(lowbit: tuple[QuantizedModel, Path]) -> None:
     result, folder = lowbit
     features = result.model.features(recordings(2))

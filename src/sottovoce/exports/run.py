@@ -10,6 +10,7 @@ from sottovoce.exports.verify import Agreement, compare
 from sottovoce.files import built_beside, swap_in
 from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
+from sottovoce.formats.nbits import ACTIVATIONS
 from sottovoce.formats.onnx import write_onnx
 from sottovoce.formats.source import Source, open_source
 from sottovoce.pipeline import QuantizedModel
@@ -45,9 +46,13 @@ def export_model(
     speech: str | Path | DataSet | None = None,
     overwrite: bool = False,
     language: str | None = None,
+    activations: str = "int8",
     progress: Progress = silent,
 ) -> Export:
     """Write `file` (for onnx a folder) from a quantized folder, whole or not at all.
+
+    `activations`, of onnx: "int8", whose kernels round what goes into a matrix product to 8 bits, or "float32", slower, whose words
+    are PyTorch's.
 
     `verify`: load it in its runtime, in a process of its own, transcribe `speech` (four sentences that come along if omitted) and
     compare the words with PyTorch's. Raises `ExportError` if the format cannot hold the codes, or the file does not load or
@@ -55,6 +60,10 @@ def export_model(
     """
     if format not in WRITERS:
         raise ExportError(f"format {format!r} is not known; choose one of {', '.join(WRITERS)}")
+    if activations not in ACTIVATIONS:
+        raise ExportError(f"activations {activations!r} are not known; choose one of {', '.join(ACTIVATIONS)}")
+    if activations != "int8" and format != "onnx":
+        raise ExportError(f"activations of a {format} file are its runtime's own choice; leave them out, or export to onnx")
     target = Path(file).expanduser().absolute()
     _refuse_existing(target, folder=format == "onnx", overwrite=overwrite)
     opened = open_source(source)
@@ -63,7 +72,7 @@ def export_model(
         content = build / target.name
         if format == "onnx":
             content.mkdir(mode=0o755)
-        types = WRITERS[format](opened, content)
+        types = write_onnx(opened, content, activations) if format == "onnx" else WRITERS[format](opened, content)
         agreement = None
         if verify:
             progress(f"trying {target.name}", 1, 2)

@@ -14,7 +14,8 @@ from sottovoce.errors import ExportError
 
 SMALLEST_BLOCK = 16
 LARGEST_BLOCK = 256
-INT8_ACTIVATIONS = 4  # `accuracy_level`: the fast kernels; inputs are rounded to 8 bits block by block
+# `accuracy_level` by what multiplies: "int8", the fast kernels, round inputs to 8 bits block by block.
+ACTIVATIONS = {"int8": 4, "float32": 1}
 
 
 def runtime_bits(bits: int) -> int:
@@ -73,9 +74,10 @@ class NBitsLinear(nn.Module):
     bias: Tensor | None
     shape: tuple[int, ...]
 
-    def __init__(self, name: str, weight: QuantizedTensor, bias: Tensor | None) -> None:
+    def __init__(self, name: str, weight: QuantizedTensor, bias: Tensor | None, activations: str = "int8") -> None:
         super().__init__()
         tensors = packed(name, weight)
+        self.accuracy_level = ACTIVATIONS[activations]
         self.bits, self.shape = runtime_bits(weight.bits), tuple(weight.codes.shape)
         self.block = self.shape[1] // tensors["scales"].shape[1]
         self.codes, self.scales = nn.Buffer(tensors["codes"]), nn.Buffer(tensors["scales"])
@@ -94,7 +96,7 @@ class NBitsLinear(nn.Module):
                 "N": self.shape[0],
                 "bits": self.bits,
                 "block_size": self.block,
-                "accuracy_level": INT8_ACTIVATIONS,
+                "accuracy_level": self.accuracy_level,
             },
             dtype=x.dtype,
             shape=(*x.shape[:-1], self.shape[0]),

@@ -33,17 +33,18 @@ EXAMPLE_BATCH, EXAMPLE_TOKENS, EXAMPLE_PAST, EXAMPLE_FRAMES = 2, 3, 5, 7  # size
 HALF_FROM = 4096  # floats from which on a tensor is stored as float16
 
 
-def write_onnx(source: Source, folder: Path) -> dict[str, str]:
+def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[str, str]:
     """Write the folder; what each quantized tensor became, by its name in `transformers`.
 
-    Raises `ExportError` for a grid that the operators cannot hold.
+    `activations`: whether the operators round their inputs to 8 bits ("int8") or not ("float32"). Raises `ExportError` for a grid that
+    the operators cannot hold.
     """
     onnx = require_onnx()
     if source.family not in FAMILIES:
         raise ExportError(
             f"a {source.family!r} model has no ONNX layout here; there are {', '.join(FAMILIES)}; its folder runs in transformers as it is"
         )
-    network = _with_operators(source)
+    network = _with_operators(source, activations)
     (folder / "onnx").mkdir(parents=True)
     with _exporting(network):
         encoder = _exported(_Encoder(network), *_encoder_example(source))
@@ -74,17 +75,18 @@ def require_onnx() -> Any:
     return onnx
 
 
-def _with_operators(source: Source) -> Any:
+def _with_operators(source: Source, activations: str) -> Any:
     """A copy of the network in which every quantized layer is a low-bit operator."""
     model = source.model
     network: Any = share_weights(model.network)
     for name, weight in source.weights.items():
         if name == model.embedding and model.tied:
-            head = NBitsLinear(name, weight, None)
+            head = NBitsLinear(name, weight, None, activations)
             network.set_submodule(model.head, head)
             network.set_submodule(model.embedding, NBitsEmbedding(head))
         else:
-            network.set_submodule(name, NBitsLinear(name, weight, network.get_submodule(name).bias))
+            bias = network.get_submodule(name).bias
+            network.set_submodule(name, NBitsLinear(name, weight, bias, activations))
     return network
 
 
