@@ -102,6 +102,10 @@ def test_killed_at_random_moments(
         assert contents(out) == undisturbed
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_asked_to_stop_it_says_how_to_go_on(
     name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path
@@ -111,7 +115,10 @@ def test_asked_to_stop_it_says_how_to_go_on(
     unfinished = tmp_path / ".out.unfinished"
     for _ in range(5):  # on a busy machine it may be done before it is asked
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+        # Where the tests run in the background, Ctrl-C is ignored, and their children would inherit that.
+        process = subprocess.Popen(
+            [str(word) for word in command], stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts  # noqa: PLW1509
+        )
         deadline = time.monotonic() + 60
         while len(list(unfinished.glob("layer-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)

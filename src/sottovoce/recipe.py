@@ -12,6 +12,8 @@ from sottovoce.models.base import Layer, SpeechModel
 
 Strength = float | Literal["diagnostic", "cross-fit"]
 HELD_OUT: Literal["held-out"] = "held-out"
+MOST_REFITS = 20
+REFIT_BITS = 2  # on wider grids the codes lose next to nothing to their scales (docs/fade.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,9 @@ class Method:
     The rest is for "gptq": `strength` of the correction for inherited error (0: plain GPTQ; a number: QEP; "diagnostic" or
     "cross-fit": FADE), `ridge` of the correction and `damping` of the Hessian (both in units of the mean diagonal, or
     "held-out": chosen per layer), `order` of the columns, `weigh_scales`: search each scale with errors weighted by the Hessian's
-    diagonal (needs order "activation"), `absorb_bias`: put the mean output error into the bias,
-    `correct_residual_mlp`: whether the second linear of feed-forward blocks is corrected too.
+    diagonal (needs order "activation"), `refits`: how often scales are fitted again to the codes of 2-bit grids, which are rounded
+    again in between, `absorb_bias`: put the mean output error into the bias, `correct_residual_mlp`: whether the second linear of
+    feed-forward blocks is corrected too.
     """
 
     kind: Literal["rtn", "awq", "gptq"]
@@ -32,6 +35,7 @@ class Method:
     damping: float | Literal["held-out"] = 0.01
     order: Order = "original"
     weigh_scales: bool = False
+    refits: int = 0
     absorb_bias: bool = False
     correct_residual_mlp: bool = True
 
@@ -44,6 +48,8 @@ class Method:
             value = getattr(self, name)
             if value != HELD_OUT and not (isinstance(value, int | float) and 0 < value <= 100):
                 raise RecipeError(f"{name} {value!r} is out of range; above 0, at most 100, or '{HELD_OUT}'")
+        if not 0 <= self.refits <= MOST_REFITS:
+            raise RecipeError(f"refits {self.refits!r} is out of range; 0 to {MOST_REFITS}")
         if self.damping == HELD_OUT and self.order != "activation":
             raise RecipeError("held-out damping needs order 'activation', whose scales are fixed beforehand")
         if self.weigh_scales and self.order != "activation":
@@ -53,6 +59,10 @@ class Method:
     def streams(self) -> int:
         """Networks that calibration runs: 0 (no data needed), 1, or 2."""
         return {"rtn": 0, "awq": 1, "gptq": 1 if self.strength == 0 else 2}[self.kind]
+
+    def refits_on(self, grid: Grid) -> int:
+        """How often scales are fitted again on `grid`."""
+        return self.refits if grid.bits <= REFIT_BITS else 0
 
     @property
     def title(self) -> str:
@@ -70,11 +80,11 @@ METHODS: dict[str, Method] = {
     "gptq": Method(kind="gptq"),
     "qep": Method(kind="gptq", strength=0.5, correct_residual_mlp=False),
     "fade-diagnostic": Method(
-        kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True,
+        kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True, refits=4,
         absorb_bias=True,
     ),
     "fade": Method(
-        kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True,
+        kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True, refits=4,
         absorb_bias=True,
     ),
 }

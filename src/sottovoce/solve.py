@@ -130,6 +130,7 @@ def solve_layer(
         damping=damping,
         order=method.order,
         scaling=scaling if method.order == "activation" else None,
+        refits=method.refits_on(grid),
     )
     values = result.weight.dequantize()
     new_bias, shift = None, None

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.core.gptq import gptq
-from sottovoce.core.grid import Grid, fit_scaling
+from sottovoce.core.gptq import gptq, solve_columns
+from sottovoce.core.grid import Grid, fit_scaling, round_to_codes
 from sottovoce.core.hessian import Hessian, inverse_cholesky
 from sottovoce.core.measure import output_energy
+from sottovoce.core.refit import refit_scaling
 from sottovoce.core.rtn import rtn
 from sottovoce.errors import CalibrationError
 
@@ -143,3 +144,69 @@ def test_nothing_seen_is_plain_zero() -> None:
     result = gptq(torch.randn(2, 32), Hessian(torch.zeros(32, 32, dtype=torch.float64)), Grid(bits=4, group_size=32))
     assert result.dead == 32
     assert bool((result.weight.dequantize() == 0).all())
+
+
+def explicit_refit(target: torch.Tensor, codes: torch.Tensor, zero: torch.Tensor, matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """Least squares, row by row, over inputs `X` with `X X^T = H`."""
+    inputs = torch.linalg.cholesky(matrix.double())
+    rows, groups = codes.shape[0], codes.shape[1] // size
+    scales = torch.empty(rows, groups, dtype=torch.float64)
+    for r in range(rows):
+        parts = []
+        for g in range(groups):
+            own = slice(g * size, (g + 1) * size)
+            parts.append((codes[r, own].double() - zero[r, g].double()) @ inputs[own])
+        scales[r] = torch.linalg.lstsq(torch.stack(parts, 1), target[r].double() @ inputs).solution
+    return scales
+
+
+@pytest.mark.parametrize("grid", [Grid(bits=2, group_size=32), Grid(bits=3, group_size=None), Grid(bits=4, group_size=32, symmetric=True)])
+def test_refitted_scales_are_those_of_least_squares(grid: Grid) -> None:
+    matrix = random_moments(96, seed=1, n=300)[0].hessian.matrix
+    target = torch.randn(7, 96, generator=torch.Generator().manual_seed(2))
+    scaling = fit_scaling(target, grid)
+    size = grid.columns_per_group(96)
+    codes, _ = solve_columns(target, Hessian(matrix).factor(0.01)[0].float(), grid, torch.arange(96), scaling)
+    wanted = explicit_refit(target, codes, scaling.zero_point, matrix, size)
+    got = refit_scaling(target, codes, scaling, matrix, grid)
+    assert torch.equal(got.scale, got.scale.half().float())
+    assert torch.equal(got.zero_point, scaling.zero_point)
+    near = (wanted / scaling.scale > 0.5) & (wanted / scaling.scale < 2)
+    assert bool(near.double().mean() > 0.9)
+    torch.testing.assert_close(got.scale.double()[near.all(1)], wanted[near.all(1)], rtol=2e-3, atol=1e-6)
+
+
+def test_scales_of_groups_without_codes_stay() -> None:
+    grid = Grid(bits=4, group_size=32)
+    target = torch.randn(3, 96, generator=torch.Generator().manual_seed(3))
+    target[:, 32:64] = 0
+    target[2] = 0
+    scaling = fit_scaling(target, grid)
+    codes = round_to_codes(target, scaling.scale.repeat_interleave(32, -1), scaling.zero_point.repeat_interleave(32, -1), grid)
+    got = refit_scaling(target, codes, scaling, torch.eye(96), grid)
+    assert torch.equal(got.scale[:, 1], scaling.scale[:, 1])
+    assert torch.equal(got.scale[2], scaling.scale[2])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.sampled_from(["activation", "original"]), st.booleans())
+def test_refits_never_do_harm(seed: int, bits: int, order: str, symmetric: bool) -> None:
+    hessian = random_moments(64, seed)[0].hessian
+    target = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed))
+    grid = Grid(bits=bits, group_size=32, symmetric=symmetric)
+    errors = [
+        output_energy(target - gptq(target, hessian, grid, order=order, refits=n).weight.dequantize(), hessian.damped(0.01))
+        for n in (0, 1, 3)
+    ]
+    assert errors[0] * (1 + 1e-6) >= errors[1]
+    assert errors[1] * (1 + 1e-6) >= errors[2]
+
+
+def test_refits_win_what_a_search_before_rounding_cannot() -> None:
+    matrix = random_moments(128, seed=5, n=400)[0].hessian
+    target = torch.randn(64, 128, generator=torch.Generator().manual_seed(6))
+    grid = Grid(bits=2, group_size=32)
+    plain, refitted = (
+        output_energy(target - gptq(target, matrix, grid, refits=n).weight.dequantize(), matrix.damped(0.01)) for n in (0, 4)
+    )
+    assert refitted < 0.93 * plain

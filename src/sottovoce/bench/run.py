@@ -32,7 +32,7 @@ from sottovoce.exports import export_model
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.progress import Progress, silent
-from sottovoce.recipe import Recipe
+from sottovoce.recipe import REFIT_BITS, Recipe
 from sottovoce.runtimes import PACKAGES, open_runtime
 
 
@@ -364,10 +364,13 @@ def _remove(path: Path) -> None:
 
 
 def _as_key(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain data. What was added to recipes later is left out at its default, so that earlier results are found."""
+    """A recipe as plain data. What was added to recipes later is left out where it changes nothing, so that earlier results are found."""
     key = asdict(recipe)
     if not key["method"]["weigh_scales"]:
         del key["method"]["weigh_scales"]
+    widths = {recipe.grid.bits, recipe.head_bits or 16, *(rule.bits for rule in recipe.rules)}
+    if not key["method"]["refits"] or min(widths) > REFIT_BITS:
+        del key["method"]["refits"]
     if not key["grid"]["exact_minimum"]:
         del key["grid"]["exact_minimum"]
     return key

@@ -15,6 +15,7 @@ from torch import Tensor
 from sottovoce.core.grid import Grid, Scaling, fit_scaling, round_to_codes
 from sottovoce.core.hessian import Hessian, Order
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.core.refit import refit_scaling
 
 BLOCK = 32
 
@@ -36,12 +37,14 @@ def gptq(
     damping: float = 0.01,
     order: Order = "activation",
     scaling: Scaling | None = None,
+    refits: int = 0,
 ) -> GptqResult:
     """Quantize `weight` `[out, in]` against `hessian`.
 
     `order`: "activation" takes columns by decreasing diagonal, which needs scales fixed beforehand (from `weight`, or
     `scaling`); "original" takes them as they stand and fits each group's scale to the weights as compensated so far,
     unless `scaling` is given. Columns with a zero diagonal are dead: their weight becomes 0.
+    `refits`: how often scales are fitted again to the codes (`core.refit`), which are rounded again in between; the best is kept.
     Raises `CalibrationError` if no damping up to 10^4 makes the Hessian positive definite.
     """
     dead = hessian.dead
@@ -50,8 +53,29 @@ def gptq(
     factor, used = hessian.factor(damping, order)
     if order == "activation" and scaling is None:
         scaling = fit_scaling(weight, grid)
-    codes, scaling = solve_columns(weight, factor.float(), grid, columns, scaling)
+    factor = factor.float()
+    codes, scaling = solve_columns(weight, factor, grid, columns, scaling)
+    if refits:
+        matrix = hessian.damped(used)
+        best = (codes, scaling)
+        least = _objective(weight, best, grid, matrix)
+        for i in range(refits):
+            if i:
+                codes, _ = solve_columns(weight, factor, grid, columns, scaling)
+            scaling = refit_scaling(weight, codes, scaling, matrix, grid)
+            if (error := _objective(weight, (codes, scaling), grid, matrix)) < least:
+                best, least = (codes, scaling), error
+        codes, scaling = best
     return GptqResult(QuantizedTensor.from_scaling(codes, scaling, grid), used, int(dead.sum()))
+
+
+def _objective(weight: Tensor, solution: tuple[Tensor, Scaling], grid: Grid, matrix: Tensor) -> float:
+    """What GPTQ minimises: the energy of the output error, `tr((W - Q) H (W - Q)^T)`."""
+    codes, scaling = solution
+    size = grid.columns_per_group(weight.shape[1])
+    scale, zero = scaling.scale.repeat_interleave(size, -1), scaling.zero_point.repeat_interleave(size, -1)
+    error = weight - (codes - zero) * scale
+    return float(((error @ matrix) * error).sum(dtype=torch.float64))
 
 
 def solve_columns(

@@ -117,17 +117,17 @@ def fit_scaling(weight: Tensor, grid: Grid, importance: Tensor | None = None) ->
 def _scalings(low: Tensor, high: Tensor, shrink: float, grid: Grid) -> Iterator[Scaling]:
     """Scalings that span `shrink` times the range; of a symmetric grid first the one whose longer side is the larger weight's."""
     if not grid.symmetric:
-        scale = _storable((high - low) * shrink / grid.max_code, grid)
+        scale = storable((high - low) * shrink / grid.max_code, grid)
         yield Scaling(scale, torch.round(-low * shrink / scale).clamp(0, grid.max_code))
         return
     longer = torch.where(high > -low, -high, -low)  # what code 0 stands for is -middle * scale
-    scale = _storable(longer * shrink / grid.middle, grid)
+    scale = storable(longer * shrink / grid.middle, grid)
     zero = torch.full_like(scale, float(grid.middle))
     yield Scaling(scale, zero)
     yield Scaling(-scale, zero)
 
 
-def _storable(scale: Tensor, grid: Grid) -> Tensor:
+def storable(scale: Tensor, grid: Grid) -> Tensor:
     """The nearest scale that a file holds; 1 for a group of zeros, which any scale will do for."""
     size = scale.abs()
     if grid.exact_minimum and not grid.symmetric:

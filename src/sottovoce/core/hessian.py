@@ -67,6 +67,13 @@ class Hessian:
             self._factors[key] = self._factorise(damping, self.columns(order))
         return self._factors[key]
 
+    def damped(self, damping: float) -> Tensor:
+        """`H + damping * mean(diag H) * I` in float32; dead columns as they are factorised, with the mean on the diagonal."""
+        matrix = self.matrix.float().clone()
+        diagonal = matrix.diagonal()
+        diagonal.copy_(torch.where(diagonal > 0, diagonal, self.mean_diagonal) + damping * self.mean_diagonal)
+        return matrix
+
     def solve(self, right: Tensor, ridge: float) -> Tensor:
         """`right @ (H + ridge * mean(diag H) * I)^-1` for `right` `[rows, in]`."""
         columns = self.columns("activation")
