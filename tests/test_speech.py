@@ -269,6 +269,12 @@ def test_paired_comparison_by_hand() -> None:
         score_transcripts(ours, [heard("x", "quite another text here now", str(i)) for i in range(4)])
 
 
+def test_a_loop_counts_once_in_the_capped_rate() -> None:
+    score = score_transcripts([heard("cats " * 200, "cats dogs birds fish", "a"), heard("oak elm", "oak elm pine fir", "b")])
+    assert score.wer == pytest.approx((199 + 2) / 8)
+    assert score.capped_wer == pytest.approx((4 + 2) / 8)
+
+
 @pytest.mark.parametrize(("better", "worse", "p"), [(0, 0, 1.0), (5, 0, 2 / 32), (1, 3, 10 / 16), (10, 10, 1.0)])
 def test_sign_test(better: int, worse: int, p: float) -> None:
     assert sign_test(better, worse) == pytest.approx(p)

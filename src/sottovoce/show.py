@@ -227,7 +227,7 @@ def scores(
     """Scores, the reference system first if there is one; `timing`: its cells, if something was timed."""
     console = _console()
     speed = ("size", "x real time", "encoder s", "decoder s") if timing[1] else ()
-    table = Table("", "WER", "95 % interval", "CER", "sub", "ins", "del", *speed)
+    table = Table("", "WER", "95 % interval", "capped", "CER", "sub", "ins", "del", *speed)
     if reference:
         table.add_row("reference", *_score_cells(reference), *(timing[0] or []))
     table.add_row("model", *_score_cells(score), *(timing[1] or []))
@@ -267,6 +267,7 @@ def _score_cells(score: Score) -> list[str]:
     return [
         f"{100 * score.wer:.2f} %",
         f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+        f"{100 * score.capped_wer:.2f} %",
         f"{100 * score.cer:.2f} %",
         str(score.substitutions),
         str(score.insertions),

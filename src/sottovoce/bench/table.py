@@ -27,7 +27,7 @@ class Row:
     sample (bootstrap over utterances). `gain`, `reliability`: against RTN on the same grid, `(WER_RTN - WER) / WER_RTN` and
     `(Acc - Acc_RTN) / Acc_RTN` with `Acc = 1 - WER`; None where there is no RTN row or its accuracy is not positive.
     What another runtime than PyTorch heard is a row of its own, `method` "fade, gguf"; its divergences are NaN, since it shows none.
-    `difference`: WER minus the original's, with its widest paired interval over seeds.
+    `capped`: see `Score.capped_wer`. `difference`: WER minus the original's, with its widest paired interval over seeds.
     """
 
     model: str
@@ -40,6 +40,8 @@ class Row:
     deviation: float
     low: float
     high: float
+    capped: float
+    capped_deviation: float
     calibration_share: float | None
     difference: tuple[float, float, float] | None
     mean_kl: float
@@ -109,6 +111,7 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
     own = scores[at]
     rates, divergences = [score.wer for score in own], [run.mean_kl for run in runs]
     wer = statistics.fmean(rates)
+    capped = [score.capped_wer for score in own]
     name, _, runtime = method.partition(", ")
     rounded_method = f"rtn, {runtime}" if runtime else "rtn"
     rounded = scores.get((model, rounded_method, bits, data)) if name not in ("rtn", "none") else None
@@ -126,6 +129,8 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
         deviation=statistics.stdev(rates) if len(rates) > 1 else 0.0,
         low=min(score.low for score in own),
         high=max(score.high for score in own),
+        capped=statistics.fmean(capped),
+        capped_deviation=statistics.stdev(capped) if len(capped) > 1 else 0.0,
         calibration_share=_calibration_share(own) if len(own) > 1 else None,
         difference=(
             statistics.fmean(p.difference for p in paired),
@@ -163,9 +168,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
         lines += [
             f"**{model}** on **{data}** ({own[0].words} words)",
             "",
-            "| bits | method | seeds | WER % | min .. max of 95 % intervals | against the original | mean KL | loops "
+            "| bits | method | seeds | WER % | min .. max of 95 % intervals | against the original | capped WER % | mean KL | loops "
             "| not worse % | gain | reliability | variance from calibration |",
-            "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in own:
             change = (
@@ -180,6 +185,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
                 f"{100 * row.wer:.1f}" + (f" ± {100 * row.deviation:.1f}" if row.seeds > 1 else ""),
                 f"{100 * row.low:.1f} .. {100 * row.high:.1f}",
                 change,
+                f"{100 * row.capped:.1f}" + (f" ± {100 * row.capped_deviation:.1f}" if row.seeds > 1 else ""),
                 ""
                 if math.isnan(row.mean_kl)
                 else f"{row.mean_kl:.3f}" + (f" ± {row.kl_deviation:.3f}" if row.seeds > 1 else ""),

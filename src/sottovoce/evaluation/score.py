@@ -62,7 +62,8 @@ class Paired:
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Corpus scores: all errors over all reference words (`wer`) or characters (`cer`), with the WER's 95 % bootstrap interval
-    over utterances.
+    over utterances. `capped_wer`: no utterance counts with more errors than it has words, so that a single loop, hundreds of
+    words long, does not outweigh everything else.
 
     Failures, each a list of ids: `looped`: a repeating transcript; `empty`: none although words were spoken;
     `spoken_silence`: words where the reference is empty; `truncated`: the token limit was reached. `paired`: the comparison
@@ -77,6 +78,7 @@ class Score:
     wer: float
     low: float
     high: float
+    capped_wer: float
     cer: float
     looped: tuple[str, ...]
     empty: tuple[str, ...]
@@ -126,6 +128,7 @@ def score_transcripts(
         wer=float(errors.sum() / words.sum()),
         low=low,
         high=high,
+        capped_wer=float(np.minimum(errors, words).sum() / words.sum()),
         cer=sum(u.character_errors for u in scored) / sum(u.characters for u in scored),
         looped=tuple(u.id for u in scored if u.looped),
         empty=tuple(u.id for u in scored if u.empty),
@@ -241,6 +244,7 @@ def as_rows(score: Score) -> Mapping[str, object]:
         "words": score.words,
         "wer_percent": 100 * score.wer,
         "interval_percent": [100 * score.low, 100 * score.high],
+        "capped_wer_percent": 100 * score.capped_wer,
         "cer_percent": 100 * score.cer,
         "substitutions": score.substitutions,
         "insertions": score.insertions,
