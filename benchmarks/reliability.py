@@ -1,13 +1,15 @@
 """Load: 5,000 short utterances in one process with flat memory, and a recording of two hours. Crashes: tiny.en killed and resumed.
 
-    python benchmarks/reliability.py --work SCRATCH [--parts many,long,kills] [--out benchmarks/results/reliability.json]
+    python benchmarks/reliability.py --work SCRATCH [--parts many,long,kills,tests] [--out benchmarks/results/reliability.json]
 
 Speech is synthesised (`sottovoce.demo`). Load: `bundled:moonshine-micro` at 4 bits. Crashes: `sottovoce quantize bundled:tiny.en`, killed
-with SIGKILL at random moments and gone on with; every file's sha256 is compared with an undisturbed run's.
+with SIGKILL at random moments and gone on with; every file's sha256 is compared with an undisturbed run's. Tests: the thorough form of
+the tests of crashes and of integrity, on a tiny model.
 """
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import soundfile
@@ -131,10 +134,29 @@ def kills(work: Path) -> dict[str, object]:
     return {"undisturbed_s": whole_s, "files": len(whole), "kills": killed}
 
 
+def tests(work: Path) -> dict[str, object]:
+    """50 kills at random moments, one at every border between layers, a flip in every byte of the JSON files and 2,000 of the weights."""
+    report = work / "tests.xml"
+    chosen = ["tests/test_unfinished.py", "tests/test_verification.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
+    environment = os.environ | {"SOTTOVOCE_KILLS": "50", "SOTTOVOCE_THOROUGH": "1"}
+    if subprocess.run(command, env=environment, check=False, cwd=Path(__file__).parent.parent).returncode != 0:
+        raise SystemExit("a test failed")
+    cases = list(ElementTree.parse(report).iter("testcase"))  # noqa: S314 - written by the line above
+    counted = {p.get("name"): int(p.get("value") or 0) for case in cases for p in case.iter("property")}
+    return {
+        "passed": len(cases),
+        "seconds": sum(float(case.get("time") or 0) for case in cases),
+        "kills_at_borders": sum("a_layers_border" in (case.get("name") or "") for case in cases),
+        "kills_at_random_moments": counted["kills"],
+        "flipped_bytes_found": counted["flips"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--parts", default="many,long,kills", help="which, with commas; the others' figures stay")
+    parser.add_argument("--parts", default="many,long,kills,tests", help="which, with commas; the others' figures stay")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability.json"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -143,6 +165,7 @@ def main() -> None:
         "many": lambda: many(folder, args.work),
         "long": lambda: long(folder, args.work),
         "kills": lambda: kills(args.work),
+        "tests": lambda: tests(args.work),
     }
     wanted = args.parts.split(",")
     if unknown := set(wanted) - set(parts):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,11 @@ def test_killed_at_a_layers_border(
 
 @pytest.mark.timeout(600 + 60 * KILLS)
 def test_killed_at_random_moments(
-    model_folder: Path, speech_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
+    model_folder: Path,
+    speech_folder: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     moments = random.Random(5)  # noqa: S311 - moments to kill at, no secret
     for trial in range(KILLS):
@@ -100,6 +105,7 @@ def test_killed_at_random_moments(
         # Unless it had finished before it was killed.
         assert again.returncode == 0 or "exists already" in errors, errors
         assert contents(out) == undisturbed
+    record_property("kills", KILLS)
 
 
 def _heed_interrupts() -> None:

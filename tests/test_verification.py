@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,17 @@ def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_any_flipped_byte_is_found_and_the_file_named(folder: Path, tmp_path: Path) -> None:
+def test_any_flipped_byte_is_found_and_the_file_named(
+    folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    flips = 0
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     chance = random.Random(0)  # noqa: S311 - places to damage, no secret
     for file in sorted(copy.iterdir()):
         whole = file.read_bytes()
         every = range(len(whole)) if THOROUGH and file.suffix != ".safetensors" else ()
         for place in every or sorted(chance.sample(range(len(whole)), min(len(whole), 2000 if THOROUGH else 40))):
+            flips += 1
             damaged = bytearray(whole)
             damaged[place] ^= 1 << chance.randrange(8)
             file.write_bytes(damaged)
@@ -46,6 +51,7 @@ def test_any_flipped_byte_is_found_and_the_file_named(folder: Path, tmp_path: Pa
             assert file.name in str(caught.value) or (file.name == MANIFEST and "format version" in str(caught.value))
         file.write_bytes(whole)
     read_manifest(copy)
+    record_property("flips", flips)
 
 
 def test_a_sound_folder_is_verified(folder: Path) -> None:
