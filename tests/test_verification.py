@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
