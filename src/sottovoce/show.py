@@ -233,14 +233,16 @@ def scores(
     table.add_row("model", *_score_cells(score), *(timing[1] or []))
     console.print(table)
     console.print(
-        f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text to score"
+        f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text to score",
+        highlight=False,
     )
     if paired := score.paired:
         console.print(
             f"against the reference: {100 * paired.difference:+.2f} points of WER "
             f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {len(paired.better)} utterances better, "
             f"{len(paired.worse)} worse (sign test p = {paired.sign_test:.3g}); "
-            f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %"
+            f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %",
+            highlight=False,
         )
     for name in FAILURES:
         if ids := getattr(score, name):
