@@ -30,7 +30,7 @@ from sottovoce.evaluation.recogniser import Heard, Recognition, TorchRecogniser
 from sottovoce.evaluation.score import normalize, score_transcripts
 from sottovoce.evaluation.simulate import int8_activations
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.exports import export_model
+from sottovoce.exports import export
 from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
 from sottovoce.formats.onnx import ENCODER, write_onnx
@@ -207,7 +207,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
     file.parent.mkdir(parents=True, exist_ok=True)
     if folder is not None:
         kind, _, activations = runtime.partition("-")
-        export_model(folder, kind, file, verify=False, activations=activations or "int8")
+        export(folder, kind, file, verify=False, activations=activations or "int8")
     elif runtime == "onnx-int8":
         _dynamic_int8(_file_of(arguments, model, None, "onnx"), file)
     else:

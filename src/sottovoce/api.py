@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +22,7 @@ from sottovoce.evaluation.recogniser import Recogniser, TorchRecogniser
 from sottovoce.evaluation.score import Score, score_transcripts
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
 from sottovoce.evaluation.transcripts import read_transcripts
+from sottovoce.exports import export
 from sottovoce.memory import peak_memory_bytes
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
@@ -31,8 +31,7 @@ from sottovoce.recipe import Recipe, check_target, resolve, target_grid
 from sottovoce.unfinished import claimed
 from sottovoce.verification import Verification, verify_folder
 
-if TYPE_CHECKING:
-    from sottovoce.exports import Export
+__all__ = ["Evaluation", "evaluate", "export", "fit_confidence", "load", "open_recogniser", "quantize", "score", "transcribe", "verify"]
 
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
@@ -137,39 +136,6 @@ def verify(folder: str | Path) -> Verification:
     return verify_folder(folder)
 
 
-def export(
-    source: str | Path | QuantizedModel,
-    format: str,  # noqa: A002 - the word users know
-    file: str | Path,
-    *,
-    verify: bool = True,
-    speech: str | Path | DataSet | None = None,
-    overwrite: bool = False,
-    language: str | None = None,
-    activations: str = "int8",
-    progress: Progress = silent,
-) -> Export:
-    """Write the codes of a quantized folder as a file of transcribe.cpp ("gguf"), whisper.cpp ("ggml") or ONNX Runtime ("onnx", a folder).
-
-    Only bits are rearranged. `verify`: run the file and compare its words with PyTorch's, on `speech` or on four English sentences.
-    `activations`, of "onnx": "int8" (fast; inputs of matrix products are rounded to 8 bits) or "float32" (words as in PyTorch).
-    Raises a `SottovoceError` if the format cannot hold the codes or the file does not do what it should; then there is no file.
-    """
-    from sottovoce.exports import export_model
-
-    return export_model(
-        source,
-        format,
-        file,
-        verify=verify,
-        speech=speech,
-        overwrite=overwrite,
-        language=language,
-        activations=activations,
-        progress=progress,
-    )
-
-
 def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None) -> Recogniser:
     """What transcribes: `model` in PyTorch, or in `runtime` ("onnx", "gguf", "ggml"), with as many threads as torch is set to.
 
@@ -188,11 +154,9 @@ def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None)
         return TorchRecogniser(_loaded(model))
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {runtime}; export it, and name the file")
-    from sottovoce.exports import export_model
-
     folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    exported = export_model(model, str(runtime), folder / f"model.{runtime}", verify=False)
+    exported = export(model, str(runtime), folder / f"model.{runtime}", verify=False)
     return open_runtime(str(runtime), exported.file, torch.get_num_threads())
 
 

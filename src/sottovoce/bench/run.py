@@ -28,7 +28,7 @@ from sottovoce.data import DataSet, load_data
 from sottovoce.errors import SottovoceError
 from sottovoce.evaluation.heard import Listener, Listening, divergence
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.exports import export_model
+from sottovoce.exports import export
 from sottovoce.models import SpeechModel, load_model
 from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.progress import Progress, silent
@@ -348,7 +348,7 @@ class _Bench:
         started = time.perf_counter()
         file = folder.with_name(f"{folder.name}.{runtime}")
         if not file.exists():
-            export_model(folder, runtime, file, verify=False)
+            export(folder, runtime, file, verify=False)
         recogniser = open_runtime(runtime, file, torch.get_num_threads())
         heard = transcribe_data(recogniser, self.data(data)[0], language=self.plan.language)
         result = {"transcripts": [asdict(transcript) for transcript in heard.transcripts]}

@@ -1,5 +1,5 @@
 """The same codes in the files of other runtimes."""
 
-from sottovoce.exports.run import Export, export_model
+from sottovoce.exports.run import Export, export
 
-__all__ = ["Export", "export_model"]
+__all__ = ["Export", "export"]

@@ -37,7 +37,7 @@ class Export:
     agreement: Agreement | None
 
 
-def export_model(
+def export(
     source: str | Path | QuantizedModel,
     format: str,  # noqa: A002 - the word users know
     file: str | Path,
@@ -49,14 +49,13 @@ def export_model(
     activations: str = "int8",
     progress: Progress = silent,
 ) -> Export:
-    """Write `file` (for onnx a folder) from a quantized folder, whole or not at all.
+    """Write the codes of a quantized folder as a file of transcribe.cpp ("gguf"), whisper.cpp ("ggml") or ONNX Runtime ("onnx", a folder).
 
-    `activations`, of onnx: "int8", whose kernels round what goes into a matrix product to 8 bits, or "float32", slower, whose words
-    are PyTorch's.
-
-    `verify`: load it in its runtime, in a process of its own, transcribe `speech` (four sentences that come along if omitted) and
-    compare the words with PyTorch's. Raises `ExportError` if the format cannot hold the codes, or the file does not load or
-    disagrees; `OutputError` if `file` exists (unless `overwrite`) or cannot be written. Then there is no new file.
+    Only bits are rearranged. `activations`, of onnx: "int8", whose kernels round what goes into a matrix product to 8 bits, or
+    "float32", slower, whose words are PyTorch's. `verify`: load the file in its runtime, in a process of its own, transcribe `speech`
+    (four English sentences that come along if omitted) and compare the words with PyTorch's. Raises `ExportError` if the format
+    cannot hold the codes, or the file does not load or disagrees; `OutputError` if `file` exists (unless `overwrite`) or cannot be
+    written. Then there is no new file.
     """
     if format not in WRITERS:
         raise ExportError(f"format {format!r} is not known; choose one of {', '.join(WRITERS)}")
