@@ -8,7 +8,6 @@ time is over, the float16 weights are written as a `transformers` folder, with t
 """
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -34,6 +33,7 @@ from transformers import (
 from sottovoce import api
 from sottovoce.demo.commands import command_sentences, make_commands, spoken
 from sottovoce.demo.speech import Voice, add_noise
+from sottovoce.files import sha256
 from sottovoce.models.moonshine import Moonshine
 
 RATE = 16_000
@@ -293,7 +293,7 @@ def finish(network: MoonshineForConditionalGeneration, tokenizer: PreTrainedToke
     network.half().save_pretrained(out)
     model.processor.save_pretrained(out)
     weights = out / "model.safetensors"
-    (out / "model.sha256").write_text(f"{hashlib.sha256(weights.read_bytes()).hexdigest()}  {weights.name}\n")
+    (out / "model.sha256").write_text(f"{sha256(weights)}  {weights.name}\n")
     figures = {
         "minutes": args.minutes, "parameters": network.num_parameters(), "megabytes": weights.stat().st_size / 1e6,
         "sentences": TEST_SENTENCES, "words": score.words, "wer": 100 * score.wer, "low": 100 * score.low, "high": 100 * score.high,

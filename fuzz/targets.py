@@ -100,7 +100,7 @@ def sottovoce_json(data: bytes) -> None:
     content = read_manifest(scratch() / "folder")
     try:
         recipe_from(content["recipe"])
-    except (KeyError, TypeError) as exc:  # which `verify_folder` translates
+    except (KeyError, TypeError) as exc:  # which `verify` translates
         raise CheckpointError(str(exc)) from exc
 
 

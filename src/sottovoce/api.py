@@ -28,8 +28,9 @@ from sottovoce.models import SpeechModel, load_model
 from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
 from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Recipe, check_target, resolve, target_grid
+from sottovoce.runtimes import open_runtime, runtime_of
 from sottovoce.unfinished import claimed
-from sottovoce.verification import Verification, verify_folder
+from sottovoce.verification import verify
 
 __all__ = ["Evaluation", "evaluate", "export", "fit_confidence", "load", "open_recogniser", "quantize", "score", "transcribe", "verify"]
 
@@ -131,18 +132,11 @@ def quantize(
     return result
 
 
-def verify(folder: str | Path) -> Verification:
-    """Check a quantized folder again: every file, and that codes, scales, recipe and description agree. Raises `CheckpointError`."""
-    return verify_folder(folder)
-
-
 def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None) -> Recogniser:
     """What transcribes: `model` in PyTorch, or in `runtime` ("onnx", "gguf", "ggml"), with as many threads as torch is set to.
 
     An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first.
     """
-    from sottovoce.runtimes import open_runtime, runtime_of
-
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
     if made_for is not None:
         if runtime not in (None, made_for):

@@ -26,7 +26,7 @@ class Verification:
     unlisted: tuple[str, ...]
 
 
-def verify_folder(folder: str | Path) -> Verification:
+def verify(folder: str | Path) -> Verification:
     """Check every file's sha256, then that codes, scales, recipe, plan and `config.json` all say the same.
 
     Codes and scales must keep their invariants and lie on the grid that the recipe gives their layer; parameters in floating point

@@ -126,11 +126,11 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
         seeds=len(own),
         words=own[0].words,
         wer=wer,
-        deviation=statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        deviation=_deviation(rates),
         low=min(score.low for score in own),
         high=max(score.high for score in own),
         capped=statistics.fmean(capped),
-        capped_deviation=statistics.stdev(capped) if len(capped) > 1 else 0.0,
+        capped_deviation=_deviation(capped),
         calibration_share=_calibration_share(own) if len(own) > 1 else None,
         difference=(
             statistics.fmean(p.difference for p in paired),
@@ -140,7 +140,7 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
         if paired
         else None,
         mean_kl=statistics.fmean(divergences),
-        kl_deviation=statistics.stdev(divergences) if len(divergences) > 1 else 0.0,
+        kl_deviation=_deviation(divergences),
         looped=statistics.fmean(len(score.looped) for score in own),
         empty=statistics.fmean(len(score.empty) for score in own),
         truncated=statistics.fmean(len(score.truncated) for score in own),
@@ -148,6 +148,10 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
         gain=(rounded_wer - wer) / rounded_wer if rounded_wer else None,
         reliability=(rounded_wer - wer) / (1 - rounded_wer) if rounded_wer is not None and rounded_wer < 1 else None,
     )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _calibration_share(scores: Sequence[Score], seed: int = 0) -> float | None:
@@ -182,13 +186,11 @@ def as_markdown(rows: Sequence[Row]) -> str:
                 str(row.bits) if row.method != "none" else "16",
                 row.method if row.method != "none" else "full precision",
                 str(row.seeds),
-                f"{100 * row.wer:.1f}" + (f" ± {100 * row.deviation:.1f}" if row.seeds > 1 else ""),
+                _with_deviation(100 * row.wer, 100 * row.deviation, row.seeds, 1),
                 f"{100 * row.low:.1f} .. {100 * row.high:.1f}",
                 change,
-                f"{100 * row.capped:.1f}" + (f" ± {100 * row.capped_deviation:.1f}" if row.seeds > 1 else ""),
-                ""
-                if math.isnan(row.mean_kl)
-                else f"{row.mean_kl:.3f}" + (f" ± {row.kl_deviation:.3f}" if row.seeds > 1 else ""),
+                _with_deviation(100 * row.capped, 100 * row.capped_deviation, row.seeds, 1),
+                "" if math.isnan(row.mean_kl) else _with_deviation(row.mean_kl, row.kl_deviation, row.seeds, 3),
                 f"{row.looped:.1f}",
                 "" if row.quality_of_inference is None else f"{100 * row.quality_of_inference:.0f}",
                 "" if row.gain is None else f"{row.gain:.2f}",
@@ -198,6 +200,10 @@ def as_markdown(rows: Sequence[Row]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _with_deviation(mean: float, deviation: float, seeds: int, digits: int) -> str:
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if seeds > 1 else "")
 
 
 def as_csv(rows: Sequence[Row]) -> str:

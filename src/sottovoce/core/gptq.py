@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sottovoce.core.grid import Grid, Scaling, fit_scaling, round_to_codes
 from sottovoce.core.hessian import Hessian, Order
+from sottovoce.core.measure import output_energy
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.refit import refit_scaling
 
@@ -55,27 +56,18 @@ def gptq(
         scaling = fit_scaling(weight, grid)
     factor = factor.float()
     codes, scaling = solve_columns(weight, factor, grid, columns, scaling)
+    best = QuantizedTensor.from_scaling(codes, scaling, grid)
     if refits:
         matrix = hessian.damped(used)
-        best = (codes, scaling)
-        least = _objective(weight, best, grid, matrix)
+        least = output_energy(weight - best.dequantize(), matrix)
         for i in range(refits):
             if i:
                 codes, _ = solve_columns(weight, factor, grid, columns, scaling)
             scaling = refit_scaling(weight, codes, scaling, matrix, grid)
-            if (error := _objective(weight, (codes, scaling), grid, matrix)) < least:
-                best, least = (codes, scaling), error
-        codes, scaling = best
-    return GptqResult(QuantizedTensor.from_scaling(codes, scaling, grid), used, int(dead.sum()))
-
-
-def _objective(weight: Tensor, solution: tuple[Tensor, Scaling], grid: Grid, matrix: Tensor) -> float:
-    """What GPTQ minimises: the energy of the output error, `tr((W - Q) H (W - Q)^T)`."""
-    codes, scaling = solution
-    size = grid.columns_per_group(weight.shape[1])
-    scale, zero = scaling.scale.repeat_interleave(size, -1), scaling.zero_point.repeat_interleave(size, -1)
-    error = weight - (codes - zero) * scale
-    return float(((error @ matrix) * error).sum(dtype=torch.float64))
+            refitted = QuantizedTensor.from_scaling(codes, scaling, grid)
+            if (error := output_energy(weight - refitted.dequantize(), matrix)) < least:
+                best, least = refitted, error
+    return GptqResult(best, used, int(dead.sum()))
 
 
 def solve_columns(

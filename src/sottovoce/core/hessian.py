@@ -68,10 +68,9 @@ class Hessian:
         return self._factors[key]
 
     def damped(self, damping: float) -> Tensor:
-        """`H + damping * mean(diag H) * I` in float32; dead columns as they are factorised, with the mean on the diagonal."""
+        """`H + damping * mean(diag H) * I` in float32."""
         matrix = self.matrix.float().clone()
-        diagonal = matrix.diagonal()
-        diagonal.copy_(torch.where(diagonal > 0, diagonal, self.mean_diagonal) + damping * self.mean_diagonal)
+        matrix.diagonal().add_(damping * self.mean_diagonal)
         return matrix
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:

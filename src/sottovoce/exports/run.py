@@ -12,11 +12,11 @@ from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
 from sottovoce.formats.nbits import ACTIVATIONS
 from sottovoce.formats.onnx import write_onnx
-from sottovoce.formats.source import Source, open_source
+from sottovoce.formats.source import open_source
 from sottovoce.pipeline import QuantizedModel
 from sottovoce.progress import Progress, silent
 
-WRITERS: dict[str, Callable[[Source, Path], dict[str, str]]] = {
+WRITERS: dict[str, Callable[..., dict[str, str]]] = {  # of a `Source` and a path
     "gguf": write_gguf,
     "ggml": write_ggml,
     "onnx": write_onnx,
@@ -63,6 +63,7 @@ def export(
         raise ExportError(f"activations {activations!r} are not known; choose one of {', '.join(ACTIVATIONS)}")
     if activations != "int8" and format != "onnx":
         raise ExportError(f"activations of a {format} file are its runtime's own choice; leave them out, or export to onnx")
+    options = {"activations": activations} if format == "onnx" else {}
     target = Path(file).expanduser().absolute()
     _refuse_existing(target, folder=format == "onnx", overwrite=overwrite)
     opened = open_source(source)
@@ -71,7 +72,7 @@ def export(
         content = build / target.name
         if format == "onnx":
             content.mkdir(mode=0o755)
-        types = write_onnx(opened, content, activations) if format == "onnx" else WRITERS[format](opened, content)
+        types = WRITERS[format](opened, content, **options)
         agreement = None
         if verify:
             progress(f"trying {target.name}", 1, 2)
