@@ -173,7 +173,10 @@ def test_of_two_measurements_of_one_thing_the_newest_counts(undisturbed: Path, t
     content = json.loads(old.read_text())
     content["key"]["environment"]["torch"] = "of tomorrow"
     content["result"]["transcripts"][0]["text"] = "newer"
-    (tmp_path / "cells" / "reference-0000000000000000.json").write_text(json.dumps(content))
+    content["timing"]["finished"] += 1
+    new = tmp_path / "cells" / "reference-0000000000000000.json"
+    new.write_text(json.dumps(content))
+    os.utime(new, (0, 0))  # a checkout gives its files any times
     after = read_results(tmp_path)
     assert {at: len(runs) for at, runs in after.items()} == {at: len(runs) for at, runs in before.items()}
     assert "newer" in {t.text for at, (run, *_) in after.items() if at[1] == "none" for t in run.transcripts}

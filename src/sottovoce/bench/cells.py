@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class Results:
         return None if "error" in content else content
 
     def write(self, cell: Cell, timing: dict[str, float], **content: Any) -> dict[str, Any]:
-        """Store what came out: `result=...` or `error=...`."""
-        whole = {"kind": cell.kind, "key": cell.key, **content, "timing": timing}
+        """Store what came out: `result=...` or `error=...`, with the moment it did (seconds since 1970) among the timing."""
+        whole = {"kind": cell.kind, "key": cell.key, **content, "timing": {**timing, "finished": round(time.time(), 3)}}
         with written_whole(self.cells / f"{cell.name}.json") as file:
             json.dump(whole, file, indent=1, ensure_ascii=False)
             file.write("\n")

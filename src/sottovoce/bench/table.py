@@ -69,10 +69,11 @@ def read_results(out: str | Path) -> dict[tuple[str, str, int, str], list[Run]]:
     Where the same was measured more than once (with other versions or settings), the newest counts.
     """
     folder = Path(out).expanduser() / "cells"
-    files = sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
-    if not files:
+    cells = {file.stem: read_cell(file) for file in sorted(folder.glob("*.json"))}
+    if not cells:
         raise DataError(f"{out}: holds no results of a bench (no {folder}/*.json)")
-    cells = {file.stem: read_cell(file) for file in files}
+    # by the time inside: a checkout gives its files any times
+    cells = dict(sorted(cells.items(), key=lambda item: item[1].get("timing", {}).get("finished", 0.0)))
     found: dict[tuple[str, str, int, str], dict[int, Run]] = defaultdict(dict)
     for cell in cells.values():
         key, result = cell["key"], cell.get("result")
