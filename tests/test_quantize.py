@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sottovoce import api
+from sottovoce.calibrate import PositionWeights, assign_folds, layer_inputs, make_batches
 from sottovoce.checkpoint import (
     load_quantized,
     packed_tensors,
@@ -20,15 +22,19 @@ from sottovoce.checkpoint import (
     save_quantized,
     unpacked_tensor,
 )
+from sottovoce.core.gptq import gptq
 from sottovoce.core.grid import Grid
+from sottovoce.core.hessian import Hessian
 from sottovoce.core.rtn import rtn
 from sottovoce.data import load_data
 from sottovoce.errors import CalibrationError, CheckpointError, OutputError, RecipeError
 from sottovoce.manifest import read_manifest, write_manifest
+from sottovoce.models.base import SpeechModel
 from sottovoce.pipeline import prepare_speech, quantize_model
 from sottovoce.recipe import METHODS, Method, Recipe, Rule, method_named, resolve
+from sottovoce.solve import solve_layer
 
-from .conftest import make_tiny
+from .conftest import make_tiny, make_tiny_moonshine
 
 SMALL = Grid(bits=4, group_size=32)
 
@@ -97,6 +103,49 @@ def test_tied_head_is_one_matrix_stored_once(speech_folder: Path, tmp_path: Path
     names = load_file(tmp_path / "out" / "model.safetensors")
     assert "model.decoder.embed_tokens.weight_packed" in names
     assert not [name for name in names if name.startswith("proj_out")]
+
+
+@pytest.mark.parametrize("make", [make_tiny, make_tiny_moonshine])
+def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
+    make: Callable[[], SpeechModel], speech_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walk through the finished network beside the original and solve each layer once more: the same codes, head excepted. (So
+    the decoder's layers know the quantized embedding, which is their head.)"""
+    monkeypatch.setattr("sottovoce.pipeline._round_to_half", lambda *_: None)
+    model = make()
+    speech = prepare_speech(model, load_data(speech_folder))
+    recipe = Recipe(method=METHODS["qep"], grid=SMALL, frame_stride=1)
+    result = quantize_model(model, recipe, speech, batch_size=4)
+    batches = make_batches(
+        model, speech.recordings, speech.transcripts, assign_folds(speech.speakers), batch_size=4,
+        positions=PositionWeights(), languages=speech.languages,
+    )  # fmt: skip
+    layers = [layer for layer, _ in result.plan.steps if layer.name != model.head]
+    assert len(layers) == len(result.plan.steps) - 1
+    for layer, inputs in layer_inputs([model.network, result.model.network], batches, layers):
+        module = model.module(layer.name)
+        again = solve_layer(layer, module.weight, module.bias, inputs, SMALL, recipe.method)
+        assert torch.equal(again.weight.codes, result.weights[layer.name].codes), layer.name
+
+
+def test_a_tied_head_is_solved_for_a_decoder_that_is_not_quantized_yet(speech_folder: Path) -> None:
+    """Its Hessian, made the plain way: original decoder behind the quantized encoder."""
+    model = make_tiny()
+    speech = prepare_speech(model, load_data(speech_folder))
+    recipe = Recipe(method=METHODS["gptq"], grid=SMALL, head_identity=0.5)
+    result = quantize_model(model, recipe, speech, batch_size=4)
+    half = make_tiny()
+    half.network.model.encoder = result.model.network.model.encoder
+    rows = []
+    for recording, transcript in zip(speech.recordings, speech.transcripts, strict=True):
+        inputs, mask = half.teacher_forcing([transcript], None)
+        rows.append(half.decoder_states(half.encode(half.features([recording])), inputs)[mask].double())
+    states = torch.cat(rows)
+    hessian = states.T @ states
+    hessian += 0.5 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    expected = gptq(model.module("proj_out").weight, Hessian(hessian), SMALL, damping=0.01, order="original")
+    same = expected.weight.codes == result.weights["proj_out"].codes
+    assert same.float().mean() > 0.999  # the encoder's biases and norms have been rounded to float16 since
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

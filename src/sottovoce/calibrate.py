@@ -2,9 +2,11 @@
 
 import copy
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,18 +171,51 @@ def share_weights(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
+class EncoderOutputs:
+    """Remembers what a network's encoder returns, batch by batch, so that its decoder can run again for little.
+
+    (What is remembered is what the paused forward passes hold anyway.)
+    """
+
+    def __init__(self, network: Any, encoder: str) -> None:
+        self._encoder = encoder
+        self._outputs: list[Any] = []
+        self._again = share_weights(network)
+        network.get_submodule(encoder).register_forward_hook(self._remember)
+
+    def _remember(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        self._outputs.append(output)
+
+    def decoder_again(self) -> nn.Module:
+        """The network as it was at first, with its encoder returning what is remembered, in the same order; where nothing is yet
+        (its embedding is called before its encoder), the whole network."""
+        if self._outputs:
+            outputs = iter(self._outputs)
+            self._again.get_submodule(self._encoder).forward = lambda *_args, **_kwargs: next(outputs)
+        return self._again
+
+
 def layer_inputs(
-    networks: Sequence[nn.Module], batches: Sequence[Batch], layers: Collection[Layer], *, magnitudes: bool = False
+    networks: Sequence[nn.Module],
+    batches: Sequence[Batch],
+    layers: Collection[Layer],
+    *,
+    magnitudes: bool = False,
+    before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> Iterator[tuple[Layer, LayerInputs]]:
     """Walk the networks in lockstep and yield every layer with its moments, in calling order.
 
     `networks`: the original and the one being quantized, or a single one (then the cross-moments are zero). Whatever the
     caller changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same
-    tensors share one `LayerInputs`. Raises `CalibrationError` as `walk_together` does, and for NaN in a layer's inputs.
+    tensors share one `LayerInputs`. `before`: what is to be done when all stand before the module of that name.
+    Raises `CalibrationError` as `walk_together` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerInputs]] = []
-    for stop in walk_together(networks, [batch.inputs for batch in batches], by_name):
+    for stop in walk_together(networks, [batch.inputs for batch in batches], {*by_name, *before}):
+        if stop.name in before:
+            before[stop.name]()
+            continue
         layer = by_name[stop.name]
         recent = [(identity, seen) for identity, seen in recent if identity.alive()]
         identity = _Identity(stop)

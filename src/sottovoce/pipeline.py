@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sottovoce.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.calibrate import (
+    EncoderOutputs,
     LayerInputs,
     PositionWeights,
     assign_folds,
@@ -32,7 +33,7 @@ from sottovoce.memory import keep_freed_memory
 from sottovoce.models.base import DETECT, Batch, Layer, SpeechModel, batches_by_language
 from sottovoce.progress import Progress, silent
 from sottovoce.recipe import Plan, Recipe, resolve
-from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded
+from sottovoce.solve import LayerReport, Solution, solve_layer, solve_rounded, with_final_inputs
 
 DIAGNOSTIC_UTTERANCES = 16  # utterances on which the rule "diagnostic" takes its first look
 DIAGNOSTIC_DAMPING = 0.1  # of that first look
@@ -214,17 +215,13 @@ def _solve_in_lockstep(
     """GPTQ and all that is built on it: each layer is solved when both networks have reached it, and installed at once."""
     network: Any = share_weights(model.network)
     layers = [layer for layer, _ in plan.steps]
-    # A head that is also the token embedding changes the decoder's inputs, so it may only be there when all else is.
-    solutions = dict(solved) if len(solved) == len(layers) else {n: s for n, s in solved.items() if n != model.head}
+    solutions = dict(solved)
     for layer in layers:
         if layer.name in solutions:
             _install(model, network, layer, solutions[layer.name])
-    missing = [layer for layer in layers if layer.name not in solutions]
-    if not missing:
-        return network, solutions
     strengths = _first_look(model, plan, batches) if recipe.method.strength == "diagnostic" else {}
-    networks = [model.network, network] if recipe.method.streams == 2 else [network]
-    for layer, inputs in layer_inputs(networks, batches, missing):
+
+    def solve(layer: Layer, inputs: LayerInputs, identity: float = 0.0) -> None:
         progress(layer.name, len(solutions), len(layers))
         module = network.get_submodule(layer.name)
         solutions[layer.name] = solve_layer(
@@ -235,11 +232,32 @@ def _solve_in_lockstep(
             plan.grid(layer.name),
             recipe.method,
             strength=strengths.get(layer.name),
-            identity=recipe.head_identity if layer.name == model.head and model.tied else 0.0,
+            identity=identity,
         )
         _install(model, network, layer, solutions[layer.name])
         if keep is not None:
             keep(layer.name, solutions[layer.name])
+
+    # A head that is also the token embedding is solved when the decoder is about to look its first tokens up: so the decoder's layers
+    # see the embedding as it will be, and correct for it. Its inputs come from a decoder that is not quantized yet.
+    tied = next((layer for layer in layers if layer.name == model.head and model.tied), None)
+    before: dict[str, Callable[[], None]] = {}
+    if tied is not None and tied.name not in solutions:
+        encoded = EncoderOutputs(network, model.encoder)
+
+        def solve_tied(layer: Layer = tied) -> None:
+            for _, inputs in layer_inputs([encoded.decoder_again()], batches, [layer]):
+                solve(layer, inputs, recipe.head_identity)
+
+        before[model.embedding] = solve_tied
+    networks = [model.network, network] if recipe.method.streams == 2 else [network]
+    missing = [layer for layer in layers if layer.name not in solutions or layer is tied]
+    for layer, inputs in layer_inputs(networks, batches, missing, before=before):
+        if layer is tied:
+            head = solutions.pop(layer.name)  # last in the order of calls
+            solutions[layer.name] = with_final_inputs(head, model.module(layer.name).weight, inputs)
+        else:
+            solve(layer, inputs)
     progress("", len(layers), len(layers))
     return network, solutions
 

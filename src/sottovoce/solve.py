@@ -1,6 +1,6 @@
 """One layer: from its moments to codes, bias and diagnostics, by the method of the recipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -161,6 +161,16 @@ def solve_layer(
         bias_absorbed=new_bias is not None,
     )
     return Solution(result.weight, new_bias, report)
+
+
+def with_final_inputs(solution: Solution, weight: Tensor, inputs: LayerInputs) -> Solution:
+    """The same codes of a layer of weights `weight` that was solved before those ahead of it, with the errors it has behind them."""
+    report = replace(
+        solution.report,
+        inherited_error=_output_error(weight, inputs.probe, weight, inputs.probe_hat),
+        outgoing_error=_output_error(weight, inputs.probe, solution.weight.dequantize(), inputs.probe_hat),
+    )
+    return replace(solution, report=report)
 
 
 def _choose_correction(

@@ -152,6 +152,11 @@ class SpeechModel(ABC):
 
     @property
     @abstractmethod
+    def encoder(self) -> str:
+        """Name of the encoder."""
+
+    @property
+    @abstractmethod
     def embedding(self) -> str:
         """Name of the token embedding."""
 

@@ -47,6 +47,10 @@ class Generic(SpeechModel):
         return self._head
 
     @property
+    def encoder(self) -> str:
+        return self._name_of(self._encoder)
+
+    @property
     def embedding(self) -> str:
         return self._embedding
 

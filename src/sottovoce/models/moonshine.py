@@ -26,6 +26,10 @@ class Moonshine(SpeechModel):
         return "proj_out"
 
     @property
+    def encoder(self) -> str:
+        return "model.encoder"
+
+    @property
     def embedding(self) -> str:
         return "model.decoder.embed_tokens"
 

@@ -38,6 +38,10 @@ class Qwen3ASR(SpeechModel):
         return "lm_head"
 
     @property
+    def encoder(self) -> str:
+        return AUDIO
+
+    @property
     def embedding(self) -> str:
         return f"{TEXT}.embed_tokens"
 

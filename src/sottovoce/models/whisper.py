@@ -30,6 +30,10 @@ class Whisper(SpeechModel):
         return "proj_out"
 
     @property
+    def encoder(self) -> str:
+        return "model.encoder"
+
+    @property
     def embedding(self) -> str:
         return "model.decoder.embed_tokens"
 
