@@ -97,7 +97,7 @@ def test_calibration_prompts_each_utterance_in_its_language(spoken: Path) -> Non
     hook = model.module("model.decoder").register_forward_pre_hook(
         lambda _m, _a, options: prompts.extend(row[1] for row in options["input_ids"].tolist()), with_kwargs=True
     )
-    quantize_model(model, Recipe(method=method_named("gptq"), grid=Grid(bits=4, group_size=32)), speech, batch_size=2)
+    quantize_model(model, Recipe(method=method_named("gptq"), grid=Grid(bits=4, group_size=32), head_bits=16), speech, batch_size=2)
     hook.remove()
     ids = model.network.generation_config.lang_to_id
     assert sorted(prompts) == sorted([ids[f"<|{code}|>"] for code in CODES] * 3)
