@@ -126,7 +126,7 @@ class Recipe:
     method: Method = field(default_factory=lambda: METHODS[DEFAULT_METHOD])
     grid: Grid = field(default_factory=Grid)
     head_bits: int | None = None
-    head_identity: float = 0.1
+    head_identity: float = 0.01
     padding_weight: float = 0.0
     frame_stride: int = 3
     rules: tuple[Rule, ...] = ()

@@ -364,8 +364,10 @@ def _remove(path: Path) -> None:
 
 
 def _as_key(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain data. What was added to recipes later is left out where it changes nothing, so that earlier results are found."""
+    """A recipe as plain data. What changes nothing is left out, so that other defaults for it find earlier results."""
     key = asdict(recipe)
+    if recipe.head_bits == 16 or recipe.method.kind != "gptq":
+        del key["head_identity"]
     if not key["method"]["weigh_scales"]:
         del key["method"]["weigh_scales"]
     widths = {recipe.grid.bits, recipe.head_bits or 16, *(rule.bits for rule in recipe.rules)}
