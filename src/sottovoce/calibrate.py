@@ -181,16 +181,17 @@ class EncoderOutputs:
         self._encoder = encoder
         self._outputs: list[Any] = []
         self._again = share_weights(network)
-        network.get_submodule(encoder).register_forward_hook(self._remember)
+        self._hook = network.get_submodule(encoder).register_forward_hook(self._remember)
 
     def _remember(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         self._outputs.append(output)
 
     def decoder_again(self) -> nn.Module:
-        """The network as it was at first, with its encoder returning what is remembered, in the same order; where nothing is yet
-        (its embedding is called before its encoder), the whole network."""
+        """The network as it was at first, with its encoder returning what was remembered, in the same order and once; where nothing was
+        (its embedding is called before its encoder), the whole network. Nothing is remembered from now on."""
+        self._hook.remove()
         if self._outputs:
-            outputs = iter(self._outputs)
+            outputs, self._outputs = iter(self._outputs), []
             self._again.get_submodule(self._encoder).forward = lambda *_args, **_kwargs: next(outputs)
         return self._again
 
