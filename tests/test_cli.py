@@ -129,7 +129,7 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
         (("quantize", empty, out, *data), "no config.json"),
         (("quantize", bert, out, *data), "not an encoder-decoder speech recogniser"),
         (("quantize", "bundled:huge", out, *data), "bundled:huge is not known"),
-        (("quantize", model_folder, out), "groups of 128 do not divide"),
+        (("quantize", model_folder, out, "--group-size", "128"), "groups of 128 do not divide"),
         (("quantize", model_folder, out, "--group-size", 32), "give calibration data"),
         (("quantize", model_folder, out, "--calibration", empty, "--group-size", 32), "holds no utterances"),
         (("quantize", model_folder, out, "--calibration", broken, "--group-size", 32), "is silent"),

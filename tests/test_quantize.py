@@ -294,7 +294,7 @@ def test_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_recipes_that_do_not_fit(tmp_path: Path) -> None:
     model = make_tiny()
     with pytest.raises(RecipeError, match=r"groups of 128 do not divide a row of 64; these do: 32, 64"):
-        resolve(model, Recipe())
+        resolve(model, Recipe(grid=Grid(group_size=128)))
     with pytest.raises(RecipeError, match="matches no layer"):
         resolve(model, Recipe(grid=SMALL, rules=(Rule(match="no_such", bits=8),)))
     with pytest.raises(RecipeError, match="nothing to quantize"):

@@ -12,7 +12,7 @@ import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -114,7 +114,9 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128", "row"]),
-    help="Weights that share a scale (default: 128 for hf, 32 for the others).",
+    default="32",
+    show_default=True,
+    help="Weights that share a scale.",
 )
 @click.option(
     "--symmetric/--asymmetric",
@@ -670,7 +672,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         grid=target_grid(
             options["target"],
             bits=int(options["bits"]),
-            group_size=_group_size(options["group_size"]),
+            group_size=None if options["group_size"] == "row" else int(options["group_size"]),
             symmetric=options["symmetric"],
             scale=options["scale"],
         ),
@@ -679,12 +681,6 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         frame_stride=options["frame_stride"],
         rules=tuple(Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options["rules"]),
     )
-
-
-def _group_size(option: str | None) -> int | Literal["target"] | None:
-    if option is None:
-        return "target"
-    return None if option == "row" else int(option)
 
 
 def _number_or_word(value: str | None, option: str, words: tuple[str, ...]) -> float | str | None:

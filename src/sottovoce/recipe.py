@@ -149,12 +149,11 @@ def recipe_from(content: dict[str, Any]) -> Recipe:
 
 @dataclass(frozen=True)
 class Target:
-    """What a runtime's format can hold: the grid it is given by default, and what groups have to be multiples of.
+    """What a runtime's format can hold: whether its grid is symmetric by default, and what groups have to be multiples of.
 
     `one_width`: all layers must have the same bits, head included. `exact_minimum`: asymmetric groups need float16 minima.
     """
 
-    group_size: int
     symmetric: bool
     multiple: int = 1
     exact_minimum: bool = False
@@ -162,10 +161,10 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "hf": Target(group_size=128, symmetric=False),
-    "onnx": Target(group_size=32, symmetric=False, multiple=16),
-    "gguf": Target(group_size=32, symmetric=True, multiple=32, exact_minimum=True),
-    "ggml": Target(group_size=32, symmetric=True, multiple=32, exact_minimum=True, one_width=True),
+    "hf": Target(symmetric=False),
+    "onnx": Target(symmetric=False, multiple=16),
+    "gguf": Target(symmetric=True, multiple=32, exact_minimum=True),
+    "ggml": Target(symmetric=True, multiple=32, exact_minimum=True, one_width=True),
 }
 
 
@@ -173,7 +172,7 @@ def target_grid(
     target: str,
     *,
     bits: int = 4,
-    group_size: int | None | Literal["target"] = "target",
+    group_size: int | None = 32,
     symmetric: bool | None = None,
     scale: Literal["minmax", "search"] = "search",
 ) -> Grid:
@@ -187,7 +186,7 @@ def target_grid(
     )
     return Grid(
         bits=bits,
-        group_size=wanted.group_size if group_size == "target" else group_size,
+        group_size=group_size,
         symmetric=symmetric,
         scale=scale,
         exact_minimum=wanted.exact_minimum,  # also for rules that make single layers asymmetric

@@ -11,7 +11,7 @@ utterances = 128                             # drawn from it by each seed
 # optional, with their defaults
 target = "hf"                                # "hf", "onnx", "gguf" or "ggml": whose grid the weights are rounded on
 runtimes = ["torch"]                         # what transcribes: also "onnx", "gguf", "ggml", if the target suits them
-group_size = 128                             # 32, 64, 128 or "row" (32 for other targets than hf)
+group_size = 32                              # 32, 64, 128 or "row"
 symmetric = false                            # (true for gguf and ggml)
 scale = "search"
 head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature

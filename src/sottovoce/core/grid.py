@@ -40,7 +40,7 @@ class Grid:
     """
 
     bits: int = 4
-    group_size: int | None = 128
+    group_size: int | None = 32
     symmetric: bool = False
     scale: Literal["minmax", "search"] = "search"
     exact_minimum: bool = False
