@@ -57,7 +57,7 @@ def test_tiny_en_at_four_bits_keeps_clean_words(tmp_path: Path) -> None:
     data = DataSet("spoken", tuple(spoken[i] for i in range(6)))
     result = api.quantize(model, tmp_path / "out", recipe=Recipe(), calibration=data, batch_size=3)
     size = (tmp_path / "out" / "model.safetensors").stat().st_size
-    assert size < 23e6
+    assert size < 27e6
     heard = api.evaluate(tmp_path / "out", DataSet("test", (spoken[6],)), against=model)
     assert heard.score.wer <= 0.2
     assert heard.reference is not None
