@@ -2,12 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sottovoce.bench.table import Row, Run
 from sottovoce.errors import MissingDependencyError
+from sottovoce.recipe import METHODS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; each with a marker of its own.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
@@ -42,7 +43,7 @@ def draw_figures(
             axes = figure.subplots(1, len(sets), squeeze=False)[0]
             for axis, data in zip(axes, sets, strict=True):
                 known = [row for row in own if row.data == data and math.isfinite(getattr(row, key))]
-                _against_bits(axis, known, key, spread, scale)
+                _against_bits(axis, known, _styles({row.method for row in own}), key, spread, scale)
                 axis.set_title(data)
             axes[0].set_ylabel(f"{title} ({unit})")
             axes[-1].legend(frameon=False, fontsize="small")
@@ -60,16 +61,24 @@ def draw_figures(
     return written
 
 
-def _against_bits(axis: Any, rows: Sequence[Row], key: str, spread: str, scale: float) -> None:
+def _styles(methods: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each method: the same in every figure for those that are known, what is left for others."""
+    others = sorted(set(methods) - METHODS.keys() - {"none"})
+    return {method: STYLES[i % len(STYLES)] for i, method in enumerate([*reversed(METHODS), *others]) if method in methods}
+
+
+def _against_bits(
+    axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]], key: str, spread: str, scale: float
+) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     bits = sorted({row.bits for row in rows if row.method != "none"})
-    methods = list(dict.fromkeys(row.method for row in rows if row.method != "none"))
     values = []
-    for i, method in enumerate(sorted(methods)):
+    for i, (method, (colour, marker)) in enumerate(styles.items()):
         own = sorted((row for row in rows if row.method == method), key=lambda row: row.bits)
-        colour, marker = STYLES[i % len(STYLES)]
-        at = [bits.index(row.bits) + 0.06 * (i - (len(methods) - 1) / 2) for row in own]
+        if not own:
+            continue
+        at = [bits.index(row.bits) + 0.06 * (i - (len(styles) - 1) / 2) for row in own]
         heights = [scale * getattr(row, key) for row in own]
         values += heights
         errors = [scale * getattr(row, spread) for row in own]
