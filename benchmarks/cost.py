@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from sottovoce.calibrate import PositionWeights, assign_folds, make_batches
+from sottovoce.core.grid import Grid
 from sottovoce.data import load_data
 from sottovoce.memory import keep_freed_memory
 from sottovoce.models import load_model
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    model, recipe = load_model(arguments.model), Recipe(head_bits=16)
+    model, recipe = load_model(arguments.model), Recipe(grid=Grid(group_size=128), head_bits=16)
     speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").draw(arguments.utterances, 0))
     runs = []
     for _ in range(arguments.repeats + 1):
