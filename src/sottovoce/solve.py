@@ -96,7 +96,7 @@ def solve_layer(
     """Quantize one layer by GPTQ towards its corrected target.
 
     `strength`: of the rule "diagnostic", already worked out. `identity`: for a head that is also the token embedding: weight
-    of the look-up; such a layer is never corrected, since the look-up wants the original rows.
+    of the look-up, which wants the original rows; so its `inputs` are of a single network, and there is nothing to correct for.
     """
     centre = layer.shift_free or (bias is not None and method.absorb_bias)
     views = inputs.centred if centre else inputs.raw
@@ -108,7 +108,7 @@ def solve_layer(
     # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
     some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
     folds = (views.folds[0].of_rows(some), views.folds[1].of_rows(some))
-    fit = _choose_correction(layer, weight[some], folds, method, strength, tied=identity > 0)
+    fit = _choose_correction(layer, weight[some], folds, method, strength)
     held_out = None
     if method.damping == HELD_OUT:
         pairs = [(fit, damping) for damping in CANDIDATES]
@@ -174,10 +174,10 @@ def with_final_inputs(solution: Solution, weight: Tensor, inputs: LayerInputs) -
 
 
 def _choose_correction(
-    layer: Layer, weight: Tensor, folds: tuple[Moments, Moments], method: Method, strength: float | None, *, tied: bool
+    layer: Layer, weight: Tensor, folds: tuple[Moments, Moments], method: Method, strength: float | None
 ) -> CrossFit:
     ridge = FIXED_RIDGE if method.ridge == HELD_OUT else float(method.ridge)
-    excluded = tied or (layer.residual_mlp and not method.correct_residual_mlp)
+    excluded = layer.residual_mlp and not method.correct_residual_mlp
     if excluded or method.strength == 0 or not bool(folds[0].cross.any() or folds[1].cross.any()):
         return CrossFit(0.0, ridge, 0.0)
     if method.strength == "cross-fit":

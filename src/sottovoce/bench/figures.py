@@ -33,6 +33,7 @@ def draw_figures(
         own = [row for row in rows if row.model == model]
         if all(row.method == "none" for row in own):
             continue
+        styles = _styles({row.method for row in own})
         name = "".join(c if c.isalnum() or c in "-." else "-" for c in model)
         for key, spread, title, unit, scale in (
             ("wer", "deviation", "word error rate", "%", 100.0),
@@ -43,7 +44,7 @@ def draw_figures(
             axes = figure.subplots(1, len(sets), squeeze=False)[0]
             for axis, data in zip(axes, sets, strict=True):
                 known = [row for row in own if row.data == data and math.isfinite(getattr(row, key))]
-                _against_bits(axis, known, _styles({row.method for row in own}), key, spread, scale)
+                _against_bits(axis, known, styles, key, spread, scale)
                 axis.set_title(data)
             axes[0].set_ylabel(f"{title} ({unit})")
             axes[-1].legend(frameon=False, fontsize="small")
