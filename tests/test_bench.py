@@ -197,6 +197,16 @@ def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> No
     assert (undisturbed / "results.md").read_text().startswith("**")
 
 
+def test_a_method_has_settings_of_its_own(bench_root: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text((bench_root / "recipe.toml").read_text() + 'frame_stride = 1\nscale = "minmax"\ngroup_size = "row"\n')
+    plan = read_plan(recipe)
+    strong, gptq = plan.recipe("strong", 3), plan.recipe("gptq", 3)
+    assert (strong.frame_stride, strong.grid.scale, strong.grid.group_size) == (1, "minmax", None)
+    assert (gptq.frame_stride, gptq.grid.scale, gptq.grid.group_size) == (3, "search", 32)
+    assert (strong.method.strength, strong.method.kind, strong.grid.bits, strong.head_bits) == (1.0, "gptq", 3, 16)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -207,6 +217,7 @@ def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> No
         (('base = "qep"', 'base = "qeep"'), "'qeep' is not known"),
         (("strength = 1.0", "strength = 9.0"), "out of range"),
         (("strength = 1.0", "power = 9.0"), "power"),
+        (("strength = 1.0", "group_size = 48"), "group size 48"),
         (('calibration = "calibration"', ""), "calibrate on speech"),
         (("seeds = [0, 1]", "seeds = [1, 1]"), "names something twice"),
         (("models", "="), "is not TOML"),

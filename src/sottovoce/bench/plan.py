@@ -20,9 +20,10 @@ padding_weight = 0.0
 batch_size = 8
 language = "en"
 
-[method.qep-strong]                          # a further method: a known one with other settings
+[method.qep-strong]                          # a further method: a known one with other settings,
 base = "qep"
 strength = 1.0
+frame_stride = 1                             # of the method or, from group_size to padding_weight, of the recipe
 """
 
 import tomllib
@@ -36,9 +37,11 @@ from sottovoce.recipe import METHODS, Method, Recipe, method_named, target_grid
 
 RUNTIMES = ("torch", "onnx", "gguf", "ggml")
 
+GRID_SETTINGS = ("group_size", "symmetric", "scale")
+SETTINGS = (*GRID_SETTINGS, "head_bits", "frame_stride", "padding_weight")
 KNOWN = {
-    "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "group_size", "symmetric", "scale",
-    "head_bits", "frame_stride", "padding_weight", "batch_size", "language", "method", "target", "runtimes",
+    "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
+    "runtimes", *SETTINGS,
 }  # fmt: skip
 
 
@@ -54,7 +57,11 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:
-    """What to measure. `data`: names of the test sets, as in the recipe; `calibration`: of the calibration set."""
+    """What to measure.
+
+    `data`: names of the test sets, as in the recipe; `calibration`: of the calibration set. `settings`: of every recipe;
+    `own_settings`: of single methods, by name, in their place.
+    """
 
     models: tuple[str, ...]
     methods: Mapping[str, Method]
@@ -68,6 +75,7 @@ class BenchPlan:
     target: str = "hf"
     runtimes: tuple[str, ...] = ("torch",)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    own_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def quantizations(self) -> list[Quantization]:
         """All quantized models: by model, then bits, seed and method, so that a bench stopped half-way can be compared."""
@@ -82,19 +90,19 @@ class BenchPlan:
                             Quantization(
                                 model=model,
                                 method=name,
-                                recipe=self.recipe(method, bits),
+                                recipe=self.recipe(name, bits),
                                 seed=seed if method.streams else None,
                             )
                         )
         return found
 
-    def recipe(self, method: Method, bits: int) -> Recipe:
-        """The recipe of one cell."""
-        own = dict(self.settings)
-        grid = {key: own.pop(key) for key in ("group_size", "symmetric", "scale") if key in own}
+    def recipe(self, method: str, bits: int) -> Recipe:
+        """The recipe of the method called `method` at `bits` bits."""
+        own = {**self.settings, **self.own_settings.get(method, {})}
+        grid = {key: own.pop(key) for key in GRID_SETTINGS if key in own}
         if grid.get("group_size") == "row":
             grid["group_size"] = None
-        return Recipe(method=method, grid=target_grid(self.target, bits=bits, **grid), **own)
+        return Recipe(method=self.methods[method], grid=target_grid(self.target, bits=bits, **grid), **own)
 
 
 def read_plan(file: str | Path) -> BenchPlan:
@@ -114,22 +122,20 @@ def read_plan(file: str | Path) -> BenchPlan:
 
 
 def _plan(content: dict[str, Any]) -> BenchPlan:
-    methods = {name: METHODS[name] for name in METHODS}
+    methods, own_settings = dict(METHODS), dict[str, dict[str, Any]]()
     own = content.get("method", {})
     if not isinstance(own, dict):
         raise RecipeError(f'"method" must be tables of methods, [method.NAME], got {own!r}')
     for name, changes in own.items():
         if not isinstance(changes, dict) or "base" not in changes:
             raise RecipeError(f'method {name!r} needs a "base", one of {", ".join(METHODS)}')
-        methods[name] = method_named(**{"name" if k == "base" else k: v for k, v in changes.items()})
+        own_settings[name] = {key: value for key, value in changes.items() if key in SETTINGS}
+        rest = {key: value for key, value in changes.items() if key not in (*SETTINGS, "base")}
+        methods[name] = method_named(changes["base"], **rest)
     names = _list(content, "methods", str)
     if missing := [name for name in names if name not in methods]:
         raise RecipeError(f"method {missing[0]!r} is not known; choose from {', '.join(methods)}")
-    settings: dict[str, Any] = {
-        key: content[key]
-        for key in ("group_size", "symmetric", "scale", "frame_stride", "padding_weight")
-        if key in content
-    }
+    settings = {"head_bits": 16} | {key: content[key] for key in SETTINGS if key in content}
     plan = BenchPlan(
         models=_list(content, "models", str),
         methods={name: methods[name] for name in names},
@@ -142,7 +148,8 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
         language=_one(content, "language", str, None),
         target=_one(content, "target", str, "hf"),
         runtimes=_list(content, "runtimes", str) if "runtimes" in content else ("torch",),
-        settings={**settings, "head_bits": content.get("head_bits", 16)},
+        settings=settings,
+        own_settings=own_settings,
     )
     check_runtimes(plan.runtimes)
     if plan.calibration is None and any(method.streams for method in plan.methods.values()):
