@@ -15,7 +15,10 @@ import soundfile
 from click.testing import CliRunner
 
 import sottovoce
-from sottovoce.cli import main
+from sottovoce.cli import METHOD_NAMES, RUNTIMES, TARGET_NAMES, WIDTHS, main
+from sottovoce.core.grid import BITS
+from sottovoce.recipe import METHODS, TARGETS
+from sottovoce.runtimes import PACKAGES
 
 from .conftest import make_tiny
 
@@ -27,6 +30,14 @@ def run(*arguments: object) -> tuple[int, str, str]:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_choices_are_what_there_is() -> None:
+    """They are written out in the command, which must not import what knows them."""
+    assert set(METHOD_NAMES) == METHODS.keys()
+    assert set(TARGET_NAMES) == TARGETS.keys()
+    assert set(RUNTIMES) == {"torch", *PACKAGES}
+    assert set(WIDTHS) == {str(bits) for bits in BITS}
 
 
 def test_quantize_inspect_transcribe_evaluate(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:

@@ -34,8 +34,7 @@ from typing import Any
 
 from sottovoce.errors import RecipeError
 from sottovoce.recipe import METHODS, Method, Recipe, method_named, target_grid
-
-RUNTIMES = ("torch", "onnx", "gguf", "ggml")
+from sottovoce.runtimes import PACKAGES
 
 GRID_SETTINGS = ("group_size", "symmetric", "scale")
 SETTINGS = (*GRID_SETTINGS, "head_bits", "frame_stride", "padding_weight")
@@ -151,18 +150,12 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
         settings=settings,
         own_settings=own_settings,
     )
-    check_runtimes(plan.runtimes)
+    if unknown := set(plan.runtimes) - {"torch", *PACKAGES}:
+        raise RecipeError(f"runtime {min(unknown)!r} is not known; choose from torch, {', '.join(PACKAGES)}")
     if plan.calibration is None and any(method.streams for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
     plan.quantizations()  # what is out of range is refused before any work
     return plan
-
-
-def check_runtimes(runtimes: tuple[str, ...]) -> None:
-    """Raises `RecipeError` for a runtime that is not known."""
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise RecipeError(f"runtime {runtime!r} is not known; choose from {', '.join(RUNTIMES)}")
 
 
 def _list(content: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:

@@ -129,9 +129,13 @@ class SpeechModel(ABC):
     """An encoder-decoder speech recogniser with everything needed to run it.
 
     `network`: the `transformers` model, in evaluation mode. `processor`: its tokenizer and feature extractor.
-    `source`: the name it was loaded under.
+    `source`: the name it was loaded under. `head`, `encoder`, `embedding`: the names of the output head, the encoder and the token
+    embedding in the network, which every family gives.
     """
 
+    head: str
+    encoder: str
+    embedding: str
     longest_s: float = 30.0  # seconds of audio one forward pass takes
     pads_to_one_length: bool = True  # features of all recordings have one length, whatever the recordings'
     floors: Mapping[str, int] = MappingProxyType({})  # bits that layers (by regular expression) keep unless asked otherwise
@@ -144,21 +148,6 @@ class SpeechModel(ABC):
     @abstractmethod
     def layers(self) -> list[Layer]:
         """All quantizable linear layers, the head last."""
-
-    @property
-    @abstractmethod
-    def head(self) -> str:
-        """Name of the output head."""
-
-    @property
-    @abstractmethod
-    def encoder(self) -> str:
-        """Name of the encoder."""
-
-    @property
-    @abstractmethod
-    def embedding(self) -> str:
-        """Name of the token embedding."""
 
     @abstractmethod
     def awq_folds(self) -> list[Fold]:

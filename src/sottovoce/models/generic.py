@@ -36,23 +36,11 @@ class Generic(SpeechModel):
             raise ModelError(f"{source}: {network.config.model_type!r} has no encoder and decoder of its own")
         if getattr(processor, "feature_extractor", None) is None or getattr(processor, "tokenizer", None) is None:
             raise ModelError(f"{source}: its processor lacks a tokenizer or a feature extractor")
-        self._head = self._name_of(head)
-        self._embedding = self._name_of(self._decoder.get_input_embeddings())
+        self.head, self.encoder = self._name_of(head), self._name_of(self._encoder)
+        self.embedding = self._name_of(self._decoder.get_input_embeddings())
 
     def _name_of(self, module: nn.Module) -> str:
         return next(str(name) for name, other in self.network.named_modules() if other is module)
-
-    @property
-    def head(self) -> str:
-        return self._head
-
-    @property
-    def encoder(self) -> str:
-        return self._name_of(self._encoder)
-
-    @property
-    def embedding(self) -> str:
-        return self._embedding
 
     def layers(self) -> list[Layer]:
         encoder, decoder = (self._name_of(half) + "." for half in (self._encoder, self._decoder))

@@ -19,19 +19,8 @@ class Moonshine(SpeechModel):
     differently.
     """
 
+    head, encoder, embedding = "proj_out", "model.encoder", "model.decoder.embed_tokens"
     pads_to_one_length = False
-
-    @property
-    def head(self) -> str:
-        return "proj_out"
-
-    @property
-    def encoder(self) -> str:
-        return "model.encoder"
-
-    @property
-    def embedding(self) -> str:
-        return "model.decoder.embed_tokens"
 
     def layers(self) -> list[Layer]:
         # Rotated keys are not free of shifts: the rotation turns a constant into something that depends on the position.

@@ -26,24 +26,13 @@ TEXT = "model.language_model"
 class Qwen3ASR(SpeechModel):
     """`Qwen3ASRForConditionalGeneration` with its processor. The audio tower packs recordings, so they are encoded one by one."""
 
+    head, encoder, embedding = "lm_head", AUDIO, f"{TEXT}.embed_tokens"
     pads_to_one_length = False
     floors = MappingProxyType({"audio_tower": 8})  # with less, long recordings were seen to loop
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         super().__init__(network, processor, source)
         self._prompts = cache(self._prompt)
-
-    @property
-    def head(self) -> str:
-        return "lm_head"
-
-    @property
-    def encoder(self) -> str:
-        return AUDIO
-
-    @property
-    def embedding(self) -> str:
-        return f"{TEXT}.embed_tokens"
 
     def layers(self) -> list[Layer]:
         config, found = self.network.config, []

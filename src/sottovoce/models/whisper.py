@@ -25,17 +25,7 @@ SAMPLES_PER_POSITION = 320  # hop of 160 samples, halved in time by the second c
 class Whisper(SpeechModel):
     """`WhisperForConditionalGeneration` with its processor."""
 
-    @property
-    def head(self) -> str:
-        return "proj_out"
-
-    @property
-    def encoder(self) -> str:
-        return "model.encoder"
-
-    @property
-    def embedding(self) -> str:
-        return "model.decoder.embed_tokens"
+    head, encoder, embedding = "proj_out", "model.encoder", "model.decoder.embed_tokens"
 
     def layers(self) -> list[Layer]:
         config, found = self.network.config, []
