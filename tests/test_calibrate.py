@@ -86,6 +86,37 @@ def test_moments_equal_the_plain_reference_at_every_layer() -> None:
     assert order.index("model.encoder.layers.1.fc2") < order.index("model.decoder.layers.0.encoder_attn.k_proj")
 
 
+def test_what_a_stream_lacks_is_an_error_of_the_layers_that_write_into_it() -> None:
+    """Against the formula, position by position: `sum w (W (x - x^) + r - r^) x^^T` and `mean(r - r^)`, also about the means."""
+    model, batches = tiny_batches()
+    walking, slow, plain = (share_weights(model.network) for _ in range(3))
+    writers = []
+    for layer, inputs in layer_inputs([model.network, walking], batches, model.layers(), streams=True):
+        if layer.stream is not None:
+            weight, pulled, mean_gap, mean_error = plain.get_submodule(layer.name).weight.double(), 0.0, 0.0, 0.0
+            for batch in batches:
+                x, x_hat = (captured(net, layer.name, batch.inputs).double() for net in (plain, slow))
+                r, r_hat = (captured(net, layer.stream, batch.inputs).double() for net in (plain, slow))
+                for u, t in (batch.weights[layer.positions] > 0).nonzero().tolist():
+                    share = float(batch.weights[layer.positions][u, t])
+                    error = weight @ (x[u, t] - x_hat[u, t]) + r[u, t] - r_hat[u, t]
+                    pulled = pulled + share * torch.outer(error, x_hat[u, t])
+                    mean_gap, mean_error = mean_gap + share * (r[u, t] - r_hat[u, t]), mean_error + share * error
+            total = inputs.total
+            tolerance = {"rtol": 1e-3, "atol": 1e-5 * float(total.moments.hessian.matrix.abs().max())}
+            torch.testing.assert_close(total.moments.pull(weight), pulled, **tolerance)
+            torch.testing.assert_close(total.mean_gap, mean_gap / total.weight, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                total.centred.pull(weight), pulled - torch.outer(mean_error, total.mean_hat), **tolerance
+            )
+            writers.append(layer.name)
+        else:
+            assert inputs.probe_gap is None
+        damage(walking.get_submodule(layer.name))
+        damage(slow.get_submodule(layer.name))
+    assert len(writers) == 2 * 2 + 2 * 3
+
+
 def test_centred_moments_are_covariances() -> None:
     model, batches = tiny_batches(padding=0.0)
     plain = share_weights(model.network)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sottovoce import api
-from sottovoce.calibrate import PositionWeights, assign_folds, layer_inputs, make_batches
+from sottovoce.calibrate import LayerInputs, PositionWeights, _Sums, assign_folds, layer_inputs, make_batches
 from sottovoce.checkpoint import (
     load_quantized,
     packed_tensors,
@@ -29,7 +29,7 @@ from sottovoce.core.rtn import rtn
 from sottovoce.data import load_data
 from sottovoce.errors import CalibrationError, CheckpointError, OutputError, RecipeError
 from sottovoce.manifest import read_manifest, write_manifest
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.base import Layer, SpeechModel
 from sottovoce.pipeline import prepare_speech, quantize_model
 from sottovoce.recipe import METHODS, Method, Recipe, Rule, method_named, resolve
 from sottovoce.solve import solve_layer
@@ -89,6 +89,35 @@ def test_absorbed_bias_matches_the_mean_output(speech_folder: Path) -> None:
     assert not torch.allclose(new(heard).mean(0) - new.bias + old.bias, old(heard).mean(0), rtol=1e-2, atol=2e-3)
 
 
+def test_a_layer_makes_good_what_its_stream_lacks() -> None:
+    """Where the stream lacks `B x^`, the layer that writes into it is to become `W + B`, mean included."""
+    generator = torch.Generator().manual_seed(0)
+    weight, lacking = torch.randn(16, 32, generator=generator), 0.3 * torch.randn(16, 32, generator=generator)
+    shift = torch.randn(16, generator=generator)
+    folds, probes, gaps = [], [], []
+    for _ in range(2):
+        rows = torch.randn(500, 32, generator=generator)
+        gap = rows @ lacking.T + shift
+        sums = _Sums(32, weight)
+        sums.add(rows, rows, torch.ones(500, 1), gap)
+        sums.flush()
+        folds.append(sums.fold())
+        probes.append(rows)
+        gaps.append(gap)
+    rows, gap = torch.cat(probes), torch.cat(gaps)
+    inputs = LayerInputs((folds[0], folds[1]), rows, rows, torch.zeros(0), gap)
+    method = Method(kind="gptq", strength=1.0, ridge=1e-6, absorb_bias=True)
+    layer = Layer("fc2", "encoder", "frames", residual_mlp=True, stream="norm")
+    solution = solve_layer(layer, weight, torch.zeros(16), inputs, Grid(bits=8, group_size=32), method)
+    values, half_a_step = solution.weight.dequantize(), 0.51 * solution.weight.scale.repeat_interleave(32, 1)
+    assert bool(((values - weight - lacking).abs() <= 2 * half_a_step).all())
+    assert solution.bias is not None
+    torch.testing.assert_close(solution.bias, shift, rtol=0, atol=2e-2)
+    share = float(gap.square().sum() / (rows @ weight.T).square().sum())
+    assert solution.report.inherited_error == pytest.approx(share, rel=1e-3)
+    assert solution.report.outgoing_error < 1e-3 * share
+
+
 def test_original_model_is_left_alone(speech_folder: Path, tmp_path: Path) -> None:
     model = make_tiny()
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
@@ -105,16 +134,17 @@ def test_tied_head_is_one_matrix_stored_once(speech_folder: Path, tmp_path: Path
     assert not [name for name in names if name.startswith("proj_out")]
 
 
+@pytest.mark.parametrize("method", ["qep", "fade"])
 @pytest.mark.parametrize("make", [make_tiny, make_tiny_moonshine])
 def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
-    make: Callable[[], SpeechModel], speech_folder: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], SpeechModel], method: str, speech_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Walk through the finished network beside the original and solve each layer once more: the same codes, head excepted. (So
     the decoder's layers know the quantized embedding, which is their head.)"""
     monkeypatch.setattr("sottovoce.pipeline._round_to_half", lambda *_: None)
     model = make()
     speech = prepare_speech(model, load_data(speech_folder))
-    recipe = Recipe(method=METHODS["qep"], grid=SMALL, frame_stride=1)
+    recipe = Recipe(method=METHODS[method], grid=SMALL, frame_stride=1)
     result = quantize_model(model, recipe, speech, batch_size=4)
     batches = make_batches(
         model, speech.recordings, speech.transcripts, assign_folds(speech.speakers), batch_size=4,
@@ -122,7 +152,8 @@ def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
     )  # fmt: skip
     layers = [layer for layer, _ in result.plan.steps if layer.name != model.head]
     assert len(layers) == len(result.plan.steps) - 1
-    for layer, inputs in layer_inputs([model.network, result.model.network], batches, layers):
+    streams = recipe.method.correct_stream
+    for layer, inputs in layer_inputs([model.network, result.model.network], batches, layers, streams=streams):
         module = model.module(layer.name)
         again = solve_layer(layer, module.weight, module.bias, inputs, SMALL, recipe.method)
         assert torch.equal(again.weight.codes, result.weights[layer.name].codes), layer.name

@@ -43,7 +43,8 @@ class PositionWeights:
 class Fold:
     """Sums over one fold's counted positions: second moments (float64), means `[in]` in both networks, total weight.
 
-    `reader`: the one weight `[out, in]` through which the cross-moment is seen, if it is.
+    `reader`: the one weight `[out, in]` through which the cross-moment is seen, if it is; then the cross-moment and `mean_gap`
+    `[out]` hold what the residual stream lacks as well, where that is asked for.
     """
 
     moments: Moments
@@ -51,6 +52,7 @@ class Fold:
     mean_hat: Tensor
     weight: float
     reader: Tensor | None = None
+    mean_gap: Tensor | None = None
 
     @cached_property
     def centred(self) -> Moments:
@@ -61,6 +63,8 @@ class Fold:
         gap = self.mean - self.mean_hat
         if self.reader is not None:
             gap = self.reader.double() @ gap
+        if self.mean_gap is not None:
+            gap = gap + self.mean_gap
         shift = self.weight * torch.outer(gap, self.mean_hat)
         return Moments(Hessian(hessian), self.moments.cross - shift, self.moments.through)
 
@@ -68,12 +72,14 @@ class Fold:
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
     """What one layer sees: two folds; a sample of its inputs `[n, in]` in the original (`probe`) and quantized network
-    (`probe_hat`); and the mean absolute input of each channel in the quantized network, `magnitude` `[in]` (or `[0]`: not asked for)."""
+    (`probe_hat`); the mean absolute input of each channel in the quantized network, `magnitude` `[in]` (or `[0]`: not asked for); and
+    for the same sample what the quantized network's residual stream lacks, `probe_gap` `[n, out]` (None: not asked for)."""
 
     folds: tuple[Fold, Fold]
     probe: Tensor
     probe_hat: Tensor
     magnitude: Tensor
+    probe_gap: Tensor | None = None
 
     @cached_property
     def total(self) -> Fold:
@@ -87,6 +93,7 @@ class LayerInputs:
             share * a.mean_hat + (1 - share) * b.mean_hat,
             weight,
             a.reader,
+            None if a.mean_gap is None or b.mean_gap is None else share * a.mean_gap + (1 - share) * b.mean_gap,
         )
 
     @cached_property
@@ -202,27 +209,36 @@ def layer_inputs(
     layers: Collection[Layer],
     *,
     magnitudes: bool = False,
+    streams: bool = False,
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> Iterator[tuple[Layer, LayerInputs]]:
     """Walk the networks in lockstep and yield every layer with its moments, in calling order.
 
     `networks`: the original and the one being quantized, or a single one (then the cross-moments are zero). Whatever the
     caller changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same
-    tensors share one `LayerInputs`. `before`: what is to be done when all stand before the module of that name.
+    tensors share one `LayerInputs`. `streams`: for layers that write into a residual stream, what the stream lacks counts as an error of
+    their outputs (WaterSIC, arXiv 2603.04956). `before`: what is to be done when all stand before the module of that name.
     Raises `CalibrationError` as `walk_together` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerInputs]] = []
-    for stop in walk_together(networks, [batch.inputs for batch in batches], {*by_name, *before}):
+    writers = {layer.stream: layer.name for layer in layers if streams and layer.stream is not None}
+    stream_of: dict[str, Stop] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
+    for stop in walk_together(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
         if stop.name in before:
             before[stop.name]()
+            continue
+        if stop.name in writers:
+            stream_of[writers[stop.name]] = stop
             continue
         layer = by_name[stop.name]
         recent = [(identity, seen) for identity, seen in recent if identity.alive()]
         identity = _Identity(stop)
         known = next((seen for other, seen in recent if other.same(identity)), None)
         if known is None:
-            known = _accumulate(stop, batches, layer, _reader(networks[0], layer), magnitudes)
+            stream = stream_of.pop(layer.name, None)
+            known = _accumulate(stop, batches, layer, _reader(networks[0], layer, stream), magnitudes, stream)
+            del stream
             recent.append((identity, known))
         del stop
         yield layer, known
@@ -244,42 +260,49 @@ class _Identity:
         )
 
 
-def _reader(network: nn.Module, layer: Layer) -> Tensor | None:
-    """The layer's weight, if it alone reads its inputs and looking through it makes the cross-moment cheaper."""
+def _reader(network: nn.Module, layer: Layer, stream: Stop | None) -> Tensor | None:
+    """The layer's weight, if it alone reads its inputs and the cross-moment is to be one of outputs, or is cheaper so."""
     weight = network.get_parameter(f"{layer.name}.weight")
-    return weight if layer.residual_mlp and 2 * weight.shape[0] < weight.shape[1] else None
+    cheaper = layer.residual_mlp and 2 * weight.shape[0] < weight.shape[1]
+    return weight if cheaper or stream is not None else None
 
 
 def _accumulate(
-    stop: Stop, batches: Sequence[Batch], layer: Layer, reader: Tensor | None, magnitudes: bool
+    stop: Stop, batches: Sequence[Batch], layer: Layer, reader: Tensor | None, magnitudes: bool, stream: Stop | None
 ) -> LayerInputs:
     width = stop.inputs[0][0].shape[-1]
     sums, probes, probes_hat = [_Sums(width, reader), _Sums(width, reader)], [], []
+    probes_gap: list[Tensor] = []
     magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
     for i, batch in enumerate(batches):
-        original, quantized = stop.inputs[0][i], stop.inputs[-1][i]
-        same = original is quantized or torch.equal(original, quantized)
+        seen = [stop.inputs[0][i], stop.inputs[-1][i]]
+        same = seen[0] is seen[1] or torch.equal(*seen)
+        if stream is not None:
+            seen += [stream.inputs[0][i], stream.inputs[-1][i]]
         if layer.positions == "all":
             # Whatever their shape: such batches hold one utterance, without padding.
-            original, quantized = (rows.reshape(len(batch.folds), -1, width) for rows in (original, quantized))
-            weights = torch.ones(original.shape[:-1])
+            seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
+            weights = torch.ones(seen[0].shape[:-1])
         else:
             weights = batch.weights[layer.positions]
-        if original.shape[:-1] != weights.shape:
+        if seen[0].shape[:-1] != weights.shape:
             raise CalibrationError(
-                f"{layer.name}: inputs of shape {tuple(original.shape)} do not fit {tuple(weights.shape)} {layer.positions}"
+                f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
             )
         for fold in (0, 1):
             counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
             root = weights[counted].sqrt().unsqueeze(1)
-            rows_hat = _rows(quantized, counted, root)
-            rows = rows_hat if same else _rows(original, counted, root)
-            sums[fold].add(rows, rows_hat, root)
+            rows_hat = _rows(seen[1], counted, root)
+            rows = rows_hat if same else _rows(seen[0], counted, root)
+            gap = None if stream is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
+            sums[fold].add(rows, rows_hat, root, gap)
             if magnitudes:
                 magnitude += (rows_hat.abs() * root).sum(0, dtype=torch.float64)
             every = max(1, len(rows) // PROBE_ROWS)
             probes.append(rows[::every].clone())
             probes_hat.append(probes[-1] if same else rows_hat[::every].clone())
+            if gap is not None:
+                probes_gap.append(gap[::every].clone())
     for total in sums:
         total.flush()
         if not bool(torch.isfinite(total.hessian).all()):
@@ -287,7 +310,13 @@ def _accumulate(
                 f"{layer.name}: its inputs hold NaN or infinite values{_culprits(stop, batches)}; check the audio and the model's weights"
             )
     magnitude /= max(sums[0].weight + sums[1].weight, 1e-12)
-    return LayerInputs((sums[0].fold(), sums[1].fold()), torch.cat(probes), torch.cat(probes_hat), magnitude.float())
+    return LayerInputs(
+        (sums[0].fold(), sums[1].fold()),
+        torch.cat(probes),
+        torch.cat(probes_hat),
+        magnitude.float(),
+        torch.cat(probes_gap) if probes_gap else None,
+    )
 
 
 def _culprits(stop: Stop, batches: Sequence[Batch]) -> str:
@@ -315,31 +344,38 @@ class _Sums:
         self.cross = torch.zeros(width if reader is None else len(reader), width, dtype=torch.float64)
         self.total = torch.zeros(width, dtype=torch.float64)
         self.total_hat = torch.zeros(width, dtype=torch.float64)
+        self.total_gap: Tensor | None = None
         self.weight = 0.0
-        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
-    def add(self, rows: Tensor, rows_hat: Tensor, root: Tensor) -> None:
+    def add(self, rows: Tensor, rows_hat: Tensor, root: Tensor, gap: Tensor | None = None) -> None:
         root = root.squeeze(1).double()
         self.total += root @ rows.double()
         self.total_hat += root @ rows_hat.double()
+        if gap is not None:
+            total = root @ gap.double()
+            self.total_gap = total if self.total_gap is None else self.total_gap + total
         self.weight += float(root.square().sum())
-        self.waiting.append((rows, rows_hat))
-        if sum(len(rows) for rows, _ in self.waiting) >= PRODUCT_ROWS:
+        self.waiting.append((rows, rows_hat, gap))
+        if sum(len(rows) for rows, _, _ in self.waiting) >= PRODUCT_ROWS:
             self.flush()
 
     def flush(self) -> None:
         if not self.waiting:
             return
-        same = all(rows is rows_hat for rows, rows_hat in self.waiting)
-        rows_hat = torch.cat([rows_hat for _, rows_hat in self.waiting])
+        same = all(rows is rows_hat and gap is None for rows, rows_hat, gap in self.waiting)
+        rows_hat = torch.cat([rows_hat for _, rows_hat, _ in self.waiting])
         width = rows_hat.shape[1]
         for start in range(0, width, SYMMETRIC_BLOCK):
             block = slice(start, start + SYMMETRIC_BLOCK)
             self.hessian[block, start:] += rows_hat[:, block].T @ rows_hat[:, start:]
         if not same:
-            difference = torch.cat([rows - rows_hat for rows, rows_hat in self.waiting])
+            difference = torch.cat([rows - rows_hat for rows, rows_hat, _ in self.waiting])
             if self.reader is not None:
                 difference = difference @ self.reader.T
+            gaps = [gap for _, _, gap in self.waiting if gap is not None]
+            if gaps:
+                difference += torch.cat(gaps)
             self.cross += difference.T @ rows_hat
         self.waiting = []
 
@@ -349,4 +385,5 @@ class _Sums:
         mean = self.total / self.weight if self.weight > 0 else self.total
         mean_hat = self.total_hat / self.weight if self.weight > 0 else self.total_hat
         moments = Moments(Hessian(hessian), self.cross, self.reader is not None)
-        return Fold(moments, mean, mean_hat, self.weight, self.reader)
+        mean_gap = self.total_gap if self.total_gap is None or not self.weight else self.total_gap / self.weight
+        return Fold(moments, mean, mean_hat, self.weight, self.reader, mean_gap)

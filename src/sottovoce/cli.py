@@ -151,6 +151,9 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
 @click.option("--order", type=click.Choice(["activation", "original"]), help="Order in which columns are rounded.")
 @click.option("--absorb-bias/--keep-bias", default=None, help="Put the mean output error into the bias.")
 @click.option(
+    "--correct-stream/--correct-layer", default=None, help="Correct for what the residual stream lacks, or for a layer's own inputs alone."
+)
+@click.option(
     "--padding-weight",
     type=float,
     default=0.0,
@@ -666,6 +669,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         "damping": _number_or_word(options["damping"], "--damping", ("held-out",)),
         "order": options["order"],
         "absorb_bias": options["absorb_bias"],
+        "correct_stream": options["correct_stream"],
     }
     return Recipe(
         method=method_named(options["method"], **{key: value for key, value in changes.items() if value is not None}),

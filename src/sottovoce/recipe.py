@@ -26,7 +26,7 @@ class Method:
     "held-out": chosen per layer), `order` of the columns, `weigh_scales`: search each scale with errors weighted by the Hessian's
     diagonal (needs order "activation"), `refits`: how often scales are fitted again to the codes of 2-bit grids, which are rounded
     again in between, `absorb_bias`: put the mean output error into the bias, `correct_residual_mlp`: whether the second linear of
-    feed-forward blocks is corrected too.
+    feed-forward blocks is corrected too, `correct_stream`: whether layers that write into a residual stream correct for what it lacks.
     """
 
     kind: Literal["rtn", "awq", "gptq"]
@@ -38,6 +38,7 @@ class Method:
     refits: int = 0
     absorb_bias: bool = False
     correct_residual_mlp: bool = True
+    correct_stream: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("rtn", "awq", "gptq"):
@@ -85,7 +86,7 @@ METHODS: dict[str, Method] = {
     ),
     "fade": Method(
         kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True, refits=4,
-        absorb_bias=True,
+        absorb_bias=True, correct_stream=True,
     ),
 }
 DEFAULT_METHOD = "fade"

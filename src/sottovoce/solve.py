@@ -135,9 +135,10 @@ def solve_layer(
     values = result.weight.dequantize()
     new_bias, shift = None, None
     if bias is not None and method.absorb_bias:
-        new_bias = (
-            bias.double() + weight.double() @ inputs.total.mean - values.double() @ inputs.total.mean_hat
-        ).float()
+        wanted = weight.double() @ inputs.total.mean
+        if inputs.total.mean_gap is not None:
+            wanted += inputs.total.mean_gap
+        new_bias = (bias.double() + wanted - values.double() @ inputs.total.mean_hat).float()
         shift = new_bias - bias
     hessian = views.single.hessian.matrix
     rounded_error = relative_output_error(target, round_to_nearest(target, scaling, grid).dequantize(), hessian)
@@ -154,8 +155,8 @@ def solve_layer(
         reliability=reliability_score(held_out.calibrated_error, held_out.rounded_error)
         if held_out
         else reliability_score(added_error, rounded_error),
-        inherited_error=_output_error(weight, inputs.probe, weight, inputs.probe_hat),
-        outgoing_error=_output_error(weight, inputs.probe, values, inputs.probe_hat, shift),
+        inherited_error=_output_error(weight, weight, inputs),
+        outgoing_error=_output_error(weight, values, inputs, shift),
         positions=inputs.total.weight,
         dead_columns=result.dead,
         bias_absorbed=new_bias is not None,
@@ -167,8 +168,8 @@ def with_final_inputs(solution: Solution, weight: Tensor, inputs: LayerInputs) -
     """The same codes of a layer of weights `weight` that was solved before those ahead of it, with the errors it has behind them."""
     report = replace(
         solution.report,
-        inherited_error=_output_error(weight, inputs.probe, weight, inputs.probe_hat),
-        outgoing_error=_output_error(weight, inputs.probe, solution.weight.dequantize(), inputs.probe_hat),
+        inherited_error=_output_error(weight, weight, inputs),
+        outgoing_error=_output_error(weight, solution.weight.dequantize(), inputs),
     )
     return replace(solution, report=report)
 
@@ -204,13 +205,13 @@ def _with_identity(moments: Moments, identity: float) -> Moments:
     return Moments(Hessian(matrix), moments.cross, moments.through)
 
 
-def _output_error(
-    weight: Tensor, inputs: Tensor, other: Tensor, other_inputs: Tensor, shift: Tensor | None = None
-) -> float:
-    """`||W X - (Z X^ + shift)||^2 / ||W X||^2` on the sampled positions."""
-    wanted = inputs @ weight.T
-    got = other_inputs @ other.T
+def _output_error(weight: Tensor, other: Tensor, inputs: LayerInputs, shift: Tensor | None = None) -> float:
+    """`||W X + R - (Z X^ + shift + R^)||^2 / ||W X||^2` on the sampled positions, `R` being the residual stream where that counts."""
+    wanted = inputs.probe @ weight.T
+    missing = wanted - inputs.probe_hat @ other.T
     if shift is not None:
-        got += shift
+        missing -= shift
+    if inputs.probe_gap is not None:
+        missing += inputs.probe_gap
     whole = float(wanted.square().sum())
-    return float((wanted - got).square().sum()) / whole if whole > 0 else 0.0
+    return float(missing.square().sum()) / whole if whole > 0 else 0.0

@@ -20,6 +20,7 @@ from sottovoce.models.generic import Generic
 from sottovoce.pipeline import prepare_speech, quantize_model
 from sottovoce.recipe import Recipe, Rule, method_named, resolve
 
+from ..conftest import make_tiny, make_tiny_moonshine
 from .zoo import make_cohere, make_moonshine_streaming, make_qwen, make_speech_to_text
 
 MAKERS = [make_qwen, make_speech_to_text, make_moonshine_streaming, make_cohere]
@@ -123,6 +124,28 @@ def test_quantized_saved_loaded_and_heard_the_same(maker: Maker, speech_folder: 
     for format in ("gguf", "onnx", "ggml"):  # noqa: A001
         with pytest.raises(ExportError, match=model.network.config.model_type):
             api.export(tmp_path / "out", format, tmp_path / f"file.{format}")
+
+
+@pytest.mark.parametrize("maker", [make_tiny, make_tiny_moonshine, make_qwen])
+def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
+    """What stands before one writer, with its outputs added, stands before the next."""
+    model = maker()
+    writers = [layer for layer in model.layers() if layer.stream is not None]
+    assert {layer.name.rsplit(".", 1)[-1] for layer in writers} <= {"out_proj", "o_proj", "fc2", "down_proj"}
+    streams, outputs = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    for layer in writers:
+        model.module(layer.stream).register_forward_pre_hook(
+            lambda _m, args, name=layer.name: streams.update({name: args[0].clone()})
+        )
+        model.module(layer.name).register_forward_hook(
+            lambda _m, _args, out, name=layer.name: outputs.update({name: out.clone()})
+        )
+    model.network(**model.forced_inputs(recordings(24000), [[40, 50, 60]], None)[0])
+    assert streams.keys() == outputs.keys() == {layer.name for layer in writers}
+    for now, then in zip(writers, writers[1:], strict=False):
+        if (now.part == "encoder") == (then.part == "encoder"):
+            summed = streams[now.name] + outputs[now.name].reshape(streams[now.name].shape)
+            torch.testing.assert_close(streams[then.name], summed)
 
 
 def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:

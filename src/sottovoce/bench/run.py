@@ -368,8 +368,9 @@ def _as_key(recipe: Recipe) -> dict[str, Any]:
     key = asdict(recipe)
     if recipe.head_bits == 16 or recipe.method.kind != "gptq":
         del key["head_identity"]
-    if not key["method"]["weigh_scales"]:
-        del key["method"]["weigh_scales"]
+    for setting in ("weigh_scales", "correct_stream"):
+        if not key["method"][setting]:
+            del key["method"][setting]
     widths = {recipe.grid.bits, recipe.head_bits or 16, *(rule.bits for rule in recipe.rules)}
     if not key["method"]["refits"] or min(widths) > REFIT_BITS:
         del key["method"]["refits"]

@@ -27,6 +27,7 @@ class Layer:
     `shift_free`: a constant added to all its outputs
     changes nothing downstream (attention keys: the softmax cancels it), so the mean of its inputs need not be matched.
     `residual_mlp`: it is the second linear of a feed-forward block, which QEP's published settings leave uncorrected.
+    `stream`: the module whose input is the residual stream that the outputs are added to, None: they go elsewhere, or it is not known.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Layer:
     positions: Positions
     shift_free: bool = False
     residual_mlp: bool = False
+    stream: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,23 @@ class Encoded:
         return Encoded(torch.cat(states), torch.cat(masks))
 
 
-def attention_layers(prefix: str, part: Part, output: str, *, shift_free_keys: bool) -> list[Layer]:
-    """The four projections of an attention block; `output`: what the family calls the last."""
+def attention_layers(prefix: str, part: Part, output: str, stream: str, *, shift_free_keys: bool) -> list[Layer]:
+    """The four projections of an attention block; `output`: what the family calls the last, whose outputs are added to the input
+    of the module `stream`."""
     own: Positions = "frames" if part == "encoder" else "tokens"
     keys: Positions = "frames" if part == "decoder cross" else own
     return [
         Layer(f"{prefix}.q_proj", part, own),
         Layer(f"{prefix}.k_proj", part, keys, shift_free=shift_free_keys),
         Layer(f"{prefix}.v_proj", part, keys),
-        Layer(f"{prefix}.{output}", part, own),
+        Layer(f"{prefix}.{output}", part, own, stream=stream),
     ]
 
 
-def mlp_layers(prefix: str, part: Part) -> list[Layer]:
-    """The two linears of a feed-forward block."""
+def mlp_layers(prefix: str, part: Part, stream: str) -> list[Layer]:
+    """The two linears of a feed-forward block, whose outputs are added to the input of the module `stream`."""
     positions: Positions = "frames" if part == "encoder" else "tokens"
-    return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True)]
+    return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True, stream=stream)]
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

@@ -27,13 +27,15 @@ class Moonshine(SpeechModel):
         config, found = self.network.config, []
         for i in range(config.encoder_num_hidden_layers):
             at = f"model.encoder.layers.{i}"
-            found += attention_layers(f"{at}.self_attn", "encoder", "o_proj", shift_free_keys=False)
-            found += mlp_layers(f"{at}.mlp", "encoder")
+            found += attention_layers(f"{at}.self_attn", "encoder", "o_proj", f"{at}.input_layernorm", shift_free_keys=False)
+            found += mlp_layers(f"{at}.mlp", "encoder", f"{at}.post_attention_layernorm")
         for i in range(config.decoder_num_hidden_layers):
             at = f"model.decoder.layers.{i}"
-            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", shift_free_keys=False)
-            found += attention_layers(f"{at}.encoder_attn", "decoder cross", "o_proj", shift_free_keys=True)
-            found += mlp_layers(f"{at}.mlp", "decoder mlp")
+            before = f"{at}.input_layernorm"
+            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_free_keys=False)
+            before = f"{at}.post_attention_layernorm"
+            found += attention_layers(f"{at}.encoder_attn", "decoder cross", "o_proj", before, shift_free_keys=True)
+            found += mlp_layers(f"{at}.mlp", "decoder mlp", f"{at}.final_layernorm")
         return [*found, Layer(self.head, "head", "tokens")]
 
     def awq_folds(self) -> list[Fold]:

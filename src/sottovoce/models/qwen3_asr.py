@@ -38,14 +38,17 @@ class Qwen3ASR(SpeechModel):
         config, found = self.network.config, []
         for i in range(config.audio_config.encoder_layers):
             at = f"{AUDIO}.layers.{i}"
-            found += attention_layers(f"{at}.self_attn", "encoder", "out_proj", shift_free_keys=True)
-            found += mlp_layers(at, "encoder")
+            before = f"{at}.self_attn_layer_norm"
+            found += attention_layers(f"{at}.self_attn", "encoder", "out_proj", before, shift_free_keys=True)
+            found += mlp_layers(at, "encoder", f"{at}.final_layer_norm")
         found += [Layer(f"model.multi_modal_projector.linear_{i}", "encoder", "all") for i in (1, 2)]
         for i in range(config.text_config.num_hidden_layers):
             at = f"{TEXT}.layers.{i}"
-            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", shift_free_keys=False)
+            before = f"{at}.input_layernorm"
+            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_free_keys=False)
             found += [Layer(f"{at}.mlp.{name}_proj", "decoder mlp", "all") for name in ("gate", "up")]
-            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", residual_mlp=True))
+            before = f"{at}.post_attention_layernorm"
+            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", residual_mlp=True, stream=before))
         # Recordings go one by one, without padding: all positions count, but those of the prompt predict nothing.
         return [*(replace(layer, positions="all") for layer in found), Layer(self.head, "head", "tokens")]
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import DETECT, Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import DETECT, Encoded, Fold, Layer, Part, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -30,19 +30,19 @@ class Whisper(SpeechModel):
     def layers(self) -> list[Layer]:
         config, found = self.network.config, []
         for i in range(config.encoder_layers):
-            found += attention_layers(
-                f"model.encoder.layers.{i}.self_attn", "encoder", "out_proj", shift_free_keys=True
-            )
-            found += mlp_layers(f"model.encoder.layers.{i}", "encoder")
+            at = f"model.encoder.layers.{i}"
+            found += self._attention(at, "self_attn", "encoder")
+            found += mlp_layers(at, "encoder", f"{at}.final_layer_norm")
         for i in range(config.decoder_layers):
-            found += attention_layers(
-                f"model.decoder.layers.{i}.self_attn", "decoder self", "out_proj", shift_free_keys=True
-            )
-            found += attention_layers(
-                f"model.decoder.layers.{i}.encoder_attn", "decoder cross", "out_proj", shift_free_keys=True
-            )
-            found += mlp_layers(f"model.decoder.layers.{i}", "decoder mlp")
+            at = f"model.decoder.layers.{i}"
+            found += self._attention(at, "self_attn", "decoder self")
+            found += self._attention(at, "encoder_attn", "decoder cross")
+            found += mlp_layers(at, "decoder mlp", f"{at}.final_layer_norm")
         return [*found, Layer(self.head, "head", "tokens")]
+
+    @staticmethod
+    def _attention(at: str, name: str, part: Part) -> list[Layer]:
+        return attention_layers(f"{at}.{name}", part, "out_proj", f"{at}.{name}_layer_norm", shift_free_keys=True)
 
     def awq_folds(self) -> list[Fold]:
         config, folds = self.network.config, []
