@@ -39,7 +39,8 @@ class LayerReport:
     removes on utterances it was not learnt on.
     `rounded_error`, `added_error`: what RTN and the chosen codes add to the same target. `calibration_gain`,
     `reliability`: see `core.fade`; `reliability` is held out where the folds were used, else in-sample. `inherited_error`:
-    what earlier layers' errors do to this layer's output; `outgoing_error`: what leaves it, with its own rounding.
+    what earlier layers' errors do to this layer's output; `outgoing_error`: what leaves it, with its own rounding; both with the error of
+    the residual stream it is added to, where the method corrects for that.
     None stands for what a method without calibration data cannot know.
     """
 
