@@ -331,6 +331,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             score = score_transcripts(transcripts, None if name == "float32, PyTorch" else reference)
             row["sets"][data] = {
                 "wer": score.wer,
+                "capped_wer": score.capped_wer,
                 "interval": [score.low, score.high],
                 "loops": len(score.looped),
                 "paired_with_float": None if score.paired is None else asdict(score.paired),
