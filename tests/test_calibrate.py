@@ -91,7 +91,7 @@ def test_what_a_stream_lacks_is_an_error_of_the_layers_that_write_into_it() -> N
     model, batches = tiny_batches()
     walking, slow, plain = (share_weights(model.network) for _ in range(3))
     writers = []
-    for layer, inputs in layer_inputs([model.network, walking], batches, model.layers(), streams=True):
+    for layer, inputs in layer_inputs([model.network, walking], batches, model.layers(), correct_stream=True):
         if layer.stream is not None:
             weight, pulled, mean_gap, mean_error = plain.get_submodule(layer.name).weight.double(), 0.0, 0.0, 0.0
             for batch in batches:

@@ -152,8 +152,7 @@ def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
     )  # fmt: skip
     layers = [layer for layer, _ in result.plan.steps if layer.name != model.head]
     assert len(layers) == len(result.plan.steps) - 1
-    streams = recipe.method.correct_stream
-    for layer, inputs in layer_inputs([model.network, result.model.network], batches, layers, streams=streams):
+    for layer, inputs in layer_inputs([model.network, result.model.network], batches, layers, correct_stream=recipe.method.correct_stream):
         module = model.module(layer.name)
         again = solve_layer(layer, module.weight, module.bias, inputs, SMALL, recipe.method)
         assert torch.equal(again.weight.codes, result.weights[layer.name].codes), layer.name

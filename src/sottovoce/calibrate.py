@@ -209,20 +209,20 @@ def layer_inputs(
     layers: Collection[Layer],
     *,
     magnitudes: bool = False,
-    streams: bool = False,
+    correct_stream: bool = False,
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> Iterator[tuple[Layer, LayerInputs]]:
     """Walk the networks in lockstep and yield every layer with its moments, in calling order.
 
     `networks`: the original and the one being quantized, or a single one (then the cross-moments are zero). Whatever the
     caller changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same
-    tensors share one `LayerInputs`. `streams`: for layers that write into a residual stream, what the stream lacks counts as an error of
-    their outputs (WaterSIC, arXiv 2603.04956). `before`: what is to be done when all stand before the module of that name.
+    tensors share one `LayerInputs`. `correct_stream`: for layers that write into a residual stream, what the stream lacks counts as an
+    error of their outputs (WaterSIC, arXiv 2603.04956). `before`: what is to be done when all stand before the module of that name.
     Raises `CalibrationError` as `walk_together` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerInputs]] = []
-    writers = {layer.stream: layer.name for layer in layers if streams and layer.stream is not None}
+    writers = {layer.stream: layer.name for layer in layers if correct_stream and layer.stream is not None}
     stream_of: dict[str, Stop] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
     for stop in walk_together(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
         if stop.name in before:

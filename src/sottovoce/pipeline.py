@@ -252,8 +252,8 @@ def _solve_in_lockstep(
         before[model.embedding] = solve_tied
     networks = [model.network, network] if recipe.method.streams == 2 else [network]
     missing = [layer for layer in layers if layer.name not in solutions or layer is tied]
-    streams = recipe.method.correct_stream and recipe.method.streams == 2
-    for layer, inputs in layer_inputs(networks, batches, missing, streams=streams, before=before):
+    correct_stream = recipe.method.correct_stream and len(networks) == 2
+    for layer, inputs in layer_inputs(networks, batches, missing, correct_stream=correct_stream, before=before):
         if layer is tied:
             head = solutions.pop(layer.name)  # last in the order of calls
             solutions[layer.name] = with_final_inputs(head, model.module(layer.name).weight, inputs)
