@@ -22,6 +22,7 @@ PROBE_ROWS = 48  # counted positions kept per batch and fold for measuring error
 CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
 PRODUCT_ROWS = 2048  # positions multiplied at once: enough that adding up the products takes little of the time
 SYMMETRIC_BLOCK = 256  # columns per block when only the upper triangle of a product is computed
+NO_GAP = torch.zeros((), dtype=torch.float64)  # of a stream that is not corrected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Fold:
     """Sums over one fold's counted positions: second moments (float64), means `[in]` in both networks, total weight.
 
     `reader`: the one weight `[out, in]` through which the cross-moment is seen, if it is; then the cross-moment and `mean_gap`
-    `[out]` hold what the residual stream lacks as well, where that is asked for.
+    `[out]` hold what the residual stream lacks as well, where that is asked for (else `mean_gap` is the scalar zero).
     """
 
     moments: Moments
@@ -52,7 +53,7 @@ class Fold:
     mean_hat: Tensor
     weight: float
     reader: Tensor | None = None
-    mean_gap: Tensor | None = None
+    mean_gap: Tensor = NO_GAP
 
     @cached_property
     def centred(self) -> Moments:
@@ -63,9 +64,7 @@ class Fold:
         gap = self.mean - self.mean_hat
         if self.reader is not None:
             gap = self.reader.double() @ gap
-        if self.mean_gap is not None:
-            gap = gap + self.mean_gap
-        shift = self.weight * torch.outer(gap, self.mean_hat)
+        shift = self.weight * torch.outer(gap + self.mean_gap, self.mean_hat)
         return Moments(Hessian(hessian), self.moments.cross - shift, self.moments.through)
 
 
@@ -93,7 +92,7 @@ class LayerInputs:
             share * a.mean_hat + (1 - share) * b.mean_hat,
             weight,
             a.reader,
-            None if a.mean_gap is None or b.mean_gap is None else share * a.mean_gap + (1 - share) * b.mean_gap,
+            share * a.mean_gap + (1 - share) * b.mean_gap,
         )
 
     @cached_property
@@ -344,7 +343,7 @@ class _Sums:
         self.cross = torch.zeros(width if reader is None else len(reader), width, dtype=torch.float64)
         self.total = torch.zeros(width, dtype=torch.float64)
         self.total_hat = torch.zeros(width, dtype=torch.float64)
-        self.total_gap: Tensor | None = None
+        self.total_gap = NO_GAP
         self.weight = 0.0
         self.waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
@@ -353,8 +352,7 @@ class _Sums:
         self.total += root @ rows.double()
         self.total_hat += root @ rows_hat.double()
         if gap is not None:
-            total = root @ gap.double()
-            self.total_gap = total if self.total_gap is None else self.total_gap + total
+            self.total_gap = self.total_gap + root @ gap.double()
         self.weight += float(root.square().sum())
         self.waiting.append((rows, rows_hat, gap))
         if sum(len(rows) for rows, _, _ in self.waiting) >= PRODUCT_ROWS:
@@ -382,8 +380,8 @@ class _Sums:
     def fold(self) -> Fold:
         upper = self.hessian.triu()
         hessian = upper + upper.triu(1).T
-        mean = self.total / self.weight if self.weight > 0 else self.total
-        mean_hat = self.total_hat / self.weight if self.weight > 0 else self.total_hat
+        mean, mean_hat, mean_gap = (
+            total / self.weight if self.weight > 0 else total for total in (self.total, self.total_hat, self.total_gap)
+        )
         moments = Moments(Hessian(hessian), self.cross, self.reader is not None)
-        mean_gap = self.total_gap if self.total_gap is None or not self.weight else self.total_gap / self.weight
         return Fold(moments, mean, mean_hat, self.weight, self.reader, mean_gap)

@@ -296,9 +296,9 @@ def _solve_awq(
     for layer, inputs in layer_inputs([model.network], batches, layers, magnitudes=True):
         progress(layer.name, len(seen), len(layers))
         seen[layer.name] = inputs
-    for fold in model.awq_folds():
-        names = [name for name in fold.targets if name in seen]
-        if len(names) < len(fold.targets):
+    for mapping in model.awq_mappings():
+        names = [name for name in mapping.targets if name in seen]
+        if len(names) < len(mapping.targets):
             continue  # a target stays in floating point: its inputs must stay as they are
         found = search_scales(
             [model.module(name).weight for name in names],
@@ -306,7 +306,7 @@ def _solve_awq(
             [plan.grid(name) for name in names],
             seen[names[0]].magnitude,
         )
-        source = network.get_submodule(fold.source)
+        source = network.get_submodule(mapping.source)
         weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), found.scales)
         _set_parameters(source, weight, bias)
         for name in names:

@@ -214,7 +214,7 @@ def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
     """
     layers = model.layers()
     if recipe.method.kind == "awq":
-        model.awq_folds()  # a family may not know them
+        model.awq_mappings()  # a family may not know them
     for rule in recipe.rules:
         if not any(re.search(rule.match, layer.name) for layer in layers):
             raise RecipeError(

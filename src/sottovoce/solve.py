@@ -136,9 +136,7 @@ def solve_layer(
     values = result.weight.dequantize()
     new_bias, shift = None, None
     if bias is not None and method.absorb_bias:
-        wanted = weight.double() @ inputs.total.mean
-        if inputs.total.mean_gap is not None:
-            wanted += inputs.total.mean_gap
+        wanted = weight.double() @ inputs.total.mean + inputs.total.mean_gap
         new_bias = (bias.double() + wanted - values.double() @ inputs.total.mean_hat).float()
         shift = new_bias - bias
     hessian = views.single.hessian.matrix

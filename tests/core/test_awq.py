@@ -31,7 +31,7 @@ def test_folding_changes_nothing_in_full_precision() -> None:
     features, ids = torch.randn(2, 16, 200), torch.tensor([[257, 5, 6, 7], [257, 9, 3, 1]])
     before = network(input_features=features, decoder_input_ids=ids).logits
     torch.manual_seed(1)
-    for fold in model.awq_folds():
+    for fold in model.awq_mappings():
         source = model.module(fold.source)
         scales = torch.rand(source.weight.shape[0]) * 3 + 0.2
         weight, bias = divide_outputs(source.weight, source.bias, scales)
@@ -42,7 +42,7 @@ def test_folding_changes_nothing_in_full_precision() -> None:
             module.weight = torch.nn.Parameter(scale_inputs(module.weight, scales))
     after = network(input_features=features, decoder_input_ids=ids).logits
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-    covered = {name for fold in model.awq_folds() for name in fold.targets}
+    covered = {name for fold in model.awq_mappings() for name in fold.targets}
     assert {layer.name for layer in model.layers()} - covered == {
         *(layer.name for layer in model.layers() if layer.name.endswith("fc2")),
         "proj_out",

@@ -157,11 +157,11 @@ def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:
     assert {grid.bits for layer, grid in asked.steps if "audio_tower" in layer.name} == {3}
 
 
-def test_qwens_awq_folds_leave_the_network_as_it_is(speech_folder: Path) -> None:
+def test_qwens_awq_mappings_leave_the_network_as_it_is(speech_folder: Path) -> None:
     model, (samples,) = make_qwen(), recordings(20000)
     inputs = model.forced_inputs([samples], [[40, 50, 60]], None)[0]
     before = model.network(**inputs).logits
-    for fold in model.awq_folds():
+    for fold in model.awq_mappings():
         source, first = model.module(fold.source), model.module(fold.targets[0])
         scales = 0.5 + torch.rand(first.weight.shape[1], generator=torch.Generator().manual_seed(len(fold.source)))
         weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), scales)

@@ -84,7 +84,7 @@ def test_every_method_solves_every_layer_once(method: str, speech_folder: Path) 
         assert error(result.model) < error(rounded.model)
 
 
-def test_awq_folds_leave_the_network_as_it_is() -> None:
+def test_awq_mappings_leave_the_network_as_it_is() -> None:
     """Scaling inputs and dividing the outputs before them, without rounding, changes nothing."""
     from sottovoce.core.awq import divide_outputs, scale_inputs
 
@@ -92,7 +92,7 @@ def test_awq_folds_leave_the_network_as_it_is() -> None:
     before = model.network(
         input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])
     ).logits
-    for fold in model.awq_folds():
+    for fold in model.awq_mappings():
         source = model.module(fold.source)
         width = model.module(fold.targets[0]).weight.shape[1]
         scales = 0.5 + torch.rand(width, generator=torch.Generator().manual_seed(len(fold.source)))

@@ -39,7 +39,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Fold:
+class AWQMapping:
     """One foldable pair for AWQ: the output channels of `source` can be divided by what the inputs of `targets` are multiplied with.
 
     `source` is a LayerNorm or a Linear; all `targets` read exactly its (linearly passed-on) output.
@@ -153,7 +153,7 @@ class SpeechModel(ABC):
         """All quantizable linear layers, the head last."""
 
     @abstractmethod
-    def awq_folds(self) -> list[Fold]:
+    def awq_mappings(self) -> list[AWQMapping]:
         """The foldable pairs, in the order in which they may be folded."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import Encoded, Fold, Layer, Part, Positions, SpeechModel, padded_rows
+from sottovoce.models.base import AWQMapping, Encoded, Layer, Part, Positions, SpeechModel, padded_rows
 
 CROSS = ("encoder_attn", "cross_attn", "crossattention")
 ATTENTION = ("attn", "attention")
@@ -57,7 +57,7 @@ class Generic(SpeechModel):
             return "decoder cross"
         return "decoder self" if any(word in name for word in ATTENTION) else "decoder mlp"
 
-    def awq_folds(self) -> list[Fold]:
+    def awq_mappings(self) -> list[AWQMapping]:
         raise ModelError(
             f"{self.source}: AWQ must know which normalisation feeds which layer, and of {self.network.config.model_type!r} models "
             "that is not known here; choose another method"

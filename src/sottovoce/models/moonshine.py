@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.models.base import Encoded, Fold, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import AWQMapping, Encoded, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 
@@ -38,8 +38,8 @@ class Moonshine(SpeechModel):
             found += mlp_layers(f"{at}.mlp", "decoder mlp", f"{at}.final_layernorm")
         return [*found, Layer(self.head, "head", "tokens")]
 
-    def awq_folds(self) -> list[Fold]:
-        config, folds = self.network.config, []
+    def awq_mappings(self) -> list[AWQMapping]:
+        config, mappings = self.network.config, []
         halves = (
             ("encoder", config.encoder_num_hidden_layers, "post_attention_layernorm"),
             ("decoder", config.decoder_num_hidden_layers, "final_layernorm"),
@@ -48,20 +48,20 @@ class Moonshine(SpeechModel):
             grouped = getattr(config, f"{half}_num_attention_heads") != getattr(config, f"{half}_num_key_value_heads")
             for i in range(count):
                 at = f"model.{half}.layers.{i}"
-                folds.append(Fold(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+                mappings.append(AWQMapping(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
                 if not grouped:  # else one value channel feeds several inputs of the output projection
-                    folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.o_proj",)))
+                    mappings.append(AWQMapping(f"{at}.self_attn.v_proj", (f"{at}.self_attn.o_proj",)))
                 if half == "decoder":
-                    folds.append(Fold(f"{at}.post_attention_layernorm", (f"{at}.encoder_attn.q_proj",)))
+                    mappings.append(AWQMapping(f"{at}.post_attention_layernorm", (f"{at}.encoder_attn.q_proj",)))
                     if not grouped:
-                        folds.append(Fold(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.o_proj",)))
-                folds.append(Fold(f"{at}.{before_mlp}", (f"{at}.mlp.fc1",)))
+                        mappings.append(AWQMapping(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.o_proj",)))
+                mappings.append(AWQMapping(f"{at}.{before_mlp}", (f"{at}.mlp.fc1",)))
         cross = tuple(
             f"model.decoder.layers.{i}.encoder_attn.{p}_proj"
             for i in range(config.decoder_num_hidden_layers)
             for p in "kv"
         )
-        return [*folds, Fold("model.encoder.layer_norm", cross)]
+        return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         padded = [np.pad(samples, (0, max(0, SHORTEST - len(samples)))) for samples in recordings]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import Encoded, Fold, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import AWQMapping, Encoded, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
 AUDIO = "model.audio_tower"
@@ -52,22 +52,22 @@ class Qwen3ASR(SpeechModel):
         # Recordings go one by one, without padding: all positions count, but those of the prompt predict nothing.
         return [*(replace(layer, positions="all") for layer in found), Layer(self.head, "head", "tokens")]
 
-    def awq_folds(self) -> list[Fold]:
-        config, folds = self.network.config, []
+    def awq_mappings(self) -> list[AWQMapping]:
+        config, mappings = self.network.config, []
         for i in range(config.audio_config.encoder_layers):
             at = f"{AUDIO}.layers.{i}"
-            folds.append(Fold(f"{at}.self_attn_layer_norm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
-            folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",)))
-            folds.append(Fold(f"{at}.final_layer_norm", (f"{at}.fc1",)))
-        folds.append(Fold(f"{AUDIO}.ln_post", ("model.multi_modal_projector.linear_1",)))
+            mappings.append(AWQMapping(f"{at}.self_attn_layer_norm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+            mappings.append(AWQMapping(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",)))
+            mappings.append(AWQMapping(f"{at}.final_layer_norm", (f"{at}.fc1",)))
+        mappings.append(AWQMapping(f"{AUDIO}.ln_post", ("model.multi_modal_projector.linear_1",)))
         for i in range(config.text_config.num_hidden_layers):
             at = f"{TEXT}.layers.{i}"
-            folds.append(Fold(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+            mappings.append(AWQMapping(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
             if config.text_config.num_attention_heads == config.text_config.num_key_value_heads:
-                folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.o_proj",)))
-            folds.append(Fold(f"{at}.post_attention_layernorm", (f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj")))
-            folds.append(Fold(f"{at}.mlp.up_proj", (f"{at}.mlp.down_proj",)))
-        return folds
+                mappings.append(AWQMapping(f"{at}.self_attn.v_proj", (f"{at}.self_attn.o_proj",)))
+            mappings.append(AWQMapping(f"{at}.post_attention_layernorm", (f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj")))
+            mappings.append(AWQMapping(f"{at}.mlp.up_proj", (f"{at}.mlp.down_proj",)))
+        return mappings
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         # One by one: the spectrum at the end of a recording depends on what follows it.

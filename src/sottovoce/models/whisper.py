@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import DETECT, Encoded, Fold, Layer, Part, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import DETECT, AWQMapping, Encoded, Layer, Part, SpeechModel, attention_layers, mlp_layers, padded_rows
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -44,21 +44,21 @@ class Whisper(SpeechModel):
     def _attention(at: str, name: str, part: Part) -> list[Layer]:
         return attention_layers(f"{at}.{name}", part, "out_proj", f"{at}.{name}_layer_norm", shift_free_keys=True)
 
-    def awq_folds(self) -> list[Fold]:
-        config, folds = self.network.config, []
+    def awq_mappings(self) -> list[AWQMapping]:
+        config, mappings = self.network.config, []
         for half, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
             for i in range(count):
                 at = f"model.{half}.layers.{i}"
-                folds.append(Fold(f"{at}.self_attn_layer_norm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
-                folds.append(Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",)))
+                mappings.append(AWQMapping(f"{at}.self_attn_layer_norm", tuple(f"{at}.self_attn.{p}_proj" for p in "qkv")))
+                mappings.append(AWQMapping(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",)))
                 if half == "decoder":
-                    folds.append(Fold(f"{at}.encoder_attn_layer_norm", (f"{at}.encoder_attn.q_proj",)))
-                    folds.append(Fold(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.out_proj",)))
-                folds.append(Fold(f"{at}.final_layer_norm", (f"{at}.fc1",)))
+                    mappings.append(AWQMapping(f"{at}.encoder_attn_layer_norm", (f"{at}.encoder_attn.q_proj",)))
+                    mappings.append(AWQMapping(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.out_proj",)))
+                mappings.append(AWQMapping(f"{at}.final_layer_norm", (f"{at}.fc1",)))
         cross = tuple(
             f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_layers) for p in "kv"
         )
-        return [*folds, Fold("model.encoder.layer_norm", cross)]
+        return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         extracted = self.processor.feature_extractor(
