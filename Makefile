@@ -21,6 +21,7 @@ test: lint unit
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks fuzz
+	$(BIN)/ruff format --check --quiet src tests benchmarks fuzz
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -89,9 +89,7 @@ def make_network(vocabulary: int) -> MoonshineForConditionalGeneration:
         pad_head_dim_to_multiple_of=8, pad_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     network = MoonshineForConditionalGeneration(config)
-    network.generation_config = GenerationConfig(
-        decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=2, max_length=64
-    )
+    network.generation_config = GenerationConfig(decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=2, max_length=64)
     return network
 
 
@@ -103,10 +101,7 @@ def speak(sentences: list[str], file: Path) -> tuple[np.ndarray, np.ndarray]:
         for first in range(0, len(sentences), PART):
             part = file.with_suffix(f".{first}.npz")  # stopped, it goes on from the last part
             if not part.is_file():
-                said = [
-                    voice.say(spoken(sentences[i]), seed=i, speed=speeds[i])
-                    for i in range(first, min(first + PART, len(sentences)))
-                ]
+                said = [voice.say(spoken(sentences[i]), seed=i, speed=speeds[i]) for i in range(first, min(first + PART, len(sentences)))]
                 whole = {str(i): (s / max(1.0, float(np.abs(s).max())) * 32767).astype(np.int16) for i, s in enumerate(said)}
                 np.savez(part, **whole)
                 print(f"spoken: {first + len(said)} of {len(sentences)}", flush=True)
@@ -135,9 +130,7 @@ def augmented(samples: np.ndarray, noise: np.ndarray, rng: np.random.Generator) 
     return (samples * rng.uniform(0.2, 1.0) / peak).astype(np.float32)
 
 
-def batches(
-    audio: np.ndarray, starts: np.ndarray, tokens: list[list[int]], step: int
-) -> Iterator[tuple[Tensor, list[list[int]]]]:
+def batches(audio: np.ndarray, starts: np.ndarray, tokens: list[list[int]], step: int) -> Iterator[tuple[Tensor, list[list[int]]]]:
     """Endless batches of recordings of about one length, padded with noise: Moonshine normalises over a whole recording, so there
     must be no padding that it is not meant to hear. The batches after `step` are the same whenever they are asked for."""
     lengths = np.diff(starts)

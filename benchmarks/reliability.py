@@ -45,11 +45,7 @@ def resident_mb() -> float:
 def many(folder: Path, work: Path) -> dict[str, float]:
     """Evaluate thousands of utterances; memory after each batch, and the slope of its second half."""
     spoken = load_data(make_commands(work / "test", "test", SPOKEN))
-    rows = [
-        {"id": f"{i:05d}", "audio": str(u.audio), "text": u.text}
-        for i in range(UTTERANCES)
-        for u in [spoken.utterances[i % SPOKEN]]
-    ]
+    rows = [{"id": f"{i:05d}", "audio": str(u.audio), "text": u.text} for i in range(UTTERANCES) for u in [spoken.utterances[i % SPOKEN]]]
     manifest = work / "many.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen: list[tuple[int, float]] = []
@@ -127,9 +123,7 @@ def kills(work: Path) -> dict[str, object]:
         if start(out, "--resume").wait() != 0:
             raise SystemExit(f"kill {trial}: --resume failed")
         same = contents(out) == whole
-        killed.append(
-            {"after_s": after, "layers_kept": solved, "resume_s": time.perf_counter() - resumed, "same_bytes": same}
-        )
+        killed.append({"after_s": after, "layers_kept": solved, "resume_s": time.perf_counter() - resumed, "same_bytes": same})
         print(killed[-1], flush=True)
     return {"undisturbed_s": whole_s, "files": len(whole), "kills": killed}
 

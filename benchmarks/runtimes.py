@@ -112,9 +112,7 @@ class FasterWhisper:
             self.source, device="cpu", compute_type=compute_type, intra_threads=threads, inter_threads=1
         )
         self.model = api.load(f"bundled:{name}")
-        self.model.network.model.encoder.layers = (
-            torch.nn.ModuleList()
-        )  # only prompts, features and words are wanted of it
+        self.model.network.model.encoder.layers = torch.nn.ModuleList()  # only prompts, features and words are wanted of it
         self.stored_bytes = (Path(self.source) / "model.bin").stat().st_size
 
     def recognise(self, recordings: Any, language: str | None, *, confidence: bool = False) -> Heard:
@@ -123,15 +121,11 @@ class FasterWhisper:
         encoded = self.network.encode(self._storage.from_array(features))
         between = time.perf_counter()
         prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"][0].tolist()
-        found = self.network.generate(
-            encoded, [prompt] * len(recordings), beam_size=1, sampling_temperature=0, max_length=448
-        )
+        found = self.network.generate(encoded, [prompt] * len(recordings), beam_size=1, sampling_temperature=0, max_length=448)
         recognitions = []
         for result in found:
             tokens = result.sequences_ids[0]
-            recognitions.append(
-                Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=len(tokens) < 440)
-            )
+            recognitions.append(Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=len(tokens) < 440))
         return Heard(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
 
     def recognise_long(self, recording: Any, language: str | None) -> None:
@@ -195,9 +189,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
             rules=(Rule(match="proj_out", bits=4, symmetric=True),) if head_symmetric else (),
         )
         started = time.perf_counter()
-        api.quantize(
-            f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration"
-        )
+        api.quantize(f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration")
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)
     if runtime.startswith(("torch", "ct2")):
         return folder
@@ -227,9 +219,7 @@ def _dynamic_int8(floats: Path | None, folder: Path) -> None:
     halves = {t.name: t for t in model.graph.initializer if t.name.endswith("/half")}
     for node in [n for n in model.graph.node if n.op_type == "Cast" and n.input[0] in halves]:
         tensor = halves[node.input[0]]  # it looks for float32 weights
-        tensor.CopyFrom(
-            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float32"), node.output[0])
-        )
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float32"), node.output[0]))
         model.graph.node.remove(node)
     onnx.save(model, folder / ENCODER)
     options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
@@ -268,9 +258,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     recogniser = _open(arguments, model, system, stack)
     result: dict[str, Any] = {"bytes": recogniser.stored_bytes}
     if arguments.words_only:
-        result["transcripts"] = {
-            name: [asdict(t) for t in transcribe_data(recogniser, data).transcripts] for name, data in sets.items()
-        }
+        result["transcripts"] = {name: [asdict(t) for t in transcribe_data(recogniser, data).transcripts] for name, data in sets.items()}
     else:
         clips = [u.samples() for data in sets.values() for u in list(data)[:CLIPS_PER_SET]]
         result["audio_s"] = sum(map(len, clips)) / 16000
@@ -312,10 +300,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     words = {name: _read(_result_file(arguments, model, name, False)) for name in SYSTEMS}
     speed = {name: _read(_result_file(arguments, model, name, True)) for name in SYSTEMS}
     heard = {
-        name: {
-            data: tuple(map(as_transcript, rows))
-            for data, rows in found["transcripts"].items()
-        }
+        name: {data: tuple(map(as_transcript, rows)) for data, rows in found["transcripts"].items()}
         for name, found in words.items()
         if found
     }
@@ -345,8 +330,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 row["sets"][data]["wer_simulated"] = score_transcripts(simulated).wer
         if name == "4 bits FADE, transcribe.cpp" and "4 bits RTN, transcribe.cpp" in heard:
             row["paired_with_rtn"] = {
-                data: asdict(score_transcripts(t, heard["4 bits RTN, transcribe.cpp"][data]).paired)
-                for data, t in sets.items()
+                data: asdict(score_transcripts(t, heard["4 bits RTN, transcribe.cpp"][data]).paired) for data, t in sets.items()
             }
         if speed[name]:
             runs, audio_s = speed[name]["runs"], speed[name]["audio_s"]

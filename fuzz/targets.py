@@ -238,7 +238,7 @@ group_size = "row"
 base = "qep"
 strength = 1.0
 """
-SPGI = b"wav_filename|wav_filesize|transcript\na/1.wav|20|He said \"five.\n"
+SPGI = b'wav_filename|wav_filesize|transcript\na/1.wav|20|He said "five.\n'
 HEARD = b'{"id": "a", "text": "x y", "reference": "x", "duration_s": 1.5, "tokens": [1, 2], "log_probabilities": [-0.5, -1]}\n'
 STM = b""";; a comment
 talk 1 speaker 0.5 2.25 <o,f0,male> i 'm here <unk>

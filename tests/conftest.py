@@ -90,9 +90,7 @@ def moonshine_tokenizer() -> PreTrainedTokenizerFast:
         "\u2581th",
     ]
     pairs = [("\u2581", "t"), ("\u2581t", "h")]
-    tokenizer = Tokenizer(
-        BPE({piece: i for i, piece in enumerate(pieces)}, pairs, unk_token="<unk>", byte_fallback=True)
-    )
+    tokenizer = Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, pairs, unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -111,9 +109,7 @@ def make_tiny_moonshine(seed: int = 0, width: int = 64) -> Moonshine:
         tie_word_embeddings=True,
     )  # fmt: skip
     network = MoonshineForConditionalGeneration(config).eval().requires_grad_(False)
-    network.generation_config = GenerationConfig(
-        decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=2, max_length=24
-    )
+    network.generation_config = GenerationConfig(decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=2, max_length=24)
     extractor = Wav2Vec2FeatureExtractor(feature_size=1, do_normalize=False, return_attention_mask=True)
     return Moonshine(network, Wav2Vec2Processor(extractor, tokenizer), "moonshine")
 
@@ -146,9 +142,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def random_moments(
-    width: int, seed: int, n: int = 200, noise: float = 0.3
-) -> tuple[Moments, torch.Tensor, torch.Tensor]:
+def random_moments(width: int, seed: int, n: int = 200, noise: float = 0.3) -> tuple[Moments, torch.Tensor, torch.Tensor]:
     """Moments of random correlated inputs in float64, with X and X^ `[in, n]`."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(width, width, generator=generator, dtype=torch.float64)

@@ -81,9 +81,7 @@ def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed
     command = [sys.executable, "-m", "sottovoce.cli", "bench", bench_root / "recipe.toml", "--out", tmp_path / "out"]
     moments = random.Random(4)  # noqa: S311 - moments to kill at, no secret
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            [*map(str, command), "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([*map(str, command), "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         cells = tmp_path / "out" / "cells"
         count = len(list(cells.glob("*.json"))) if cells.is_dir() else 0
         deadline = time.monotonic() + 60
@@ -101,9 +99,7 @@ def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_no_process_outlives_a_killed_bench(bench_root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sottovoce.cli", "bench", bench_root / "recipe.toml", "--out", tmp_path / "out"]
-    process = subprocess.Popen(
-        [*map(str, command), "--jobs", "2", "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([*map(str, command), "--jobs", "2", "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
     while not list((tmp_path / "out").glob("cells/reference-*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -106,9 +106,7 @@ def test_what_a_stream_lacks_is_an_error_of_the_layers_that_write_into_it() -> N
             tolerance = {"rtol": 1e-3, "atol": 1e-5 * float(total.moments.hessian.matrix.abs().max())}
             torch.testing.assert_close(total.moments.pull(weight), pulled, **tolerance)
             torch.testing.assert_close(total.mean_gap, mean_gap / total.weight, rtol=1e-3, atol=1e-5)
-            torch.testing.assert_close(
-                total.centred.pull(weight), pulled - torch.outer(mean_error, total.mean_hat), **tolerance
-            )
+            torch.testing.assert_close(total.centred.pull(weight), pulled - torch.outer(mean_error, total.mean_hat), **tolerance)
             writers.append(layer.name)
         else:
             assert inputs.probe_gap is None
@@ -241,9 +239,7 @@ def test_a_shared_stem_is_computed_once_and_a_changed_one_is_not() -> None:
     copy = share_weights(original)
     changed = share_weights(original)
     changed.model.encoder.conv1.weight = nn.Parameter(changed.model.encoder.conv1.weight * 1.5, requires_grad=False)
-    alone = [
-        captured(net, "model.encoder.layers.0.self_attn.q_proj", b.inputs) for net in (copy, changed) for b in batches
-    ]
+    alone = [captured(net, "model.encoder.layers.0.self_attn.q_proj", b.inputs) for net in (copy, changed) for b in batches]
     got = walk(copy) + walk(changed)
     for ours, theirs in zip(got, alone, strict=True):
         assert torch.equal(ours, theirs)

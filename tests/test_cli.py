@@ -113,9 +113,7 @@ def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_f
         "--order",
         "activation",
     )
-    code, printed, shown = run(
-        "quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments
-    )
+    code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments)
     assert code == 0, shown
     layers = {row["name"]: row for row in json.loads(printed)["layers"]}
     assert "proj_out" not in layers
@@ -185,9 +183,7 @@ def test_help_needs_no_torch_and_is_fast() -> None:
     )
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    assert (
-        time.perf_counter() - started < 5
-    )  # generous: this guards against importing torch, benchmarks measure the time
+    assert time.perf_counter() - started < 5  # generous: this guards against importing torch, benchmarks measure the time
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -231,11 +227,7 @@ def test_readme_commands_exist() -> None:
         assert f"\n{target}:" in makefile
     for line in re.findall(r"^sottovoce (.+)$", readme, flags=re.M):
         command, *words = line.split()
-        options = {
-            option
-            for parameter in main.commands[command].params
-            for option in (*parameter.opts, *parameter.secondary_opts)
-        }
+        options = {option for parameter in main.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= options, line
     for script in re.findall(r"python (benchmarks/\w+\.py)", readme):
         assert (ROOT / script).is_file()

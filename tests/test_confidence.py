@@ -57,9 +57,7 @@ def test_fits_minimise_the_cross_entropy() -> None:
         return float(np.logaddexp(0, np.where(right, -odds, odds)).mean())
 
     slopes = np.linspace(0, 2, 401)
-    assert fit_temperature(confidences, right).slope == pytest.approx(
-        slopes[np.argmin([loss(s, 0) for s in slopes])], abs=0.01
-    )
+    assert fit_temperature(confidences, right).slope == pytest.approx(slopes[np.argmin([loss(s, 0) for s in slopes])], abs=0.01)
     platt = fit_platt(confidences, right)
     grid = [(s, o) for s in np.linspace(0, 1, 51) for o in np.linspace(-2, 1, 61)]
     assert loss(platt.slope, platt.offset) <= min(loss(s, o) for s, o in grid) + 1e-6
@@ -85,9 +83,7 @@ def test_nothing_to_learn_from_is_refused() -> None:
 
 
 def test_loops_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "sottovoce.evaluation.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
-    )
+    monkeypatch.setattr("sottovoce.evaluation.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
     model = make_tiny()
 
     def said(name: str, text: str, logs: bool = True) -> Transcript:
@@ -148,9 +144,7 @@ def test_the_command_fits_stores_and_applies(
     out = tmp_path / "out"
     assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
     # A random model gets no word right: stand in for the alignment.
-    monkeypatch.setattr(
-        "sottovoce.evaluation.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words))
-    )
+    monkeypatch.setattr("sottovoce.evaluation.confidence.mark_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
     code, _, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", "platt")
     assert code == 1
     assert "carries no scaling" in complaint

@@ -135,9 +135,7 @@ def test_librispeech_tree(tmp_path: Path) -> None:
 
 
 def test_hub_names() -> None:
-    assert HubName.parse("hf:openslr/librispeech_asr:clean:test") == HubName(
-        "openslr/librispeech_asr", "clean", "test", {}
-    )
+    assert HubName.parse("hf:openslr/librispeech_asr:clean:test") == HubName("openslr/librispeech_asr", "clean", "test", {})
     assert HubName.parse("hf:a/b:dev").split == "dev"
     assert HubName.parse("hf:a/b?text=words") == HubName("a/b", None, "test", {"text": "words"})
     with pytest.raises(DataError, match="wanted hf:NAME"):

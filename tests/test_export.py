@@ -35,9 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real tiny.en, rounded."""
     out = tmp_path_factory.mktemp("quantized") / "whisper-4bit"
-    api.quantize(
-        "bundled:tiny.en", out, recipe=Recipe(method=method_named("rtn"), grid=target_grid("gguf")), target="gguf"
-    )
+    api.quantize("bundled:tiny.en", out, recipe=Recipe(method=method_named("rtn"), grid=target_grid("gguf")), target="gguf")
     return out
 
 
@@ -46,9 +44,7 @@ class TestTargets:
         assert target_grid("hf") == Grid()
         assert target_grid("gguf") == Grid(group_size=32, symmetric=True, exact_minimum=True)
         assert target_grid("gguf", symmetric=False) == Grid(group_size=32, exact_minimum=True)
-        assert target_grid("gguf", bits=8, symmetric=None) == Grid(
-            bits=8, group_size=32, symmetric=True, exact_minimum=True
-        )
+        assert target_grid("gguf", bits=8, symmetric=None) == Grid(bits=8, group_size=32, symmetric=True, exact_minimum=True)
         assert target_grid("onnx", bits=2, group_size=None) == Grid(bits=2, group_size=None)
         with pytest.raises(RecipeError, match="target 'tflite' is not known"):
             target_grid("tflite")
@@ -147,14 +143,10 @@ class TestExport:
         def wrong(source: Any, file: Path) -> dict[str, str]:
             name = "model.decoder.embed_tokens"
             weight = source.weights[name]
-            return right(
-                replace(source, weights=source.weights | {name: replace(weight, codes=weight.codes.flip(0))}), file
-            )
+            return right(replace(source, weights=source.weights | {name: replace(weight, codes=weight.codes.flip(0))}), file)
 
         monkeypatch.setitem(run.WRITERS, "gguf", wrong)
-        with pytest.raises(
-            ExportError, match=r"of the words that the gguf runtime hears differ .* the file was deleted"
-        ):
+        with pytest.raises(ExportError, match=r"of the words that the gguf runtime hears differ .* the file was deleted"):
             api.export(whisper_folder, "gguf", tmp_path / "wrong.gguf")
         assert list(tmp_path.iterdir()) == []
 
@@ -172,9 +164,7 @@ class TestExport:
         with pytest.raises(ExportError, match="activations 'bf16' are not known; choose one of int8, float32"):
             api.export(folder, "onnx", tmp_path / "x", activations="bf16")
 
-    def test_a_missing_package_is_named_with_its_command(
-        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_missing_package_is_named_with_its_command(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in ("gguf", "onnx", "onnxruntime", "transcribe_cpp", "_pywhispercpp"):
             monkeypatch.setitem(__import__("sys").modules, module, None)
         for kind, extra in (("gguf", "gguf"), ("onnx", "onnx")):
@@ -196,9 +186,7 @@ def _crash(*_: object) -> None:
 
 class TestAgreement:
     def test_words_count_not_commas(self) -> None:
-        ours = [
-            Transcript(id=str(i), text=t, tokens=(), duration_s=1.0) for i, t in enumerate(["A red fox.", "It ran", ""])
-        ]
+        ours = [Transcript(id=str(i), text=t, tokens=(), duration_s=1.0) for i, t in enumerate(["A red fox.", "It ran", ""])]
         theirs = [replace(t, text=x) for t, x in zip(ours, ["a red fox", "It ran away", ""], strict=True)]
         found = agree(tuple(ours), tuple(theirs))
         assert (found.utterances, found.equal) == (3, 2)
@@ -230,9 +218,7 @@ class TestCommand:
         assert "OpenAI's vocabulary" in done.stderr
 
     def test_evaluate_and_transcribe_run_a_folder_in_another_runtime(self, folder: Path, speech_folder: Path) -> None:
-        done = CliRunner().invoke(
-            main, ["evaluate", str(folder), str(speech_folder), "--runtime", "gguf", "--limit", "2", "--json"]
-        )
+        done = CliRunner().invoke(main, ["evaluate", str(folder), str(speech_folder), "--runtime", "gguf", "--limit", "2", "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["words"] > 0
         done = CliRunner().invoke(main, ["transcribe", str(folder), str(speech_folder / "u0.wav"), "--runtime", "gguf"])

@@ -184,9 +184,7 @@ def test_a_tied_head_is_solved_for_a_decoder_that_is_not_quantized_yet(speech_fo
 def test_fresh_process_without_this_package(bits: int, symmetric: bool, speech_folder: Path, tmp_path: Path) -> None:
     """`transformers` alone loads the folder and computes the very same numbers."""
     out = tmp_path / "out"
-    result = run(
-        Recipe(method=METHODS["rtn"], grid=Grid(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out
-    )
+    result = run(Recipe(method=METHODS["rtn"], grid=Grid(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out)
     features, ids = torch.randn(1, 16, 200), torch.tensor([[257, 5, 6]])
     torch.save({"features": features, "ids": ids}, tmp_path / "in.pt")
     script = (

@@ -113,9 +113,7 @@ def test_every_dependency_is_locked_with_hashes_at_the_version_that_is_tested() 
     constraints = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in constraints if line and not line.startswith("#"))
     tested = {canonicalize_name(name): version for name, version in tested.items()}
-    assert {name: locked[name] for name in locked.keys() & tested.keys()} == {
-        name: tested[name] for name in locked.keys() & tested.keys()
-    }
+    assert {name: locked[name] for name in locked.keys() & tested.keys()} == {name: tested[name] for name in locked.keys() & tested.keys()}
     with (root / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = [name for names in project["optional-dependencies"].values() for name in names]

@@ -80,9 +80,7 @@ def test_manifest_folder_and_librispeech_tree(tmp_path: Path) -> None:
         soundfile.write(folder / f"84-121123-000{i}.flac", tone(0.5), 16000)
     plain = load_data(tmp_path)
     assert [u.id for u in plain] == ["84/121123/84-121123-0000", "84/121123/84-121123-0001"]
-    (folder / "84-121123.trans.txt").write_text(
-        "84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS THAN FIVE MINUTES\n"
-    )
+    (folder / "84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS THAN FIVE MINUTES\n")
     tree = load_data(tmp_path)
     assert [(u.id, u.text, u.speaker) for u in tree][0] == ("84-121123-0000", "GO DO YOU HEAR", "84")
     (tmp_path / "manifest.jsonl").write_text(
@@ -221,9 +219,7 @@ def test_only_what_reaches_the_limit_is_truncated() -> None:
     encoded = model.encode(model.features(list(noise)))
     whole = model.decode_to_end(encoded, None)
     for limit in (3, 8):
-        for (tokens, ended), (all_tokens, came_to_end) in zip(
-            model.decode_to_end(encoded, None, limit), whole, strict=True
-        ):
+        for (tokens, ended), (all_tokens, came_to_end) in zip(model.decode_to_end(encoded, None, limit), whole, strict=True):
             assert tokens == all_tokens[:limit]
             assert ended == (came_to_end and len(all_tokens) < limit)
     for i in range(len(noise)):
@@ -232,9 +228,7 @@ def test_only_what_reaches_the_limit_is_truncated() -> None:
 
 def test_looping_utterances_do_not_change_by_going_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny()
-    encoded = model.encode(
-        model.features([tone(1.0), tone(0.3), np.random.default_rng(0).standard_normal(9000).astype(np.float32)])
-    )
+    encoded = model.encode(model.features([tone(1.0), tone(0.3), np.random.default_rng(0).standard_normal(9000).astype(np.float32)]))
     whole = model.decode(encoded, None)
     monkeypatch.setattr("sottovoce.models.whisper.FIRST_TOKENS", 3)
     assert model.decode(encoded, None) == whole
@@ -243,18 +237,13 @@ def test_looping_utterances_do_not_change_by_going_on_alone(monkeypatch: pytest.
 
 def test_json_of_a_manifest_line_keeps_unicode(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "ä.wav", tone(0.5), 16000)
-    (tmp_path / "manifest.jsonl").write_text(
-        json.dumps({"audio": "ä.wav", "text": "schön"}, ensure_ascii=False), encoding="utf-8"
-    )
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio": "ä.wav", "text": "schön"}, ensure_ascii=False), encoding="utf-8")
     assert next(iter(load_data(tmp_path))).text == "schön"
 
 
 def test_paired_comparison_by_hand() -> None:
     references = ["cats dogs birds fish", "oak elm pine fir", "red green blue black", "sun moon star sky"]
-    ours = [
-        heard(t, r, str(i))
-        for i, (t, r) in enumerate(zip(["cats dogs birds", *references[1:]], references, strict=True))
-    ]
+    ours = [heard(t, r, str(i)) for i, (t, r) in enumerate(zip(["cats dogs birds", *references[1:]], references, strict=True))]
     theirs = [heard("", references[0], "0")] + [heard(r, r, str(i)) for i, r in enumerate(references[1:], 1)]
     score = score_transcripts(ours, theirs)
     paired = score.paired
@@ -311,9 +300,7 @@ def test_the_gate_counts_failures_that_were_added() -> None:
 
 def test_transcripts_survive_the_file(tmp_path: Path) -> None:
     transcripts = (
-        Transcript(
-            id="a/1", text='he said "né"', tokens=(1, 2), duration_s=1.25, reference="x", pieces=2, truncated=True
-        ),
+        Transcript(id="a/1", text='he said "né"', tokens=(1, 2), duration_s=1.25, reference="x", pieces=2, truncated=True),
         Transcript(id="b", text="", tokens=(), duration_s=0.5),
     )
     write_transcripts(tmp_path / "new" / "t.jsonl", transcripts)

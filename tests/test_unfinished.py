@@ -45,9 +45,7 @@ api.quantize(model, out, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibr
 
 def start(model: Path, speech: Path, out: Path, *, resume: bool, at: int = -1) -> subprocess.Popen[str]:
     arguments = [str(model), str(speech), str(out), "resume" if resume else "anew", str(at)]
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -65,9 +63,7 @@ def undisturbed(model_folder: Path, speech_folder: Path, tmp_path_factory: pytes
 
 
 @pytest.mark.parametrize("at", [1, 20, LAYERS - 1] if KILLS < 50 else range(1, LAYERS))
-def test_killed_at_a_layers_border(
-    at: int, model_folder: Path, speech_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
-) -> None:
+def test_killed_at_a_layers_border(at: int, model_folder: Path, speech_folder: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     out = tmp_path / "out"
     killed = start(model_folder, speech_folder, out, resume=False, at=at)
     killed.communicate(timeout=120)
@@ -113,9 +109,7 @@ def _heed_interrupts() -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_asked_to_stop_it_says_how_to_go_on(
-    name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path
-) -> None:
+def test_asked_to_stop_it_says_how_to_go_on(name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sottovoce.cli", "quantize", model_folder, tmp_path / "out", "--group-size", "32"]
     command += ["--calibration", speech_folder, "--batch-size", "1", "--threads", "1", "--frame-stride", "1"]
     unfinished = tmp_path / ".out.unfinished"
@@ -123,7 +117,10 @@ def test_asked_to_stop_it_says_how_to_go_on(
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         # Where the tests run in the background, Ctrl-C is ignored, and their children would inherit that.
         process = subprocess.Popen(
-            [str(word) for word in command], stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts  # noqa: PLW1509
+            [str(word) for word in command],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509
         )
         deadline = time.monotonic() + 60
         while len(list(unfinished.glob("layer-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -213,9 +210,7 @@ except OutputError as exc:
 
 
 @pytest.mark.parametrize("most", [100, 12000, 40000] if KILLS >= 50 else [12000])
-def test_a_full_disk_is_an_error_and_costs_nothing(
-    most: int, model_folder: Path, speech_folder: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     """Simulated by a limit on the size of files: transcripts, a layer, the output itself do not fit."""
     out = tmp_path / "out"
     api.quantize(model_folder, out, recipe=Recipe(method=RECIPE.method, grid=Grid(bits=4, group_size=32)), calibration=speech_folder)

@@ -30,9 +30,7 @@ def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_any_flipped_byte_is_found_and_the_file_named(
-    folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_any_flipped_byte_is_found_and_the_file_named(folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     flips = 0
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     chance = random.Random(0)  # noqa: S311 - places to damage, no secret

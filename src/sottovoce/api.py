@@ -92,9 +92,7 @@ def quantize(
     drawn = None
     if recipe.method.streams:
         if calibration is None:
-            raise RecipeError(
-                "this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
-            )
+            raise RecipeError("this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
         data = calibration if isinstance(calibration, DataSet) else _calibration_data(calibration, utterances)
         drawn = data.draw(utterances, seed)
     inputs = {
@@ -140,9 +138,7 @@ def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None)
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
     if made_for is not None:
         if runtime not in (None, made_for):
-            raise RecipeError(
-                f"{model} is made for the runtime {made_for}, and {runtime} was asked for; leave --runtime out"
-            )
+            raise RecipeError(f"{model} is made for the runtime {made_for}, and {runtime} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
     if runtime in (None, "torch"):
         return TorchRecogniser(_loaded(model))
@@ -216,9 +212,7 @@ def fit_confidence(
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     known = data.draw(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
-    transcription = transcribe_data(
-        model, DataSet(data.name, known), language=language, confidence=True, progress=progress
-    )
+    transcription = transcribe_data(model, DataSet(data.name, known), language=language, confidence=True, progress=progress)
     halves = assign_folds([utterance.speaker for utterance in known])
     return fit_to_transcripts(model, transcription.transcripts, halves)
 

@@ -20,9 +20,7 @@ LOUDEST = 1e9  # far beyond recordings whose full scale is that of 16-bit number
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf")
 
 
-def read_audio(
-    source: Path | str | bytes, *, name: str | None = None, span: tuple[float, float] | None = None
-) -> np.ndarray:
+def read_audio(source: Path | str | bytes, *, name: str | None = None, span: tuple[float, float] | None = None) -> np.ndarray:
     """The recording as float32 `[n_samples]`, mono, at 16 kHz.
 
     `source`: a sound file, or its bytes (then `name` stands for it in messages); `span`: only from start to end, in seconds.
@@ -50,9 +48,7 @@ def read_audio(
                 frames = max(0, min(end, file.frames) - start)
             samples = _read_mixed(file, frames, called)
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as exc:
-        raise AudioError(
-            f"{called}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC"
-        ) from exc
+        raise AudioError(f"{called}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC") from exc
     return check_audio(samples, rate, called)
 
 

@@ -35,9 +35,7 @@ class PositionWeights:
 
     def __post_init__(self) -> None:
         if not 0 <= self.padding <= 1 or self.stride < 1:
-            raise CalibrationError(
-                f"padding weight {self.padding} must be within 0 .. 1 and stride {self.stride} at least 1"
-            )
+            raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and stride {self.stride} at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,9 +252,7 @@ class _Identity:
         return all(ref() is not None for ref in self._refs)
 
     def same(self, other: "_Identity") -> bool:
-        return self._versions == other._versions and all(
-            mine() is theirs() for mine, theirs in zip(self._refs, other._refs, strict=True)
-        )
+        return self._versions == other._versions and all(mine() is theirs() for mine, theirs in zip(self._refs, other._refs, strict=True))
 
 
 def _reader(network: nn.Module, layer: Layer, stream: Stop | None) -> Tensor | None:

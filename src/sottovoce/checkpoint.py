@@ -73,9 +73,7 @@ def _write_files(result: QuantizedModel, folder: Path) -> None:
         "environment": environment(),
         "layers": [asdict(report) for report in result.reports],
         "left_in_floating_point": list(result.plan.left),
-        "files": {
-            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())
-        },
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())},
     }
     write_manifest(folder, manifest)
     for file in folder.iterdir():
@@ -89,9 +87,7 @@ def _state(result: QuantizedModel) -> dict[str, Tensor]:
     model, state = result.model, dict[str, Tensor]()
     for name, tensor in model.network.state_dict().items():
         module = name.removesuffix(".weight")
-        if module in result.weights or (
-            model.tied and module in (model.head, model.embedding) and model.head in result.weights
-        ):
+        if module in result.weights or (model.tied and module in (model.head, model.embedding) and model.head in result.weights):
             continue
         if model.tied and module == model.head:
             continue
@@ -220,9 +216,7 @@ def read_weights(folder: Path, manifest: dict[str, Any]) -> dict[str, QuantizedT
             except (ValueError, RuntimeError, TypeError, OverflowError) as exc:
                 raise CheckpointError(f"{folder / WEIGHTS}: the tensors of {target!r} do not fit together ({exc})") from exc
     if len(found) != len(manifest["layers"]):
-        raise CheckpointError(
-            f"{folder}: {len(found)} quantized layers in {WEIGHTS}, {len(manifest['layers'])} in {MANIFEST}"
-        )
+        raise CheckpointError(f"{folder}: {len(found)} quantized layers in {WEIGHTS}, {len(manifest['layers'])} in {MANIFEST}")
     return found
 
 

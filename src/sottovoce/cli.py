@@ -101,9 +101,7 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
     help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it.",
 )
 @click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
-@click.option(
-    "--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How the codes are found."
-)
+@click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How the codes are found.")
 @click.option(
     "--target",
     type=click.Choice(TARGET_NAMES),
@@ -143,9 +141,7 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
     metavar="REGEX BITS",
     help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.",
 )
-@click.option(
-    "--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE"
-)
+@click.option("--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE")
 @click.option("--ridge", help="Ridge of the correction, in mean diagonals of the Hessian.", metavar=HELD_OUT_OR_NUMBER)
 @click.option("--damping", help="Damping of the Hessian, in its mean diagonals.", metavar=HELD_OUT_OR_NUMBER)
 @click.option("--order", type=click.Choice(["activation", "original"]), help="Order in which columns are rounded.")
@@ -215,9 +211,7 @@ def quantize(model: str, out: Path, **options: Any) -> None:
         show.quantized(result, out, options["target"])
 
 
-_gate = click.option(
-    "--gate", is_flag=True, help="Exit with 1 if failures are added to those of the reference (--against)."
-)
+_gate = click.option("--gate", is_flag=True, help="Exit with 1 if failures are added to those of the reference (--against).")
 _tolerance = click.option(
     "--tolerance",
     type=click.IntRange(0),
@@ -231,9 +225,7 @@ _tolerance = click.option(
 @click.argument("model")
 @click.argument("data")
 @click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
-@click.option(
-    "--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file."
-)
+@click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many utterances.")
 @_save
 @_gate
@@ -345,9 +337,7 @@ def transcribe(
     loaded = api.open_recogniser(model, runtime)
     scaling = show.stored_scaling(model, confidence) if confidence else None
     with show.progress() as progress:
-        heard = api.transcribe(
-            loaded, audio, confidence=confidence is not None, language=language, save=save, progress=progress
-        )
+        heard = api.transcribe(loaded, audio, confidence=confidence is not None, language=language, save=save, progress=progress)
     transcripts = heard.transcripts
     if as_json:
         rows = [{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts]
@@ -364,12 +354,8 @@ def transcribe(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("format", type=click.Choice(["gguf", "ggml", "onnx"]))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's."
-)
-@click.option(
-    "--speech", metavar="DATA", help="Speech to compare on (default: four English sentences that come along)."
-)
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
+@click.option("--speech", metavar="DATA", help="Speech to compare on (default: four English sentences that come along).")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @click.option(
     "--activations",
@@ -533,9 +519,7 @@ def report(out: Path, transcripts: Path | None, against: Path | None, html: Path
 
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of results; a stopped bench goes on there."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results; a stopped bench goes on there.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -578,9 +562,7 @@ def bench(
     if not tables_only:
         _set_threads(None)
         with show.progress() as progress:
-            outcome = run_bench(
-                plan, out, data_root=data or recipe.parent, jobs=jobs, threads=threads, progress=progress
-            )
+            outcome = run_bench(plan, out, data_root=data or recipe.parent, jobs=jobs, threads=threads, progress=progress)
         failed = outcome.failed
         click.echo(f"{len(outcome.computed)} cells computed, {len(outcome.found)} found finished", err=True)
     results = read_results(out)
@@ -634,9 +616,7 @@ def _gate_needs(gate: bool, against: object) -> None:
         raise click.UsageError("--gate compares with a reference system: give it with --against")
 
 
-def _finish(
-    content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int
-) -> None:
+def _finish(content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int) -> None:
     """Print the JSON, if any; with `--gate`, give the verdict and exit by it."""
     from sottovoce import show
     from sottovoce.evaluation.score import gate

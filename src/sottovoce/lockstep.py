@@ -28,18 +28,14 @@ class Stop:
     inputs: list[list[Tensor]]
 
 
-def walk_together(
-    networks: Sequence[nn.Module], batches: Sequence[dict[str, Any]], targets: Collection[str]
-) -> Iterator[Stop]:
+def walk_together(networks: Sequence[nn.Module], batches: Sequence[dict[str, Any]], targets: Collection[str]) -> Iterator[Stop]:
     """Yield a `Stop` for each target module, in calling order. The networks share module names; run without gradients.
 
     Once every target was visited, the forward passes are abandoned where they stand.
     Raises `CalibrationError` if the coroutines part ways, if a target is called twice in one pass, or if one is never called.
     """
     driver = greenlet.getcurrent()
-    hooks = [
-        network.get_submodule(name).register_forward_pre_hook(_pause(name)) for network in networks for name in targets
-    ]
+    hooks = [network.get_submodule(name).register_forward_pre_hook(_pause(name)) for network in networks for name in targets]
     walkers = [[greenlet.greenlet(_walk(network, batch), driver) for batch in batches] for network in networks]
     visited: set[str] = set()
     undo = _compute_once(networks)

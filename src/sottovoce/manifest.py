@@ -41,13 +41,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(f"{path}: is damaged ({exc})") from exc
     if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: is of format version {version}, this sottovoce reads {FORMAT_VERSION}; install a newer one"
-        )
+        raise CheckpointError(f"{folder}: is of format version {version}, this sottovoce reads {FORMAT_VERSION}; install a newer one")
     seal = SEAL.search(raw)
-    if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != (
-        seal[1].decode()
-    ):
+    if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != (seal[1].decode()):
         raise CheckpointError(f"{path}: has changed since it was written (wrong sha256); fetch the folder again")
     for name, digest in wanted.items():
         file = folder / name

@@ -286,9 +286,7 @@ def _first_look(model: SpeechModel, plan: Plan, batches: Sequence[Batch]) -> dic
     return strengths
 
 
-def _solve_awq(
-    model: SpeechModel, plan: Plan, batches: Sequence[Batch], progress: Progress
-) -> tuple[Any, dict[str, Solution]]:
+def _solve_awq(model: SpeechModel, plan: Plan, batches: Sequence[Batch], progress: Progress) -> tuple[Any, dict[str, Solution]]:
     """Search scales on the original network's inputs, fold them all, round what comes out."""
     network: Any = share_weights(model.network)
     layers = [layer for layer, _ in plan.steps]

@@ -81,12 +81,25 @@ METHODS: dict[str, Method] = {
     "gptq": Method(kind="gptq"),
     "qep": Method(kind="gptq", strength=0.5, correct_residual_mlp=False),
     "fade-diagnostic": Method(
-        kind="gptq", strength="diagnostic", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True, refits=4,
+        kind="gptq",
+        strength="diagnostic",
+        ridge=HELD_OUT,
+        damping=HELD_OUT,
+        order="activation",
+        weigh_scales=True,
+        refits=4,
         absorb_bias=True,
     ),
     "fade": Method(
-        kind="gptq", strength="cross-fit", ridge=HELD_OUT, damping=HELD_OUT, order="activation", weigh_scales=True, refits=4,
-        absorb_bias=True, correct_stream=True,
+        kind="gptq",
+        strength="cross-fit",
+        ridge=HELD_OUT,
+        damping=HELD_OUT,
+        order="activation",
+        weigh_scales=True,
+        refits=4,
+        absorb_bias=True,
+        correct_stream=True,
     ),
 }
 DEFAULT_METHOD = "fade"
@@ -182,9 +195,7 @@ def target_grid(
         raise RecipeError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
     wanted = TARGETS[target]
     # ggml's 8-bit blocks have no minimum.
-    symmetric = (
-        (wanted.symmetric or (wanted.exact_minimum and bits > MOST_EXACT_BITS)) if symmetric is None else symmetric
-    )
+    symmetric = (wanted.symmetric or (wanted.exact_minimum and bits > MOST_EXACT_BITS)) if symmetric is None else symmetric
     return Grid(
         bits=bits,
         group_size=group_size,
@@ -217,9 +228,7 @@ def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
         model.awq_mappings()  # a family may not know them
     for rule in recipe.rules:
         if not any(re.search(rule.match, layer.name) for layer in layers):
-            raise RecipeError(
-                f"the rule {rule.match!r} matches no layer of {model.source}; layers look like {layers[0].name!r}"
-            )
+            raise RecipeError(f"the rule {rule.match!r} matches no layer of {model.source}; layers look like {layers[0].name!r}")
     steps, left = [], []
     for layer in layers:
         grid = _grid_of(layer, recipe, model.floors)
@@ -243,13 +252,9 @@ def check_target(plan: Plan, model: SpeechModel, target: str) -> None:
     for layer, grid in plan.steps:
         size = grid.columns_per_group(model.module(layer.name).weight.shape[1])
         if size % wanted.multiple:
-            raise RecipeError(
-                f"{layer.name}: groups of {size} do not fit {target}, which wants multiples of {wanted.multiple}"
-            )
+            raise RecipeError(f"{layer.name}: groups of {size} do not fit {target}, which wants multiples of {wanted.multiple}")
         if wanted.exact_minimum and not (grid.symmetric or grid.exact_minimum):
-            raise RecipeError(
-                f"{layer.name}: {target} has no asymmetric blocks of {grid.bits} bits; choose a symmetric grid"
-            )
+            raise RecipeError(f"{layer.name}: {target} has no asymmetric blocks of {grid.bits} bits; choose a symmetric grid")
     widths = sorted({grid.bits for _, grid in plan.steps} | ({16} if plan.left else set()))
     if wanted.one_width and len(widths) > 1:
         raise RecipeError(

@@ -179,15 +179,11 @@ def notes(result: QuantizedModel) -> list[str]:
     found = []
     calibration = result.calibration or {}
     if cut := calibration.get("cut_at_silence"):
-        found.append(
-            f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}"
-        )
+        found.append(f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}")
     asked = result.recipe.method.damping
     for report in result.reports:
         if report.damping is not None and not isinstance(asked, str) and report.damping > asked:
-            found.append(
-                f"{report.name}: damping was raised from {asked:g} to {report.damping:g} to make its Hessian positive definite"
-            )
+            found.append(f"{report.name}: damping was raised from {asked:g} to {report.damping:g} to make its Hessian positive definite")
         if report.dead_columns:
             found.append(f"{report.name}: {report.dead_columns} input channels were never active and got weight 0")
         if report.added_error is not None and report.rounded_error is not None:
@@ -221,9 +217,7 @@ def evaluation(result: Evaluation) -> None:
     console.print(f"peak memory {_megabytes(result.peak_memory_bytes)}")
 
 
-def scores(
-    score: Score, reference: Score | None, *, timing: tuple[list[str] | None, list[str] | None] = (None, None)
-) -> None:
+def scores(score: Score, reference: Score | None, *, timing: tuple[list[str] | None, list[str] | None] = (None, None)) -> None:
     """Scores, the reference system first if there is one; `timing`: its cells, if something was timed."""
     console = _console()
     speed = ("size", "x real time", "encoder s", "decoder s") if timing[1] else ()
@@ -334,8 +328,7 @@ def confidence_as_dict(fitted: FittedConfidence) -> dict[str, Any]:
     content = asdict(fitted)
     for trust in ("raw_trust", "temperature_trust", "platt_trust"):
         content[trust]["bins"] = [
-            [None if count == 0 else mean, None if count == 0 else share, count]
-            for mean, share, count in content[trust]["bins"]
+            [None if count == 0 else mean, None if count == 0 else share, count] for mean, share, count in content[trust]["bins"]
         ]
     return content
 
@@ -346,9 +339,7 @@ def stored_scaling(model: str, name: str) -> Scaling:
         return Scaling()
     stored = read_manifest(Path(model)).get("confidence")
     if stored is None:
-        raise CheckpointError(
-            f"{model}: carries no scaling of confidences; fit one with `sottovoce confidence --store`"
-        )
+        raise CheckpointError(f"{model}: carries no scaling of confidences; fit one with `sottovoce confidence --store`")
     return Scaling(**stored[name])
 
 
@@ -404,9 +395,7 @@ def folder(manifest: dict[str, Any], out: Path) -> None:
 
 
 def _parts_table(layers: list[dict[str, Any]], title: str) -> Table:
-    table = Table(
-        "part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title
-    )
+    table = Table("part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title)
     for part in PARTS:
         rows = [row for row in layers if row["part"] == part]
         if rows:
@@ -434,9 +423,7 @@ def demo(result: "DemoResult") -> None:
         )
     console.print(table)
     words = next(iter(result.evaluations.values())).score.words
-    console.print(
-        f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:"
-    )
+    console.print(f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:")
     console.print(f"  sottovoce transcribe {result.folder} {result.folder.parent}/test/test-00.flac", highlight=False)
 
 

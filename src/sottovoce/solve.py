@@ -103,9 +103,7 @@ def solve_layer(
     views = inputs.centred if centre else inputs.raw
     if identity:
         first, second = views.folds
-        views = Views(
-            _with_identity(views.total, identity), (_with_identity(first, identity), _with_identity(second, identity))
-        )
+        views = Views(_with_identity(views.total, identity), (_with_identity(first, identity), _with_identity(second, identity)))
     # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
     some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
     folds = (views.folds[0].of_rows(some), views.folds[1].of_rows(some))
@@ -115,9 +113,7 @@ def solve_layer(
         pairs = [(fit, damping) for damping in CANDIDATES]
         if method.strength == "cross-fit" and fit.strength > 0:
             pairs.append((NO_CORRECTION, CANDIDATES[0]))
-        held_out = held_out_choice(
-            weight[some], folds, grid, pairs=pairs, order=method.order, weigh_scales=method.weigh_scales
-        )
+        held_out = held_out_choice(weight[some], folds, grid, pairs=pairs, order=method.order, weigh_scales=method.weigh_scales)
         fit = held_out.fit
     damping = held_out.damping if held_out else float(method.damping)
     moments = views.single if min(damping, fit.ridge) >= SINGLE_DAMPING else views.total
@@ -173,9 +169,7 @@ def with_final_inputs(solution: Solution, weight: Tensor, inputs: LayerInputs) -
     return replace(solution, report=report)
 
 
-def _choose_correction(
-    layer: Layer, weight: Tensor, folds: tuple[Moments, Moments], method: Method, strength: float | None
-) -> CrossFit:
+def _choose_correction(layer: Layer, weight: Tensor, folds: tuple[Moments, Moments], method: Method, strength: float | None) -> CrossFit:
     ridge = FIXED_RIDGE if method.ridge == HELD_OUT else float(method.ridge)
     excluded = layer.residual_mlp and not method.correct_residual_mlp
     if excluded or method.strength == 0 or not bool(folds[0].cross.any() or folds[1].cross.any()):

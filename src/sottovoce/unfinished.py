@@ -137,9 +137,7 @@ def claimed(target: Path, *, resume: bool, overwrite: bool) -> Iterator[Unfinish
         if not (work.folder / LOCK).exists():
             raise OutputError(f"{target}: another process has just finished writing it; look at that, or try again")
     except filelock.Timeout as exc:
-        raise OutputError(
-            f"{target}: another process is writing it; wait for that one, or choose another output"
-        ) from exc
+        raise OutputError(f"{target}: another process is writing it; wait for that one, or choose another output") from exc
     except OSError as exc:
         raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output") from exc
     finished = False

@@ -32,9 +32,7 @@ def test_full_correction_without_ridge_is_least_squares() -> None:
     moments, original, quantized = random_moments(24, seed=0, n=100)
     weight = torch.randn(5, 24, dtype=torch.float64)
     solution = torch.linalg.lstsq(quantized.T, (weight @ original).T).solution.T
-    torch.testing.assert_close(
-        (weight + correction(weight, moments, 1e-12)).float(), solution.float(), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close((weight + correction(weight, moments, 1e-12)).float(), solution.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_correction_equals_the_formula() -> None:
@@ -46,15 +44,11 @@ def test_correction_equals_the_formula() -> None:
     assert torch.equal(corrected_target(weight, moments, strength=0, ridge=0.3), weight)
 
 
-def slow_cross_fit(
-    weight: torch.Tensor, folds: tuple[Moments, Moments], ridge: float, limit: float
-) -> tuple[float, float]:
+def slow_cross_fit(weight: torch.Tensor, folds: tuple[Moments, Moments], ridge: float, limit: float) -> tuple[float, float]:
     corrections = []
     for fold in folds:
         matrix = fold.hessian.matrix
-        corrections.append(
-            weight @ fold.cross @ torch.linalg.inv(matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix)))
-        )
+        corrections.append(weight @ fold.cross @ torch.linalg.inv(matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix))))
     (a, b), (c_a, c_b) = folds, corrections
     top = torch.trace(c_a @ (weight @ b.cross).T) + torch.trace(c_b @ (weight @ a.cross).T)
     bottom = torch.trace(c_a @ b.hessian.matrix @ c_a.T) + torch.trace(c_b @ a.hessian.matrix @ c_b.T)
@@ -144,9 +138,7 @@ def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> N
                 importance = (learn.hessian.matrix.diagonal() / learn.hessian.mean_diagonal).float() if weigh else None
                 scaling = fit_scaling(target, grid, importance)
                 values = gptq(target, learn.hessian, grid, damping=damping, scaling=scaling).weight.dequantize().double()
-                loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(
-                    ((weight - values) * (weight @ judge.cross)).sum()
-                )
+                loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(((weight - values) * (weight @ judge.cross)).sum())
                 extra += output_energy(target.double() - values, judge.hessian.matrix)
             losses[fit, damping], added[fit, damping] = loss, extra / energy
     best = min(losses, key=lambda pair: losses[pair])
@@ -193,6 +185,4 @@ def test_measures() -> None:
     assert relative_weight_error(weight, other) == pytest.approx(1 / 5)
     assert relative_output_error(torch.zeros(1, 2), other, matrix) == 0
     assert outlier_ratio(torch.tensor([[1.0, 1.0, 2.0, 0.0]]), 2) == pytest.approx((1 + math.sqrt(2)) / 2)
-    assert (
-        relative_weight_error(weight, rtn(weight.repeat(1, 16), Grid(bits=8, group_size=32)).dequantize()[:, :2]) < 0.01
-    )
+    assert relative_weight_error(weight, rtn(weight.repeat(1, 16), Grid(bits=8, group_size=32)).dequantize()[:, :2]) < 0.01

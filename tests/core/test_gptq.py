@@ -32,9 +32,7 @@ def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: 
         if fixed is not None:
             scales[group] = (fixed.scale[:, group].double(), fixed.zero_point[:, group].double())
         elif i % size == 0:
-            scaling = fit_scaling(
-                weight[:, i : i + size].float(), Grid(bits=grid.bits, group_size=None, scale=grid.scale)
-            )
+            scaling = fit_scaling(weight[:, i : i + size].float(), Grid(bits=grid.bits, group_size=None, scale=grid.scale))
             scales[group] = (scaling.scale[:, 0].double(), scaling.zero_point[:, 0].double())
         scale, zero = scales[group]
         left = columns[done:]
@@ -60,9 +58,7 @@ def test_equals_the_slow_reference(order: str, bits: int, group: int | None, wid
 
 def test_worked_example() -> None:
     """Two perfectly correlated inputs: what the first column loses by rounding, the second makes good."""
-    hessian = Hessian(
-        torch.tensor([[1.0, 0.999], [0.999, 1.0]], dtype=torch.float64).kron(torch.eye(16, dtype=torch.float64))
-    )
+    hessian = Hessian(torch.tensor([[1.0, 0.999], [0.999, 1.0]], dtype=torch.float64).kron(torch.eye(16, dtype=torch.float64)))
     weight = torch.zeros(1, 32)
     weight[0, 0], weight[0, 16] = 0.4, 0.4
     weight[0, 1], weight[0, 2] = -1.0, 2.0  # range -1 .. 2 at 2 bits: levels -1, 0, 1, 2
@@ -90,9 +86,7 @@ def test_output_error_is_not_worse_than_rounding(seed: int, bits: int, order: st
     grid = Grid(bits=bits, group_size=32)
     values = gptq(weight, moments.hessian, grid, order=order).weight.dequantize()
     matrix = moments.hessian.matrix
-    assert output_energy(weight - values, matrix) <= 1.2 * output_energy(
-        weight - rtn(weight, grid).dequantize(), matrix
-    )
+    assert output_energy(weight - values, matrix) <= 1.2 * output_energy(weight - rtn(weight, grid).dequantize(), matrix)
 
 
 def test_dead_columns_get_weight_zero() -> None:

@@ -21,9 +21,7 @@ def test_round_trip_and_equality_with_compressed_tensors(seed: int, bits: int, r
 
 
 def test_worked_example() -> None:
-    assert pack_rows(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.uint8), 4).tolist() == [
-        [-2023406815]
-    ]  # 0x87654321
+    assert pack_rows(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.uint8), 4).tolist() == [[-2023406815]]  # 0x87654321
     # The eleventh 3-bit code straddles the border of two words.
     words = pack_rows(torch.tensor([[0] * 10 + [7]], dtype=torch.uint8), 3)
     assert words.tolist() == [[-1073741824, 1]]

@@ -39,9 +39,7 @@ def random_tensor(seed: int, bits: int, group: int, symmetric: bool, size: float
     st.integers(0, 10_000), st.sampled_from([2, 3, 4, 8]), st.sampled_from([32, 64, 128]), st.booleans(),
     st.sampled_from([2.0**-24, 1e-5, 0.02, 1.0, 800.0]),
 )  # fmt: skip
-def test_the_formats_own_dequantizer_reads_the_very_same_numbers(
-    seed: int, bits: int, group: int, symmetric: bool, size: float
-) -> None:
+def test_the_formats_own_dequantizer_reads_the_very_same_numbers(seed: int, bits: int, group: int, symmetric: bool, size: float) -> None:
     weight = random_tensor(seed, bits, group, symmetric or bits == 8, size)
     kind, values = decoded("w", weight)
     assert kind == ("Q8_0" if bits == 8 else "Q4_0" if weight.symmetric else "Q4_1")
@@ -63,9 +61,7 @@ def test_weights_rounded_on_a_runtimes_grid(bits: int, symmetric: bool) -> None:
 
 def test_nibbles_lie_where_ggml_has_them() -> None:
     """Block by block, by the definition: byte j holds weight j in its low half and weight j + 16 in its high half."""
-    quantized = rtn(
-        torch.randn(1, 64, generator=torch.Generator().manual_seed(1)), Grid(bits=4, group_size=32, symmetric=True)
-    )
+    quantized = rtn(torch.randn(1, 64, generator=torch.Generator().manual_seed(1)), Grid(bits=4, group_size=32, symmetric=True))
     _, blocks = to_blocks("w", quantized)
     for block in range(2):
         raw = blocks[0, 18 * block : 18 * (block + 1)]

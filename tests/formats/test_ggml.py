@@ -92,9 +92,7 @@ def test_whisper_cpp_hears_what_pytorch_hears(tmp_path: Path, openai_like: Whisp
 
 
 def test_one_type_for_all_or_a_refusal(tmp_path: Path, openai_like: Whisper) -> None:
-    recipe = Recipe(
-        method=method_named("rtn"), grid=Grid(bits=4, group_size=32, symmetric=True), rules=(Rule(match="fc2", bits=8),)
-    )
+    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32, symmetric=True), rules=(Rule(match="fc2", bits=8),))
     source = open_source(quantize_model(openai_like, recipe))
     with pytest.raises(ExportError, match=r"one type for all matrices, .* Q4_0 and .*fc2 is Q8_0"):
         write_ggml(source, tmp_path / "mixed.bin")

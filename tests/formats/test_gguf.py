@@ -37,9 +37,7 @@ def test_every_tensor_arrives_bit_for_bit(tmp_path: Path, symmetric: bool) -> No
     for there, here in pairs.items():
         assert np.array_equal(values(f"{there}.weight"), source.weights[here].dequantize().numpy()), here
     assert np.array_equal(values("enc.pos_emb.weight"), floats["model.encoder.embed_positions.weight"])
-    assert np.array_equal(
-        values("dec.blocks.0.norm_cross.bias"), floats["model.decoder.layers.0.encoder_attn_layer_norm.bias"]
-    )
+    assert np.array_equal(values("dec.blocks.0.norm_cross.bias"), floats["model.decoder.layers.0.encoder_attn_layer_norm.bias"])
     assert np.array_equal(values("enc.conv.0.weight").reshape(64, 16, 3), floats["model.encoder.conv1.weight"])
     assert len(found) == len(floats) + 2  # and the mel filters and their window
     assert found["enc.conv.0.weight"].tensor_type == gguf.GGMLQuantizationType.F16

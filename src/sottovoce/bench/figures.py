@@ -17,9 +17,7 @@ LOG_FROM = 3.0  # a scale is logarithmic if its largest value is so many times i
 HALVES = {"encoder": "encoder", "decoder": "decoder"}
 
 
-def draw_figures(
-    rows: Sequence[Row], results: Mapping[tuple[str, str, int, str], Sequence[Run]], out: Path
-) -> list[tuple[str, Path]]:
+def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str], Sequence[Run]], out: Path) -> list[tuple[str, Path]]:
     """Write SVG files to `out`: word error rate and divergence against bits, and strength by depth. Returns their titles and paths.
 
     Raises `MissingDependencyError` without matplotlib.
@@ -68,9 +66,7 @@ def _styles(methods: Collection[str]) -> dict[str, tuple[str, str]]:
     return {method: STYLES[i % len(STYLES)] for i, method in enumerate([*reversed(METHODS), *others]) if method in methods}
 
 
-def _against_bits(
-    axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]], key: str, spread: str, scale: float
-) -> None:
+def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]], key: str, spread: str, scale: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     bits = sorted({row.bits for row in rows if row.method != "none"})
@@ -100,9 +96,7 @@ def _against_bits(
     axis.grid(axis="y", alpha=0.3)
 
 
-def _strengths(
-    model: str, results: Mapping[tuple[str, str, int, str], Sequence[Run]]
-) -> dict[str, dict[str, list[tuple[str, float]]]]:
+def _strengths(model: str, results: Mapping[tuple[str, str, int, str], Sequence[Run]]) -> dict[str, dict[str, list[tuple[str, float]]]]:
     """By method and width: (layer, mean strength over seeds) in the order of the model, by half, where strengths vary."""
     found: dict[str, dict[str, list[tuple[str, float]]]] = {}
     for (name, method, bits, _), runs in results.items():
@@ -113,18 +107,14 @@ def _strengths(
             for rows in zip(*(run.layers for run in runs), strict=True)
         ]
         if len({strength for *_, strength in layers if strength > 0}) > 1:
-            found[f"{method}, {bits} bits"] = {
-                half: [(layer, s) for layer, part, s in layers if part.startswith(half)] for half in HALVES
-            }
+            found[f"{method}, {bits} bits"] = {half: [(layer, s) for layer, part, s in layers if part.startswith(half)] for half in HALVES}
     return found
 
 
 def _by_depth(axis: Any, series: Mapping[str, Sequence[tuple[str, float]]]) -> None:
     for i, (name, layers) in enumerate(sorted(series.items())):
         colour, marker = STYLES[i % len(STYLES)]
-        axis.plot(
-            [strength for _, strength in layers], label=name, color=colour, marker=marker, markersize=4, linewidth=1
-        )
+        axis.plot([strength for _, strength in layers], label=name, color=colour, marker=marker, markersize=4, linewidth=1)
     axis.set_xlabel("linear layer, in the order of the model")
     axis.set_ylim(-0.05, 1.1)
     axis.grid(axis="y", alpha=0.3)

@@ -312,9 +312,7 @@ class _Bench:
         speech = None
         if job.seed is not None:
             data = self.data(str(self.plan.calibration))[0].draw(self.plan.utterances, job.seed)
-            speech = prepare_speech(
-                original, data, language=self.plan.language, labels=self._labels(job.model, job.seed)
-            )
+            speech = prepare_speech(original, data, language=self.plan.language, labels=self._labels(job.model, job.seed))
         result: QuantizedModel = quantize_model(
             original,
             job.recipe,

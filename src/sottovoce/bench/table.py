@@ -102,9 +102,7 @@ def summarise(results: dict[tuple[str, str, int, str], list[Run]]) -> list[Row]:
         against = original[0].transcripts if original and at[1] != "none" else None
         scores[at] = [score_transcripts(run.transcripts, against) for run in runs]
     rows = [_row(at, scores, results[at]) for at in scores]
-    return sorted(
-        rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl if row.mean_kl >= 0 else math.inf)
-    )
+    return sorted(rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl if row.mean_kl >= 0 else math.inf))
 
 
 def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Sequence[Run]) -> Row:
@@ -178,11 +176,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
             "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in own:
-            change = (
-                ""
-                if row.difference is None
-                else "{:+.1f} ({:+.1f} .. {:+.1f})".format(*(100 * d for d in row.difference))
-            )
+            change = "" if row.difference is None else "{:+.1f} ({:+.1f} .. {:+.1f})".format(*(100 * d for d in row.difference))
             cells = [
                 str(row.bits) if row.method != "none" else "16",
                 row.method if row.method != "none" else "full precision",

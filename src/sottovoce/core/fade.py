@@ -41,9 +41,7 @@ class CrossFit:
     gain: float
 
 
-def cross_fit(
-    weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[float] = CANDIDATES, *, limit: float = 1.0
-) -> CrossFit:
+def cross_fit(weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[float] = CANDIDATES, *, limit: float = 1.0) -> CrossFit:
     """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
     a, b = folds
     weight = weight.to(a.cross.dtype)

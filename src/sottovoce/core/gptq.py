@@ -70,9 +70,7 @@ def gptq(
     return GptqResult(best, used, int(dead.sum()))
 
 
-def solve_columns(
-    weight: Tensor, factor: Tensor, grid: Grid, columns: Tensor, scaling: Scaling | None
-) -> tuple[Tensor, Scaling]:
+def solve_columns(weight: Tensor, factor: Tensor, grid: Grid, columns: Tensor, scaling: Scaling | None) -> tuple[Tensor, Scaling]:
     """The column loop, over any leading batch dimensions.
 
     `weight` `[..., out, in]`; `factor` `[..., in, in]` in rounding order; `columns` `[..., in]` or `[in]`: which column is

@@ -49,9 +49,7 @@ class Grid:
         if self.bits not in BITS:
             raise RecipeError(f"bits = {self.bits!r} is not supported; choose one of {BITS}")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
-            raise RecipeError(
-                f"group size {self.group_size!r} is not supported; choose one of {GROUP_SIZES}, or a whole row"
-            )
+            raise RecipeError(f"group size {self.group_size!r} is not supported; choose one of {GROUP_SIZES}, or a whole row")
         if self.scale not in ("minmax", "search"):
             raise RecipeError(f"scale = {self.scale!r} is not known; choose 'minmax' or 'search'")
         if self.exact_minimum and not self.symmetric and self.bits > MOST_EXACT_BITS:

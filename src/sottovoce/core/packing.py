@@ -17,9 +17,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes `[rows, n]`, each below `2^bits`, to int32 words `[rows, ceil(n * bits / 32)]`."""
     rows, n = codes.shape
     n_words = -(-n * bits // WORD_BITS)
-    stream = np.unpackbits(codes.contiguous().numpy()[:, :, None], axis=2, bitorder="little")[:, :, :bits].reshape(
-        rows, n * bits
-    )
+    stream = np.unpackbits(codes.contiguous().numpy()[:, :, None], axis=2, bitorder="little")[:, :, :bits].reshape(rows, n * bits)
     packed = np.zeros((rows, n_words * 4), dtype=np.uint8)
     squeezed = np.packbits(stream, axis=1, bitorder="little")
     packed[:, : squeezed.shape[1]] = squeezed

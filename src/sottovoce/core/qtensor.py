@@ -28,13 +28,10 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         if self.codes.dtype != torch.uint8 or self.zero_point.dtype != torch.uint8 or self.scale.dtype != torch.float16:
             raise CheckpointError(
-                f"codes {self.codes.dtype}, scale {self.scale.dtype}, zero point {self.zero_point.dtype}; "
-                "wanted uint8, float16, uint8"
+                f"codes {self.codes.dtype}, scale {self.scale.dtype}, zero point {self.zero_point.dtype}; wanted uint8, float16, uint8"
             )
         if self.codes.ndim != 2 or self.scale.shape != self.zero_point.shape or self.scale.ndim != 2:
-            raise CheckpointError(
-                f"codes {tuple(self.codes.shape)}, scale {tuple(self.scale.shape)}: wanted [out, in] and [out, groups]"
-            )
+            raise CheckpointError(f"codes {tuple(self.codes.shape)}, scale {tuple(self.scale.shape)}: wanted [out, in] and [out, groups]")
         (out, in_features), (rows, groups) = self.codes.shape, self.scale.shape
         if rows != out or groups == 0 or in_features % groups:
             raise CheckpointError(f"{groups} groups in {rows} rows do not fit codes of shape {out} x {in_features}")
@@ -43,18 +40,14 @@ class QuantizedTensor:
             raise CheckpointError(f"a code or zero point exceeds {top}, the largest of {self.bits} bits")
         usable = self.scale != 0 if self.symmetric else self.scale > 0
         if not bool(torch.isfinite(self.scale).all()) or not bool(usable.all()):
-            raise CheckpointError(
-                f"a scale is not a {'finite number other than 0' if self.symmetric else 'positive finite number'}"
-            )
+            raise CheckpointError(f"a scale is not a {'finite number other than 0' if self.symmetric else 'positive finite number'}")
         if self.symmetric and not bool((self.zero_point == 1 << (self.bits - 1)).all()):
             raise CheckpointError(f"a symmetric grid has a zero point other than {1 << (self.bits - 1)}")
 
     @classmethod
     def from_scaling(cls, codes: Tensor, scaling: Scaling, grid: Grid) -> "QuantizedTensor":
         """From whole-number codes of any dtype and the scaling they were rounded with."""
-        return cls(
-            codes.to(torch.uint8), scaling.scale.half(), scaling.zero_point.to(torch.uint8), grid.bits, grid.symmetric
-        )
+        return cls(codes.to(torch.uint8), scaling.scale.half(), scaling.zero_point.to(torch.uint8), grid.bits, grid.symmetric)
 
     @property
     def group_size(self) -> int:

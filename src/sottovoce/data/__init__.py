@@ -28,9 +28,7 @@ def load_data(source: str | Path, *, at_most: int | None = None) -> DataSet:
         utterances, left_out = _read_path(path)
         name = path.resolve().name if path.is_dir() else path.stem
     if not utterances:
-        raise DataError(
-            f"{source}: holds no utterances; sound files ({', '.join(SUFFIXES)}) or a manifest.jsonl are wanted"
-        )
+        raise DataError(f"{source}: holds no utterances; sound files ({', '.join(SUFFIXES)}) or a manifest.jsonl are wanted")
     seen: set[str] = set()
     for utterance in utterances:
         if utterance.id in seen:

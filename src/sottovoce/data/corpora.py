@@ -78,9 +78,7 @@ def _stm_lines(transcript: Path) -> Iterator[tuple[str, list[str]]]:
         if len(fields) == STM_FIELDS - 1:
             fields.append("")  # a segment without words
         if len(fields) < STM_FIELDS:
-            raise DataError(
-                f"{transcript}, line {number}: wanted file, channel, speaker, start, end, <label> and text; got {line[:80]!r}"
-            )
+            raise DataError(f"{transcript}, line {number}: wanted file, channel, speaker, start, end, <label> and text; got {line[:80]!r}")
         yield f"{transcript}, line {number}", fields
 
 
@@ -110,9 +108,7 @@ def read_spgispeech(table: Path) -> list[Utterance]:
                 raise DataError(f"{table}, line {number}: {name!r} is not the name of a file")
             if not (root / name).resolve().is_relative_to(root.resolve()):
                 raise DataError(f"{table}, line {number}: {name!r} lies outside of {root}")
-            utterances.append(
-                Utterance(id=Path(name).with_suffix("").as_posix(), audio=root / name, text=text, speaker=_folder(name))
-            )
+            utterances.append(Utterance(id=Path(name).with_suffix("").as_posix(), audio=root / name, text=text, speaker=_folder(name)))
     except csv.Error as exc:
         raise DataError(f"{table}, line {rows.line_num}: {exc}") from exc
     return utterances

@@ -77,8 +77,7 @@ def _columns(present: list[str], hub: HubName, source: str) -> dict[str, str]:
             columns[role] = found
         elif role in hub.columns or role == "audio":
             raise DataError(
-                f"{source}: has no column {' or '.join(map(repr, wanted))}, but {', '.join(present)}; "
-                f"name it with ?{role}=COLUMN"
+                f"{source}: has no column {' or '.join(map(repr, wanted))}, but {', '.join(present)}; name it with ?{role}=COLUMN"
             )
     return columns
 

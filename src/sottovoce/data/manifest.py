@@ -13,9 +13,7 @@ def read_manifest(path: Path) -> list[Utterance]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as exc:
-        raise DataError(
-            f"{path}: is not UTF-8 text, so not a manifest (JSON lines); for one sound file, give its folder"
-        ) from exc
+        raise DataError(f"{path}: is not UTF-8 text, so not a manifest (JSON lines); for one sound file, give its folder") from exc
     for number, line in enumerate(lines, start=1):
         if line.strip():
             utterances.append(_manifest_line(line, path, number))

@@ -82,9 +82,7 @@ def _number(rng: random.Random) -> str:
 
 def _clock(rng: random.Random) -> str:
     hour = _below_hundred(rng.randint(1, 12))
-    return rng.choice(
-        (hour, f"half past {hour}", f"quarter to {hour}", f"{hour} {_below_hundred(rng.randrange(15, 60, 5))}")
-    )
+    return rng.choice((hour, f"half past {hour}", f"quarter to {hour}", f"{hour} {_below_hundred(rng.randrange(15, 60, 5))}"))
 
 
 def _date(rng: random.Random) -> str:

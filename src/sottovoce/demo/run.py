@@ -48,8 +48,7 @@ def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
         quantized=result,
         folder=folders["FADE"],
         evaluations=evaluations,
-        bytes={"float": float_bytes}
-        | {name: (folder / "model.safetensors").stat().st_size for name, folder in folders.items()},
+        bytes={"float": float_bytes} | {name: (folder / "model.safetensors").stat().st_size for name, folder in folders.items()},
     )
 
 

@@ -68,9 +68,7 @@ def write_speech(folder: Path | str, name: str, lines: Sequence[Line], *, noisy:
                 samples = add_noise(samples, snr_db, seed=i)
             audio = f"{name}-{i:02d}.flac"
             soundfile.write(build / audio, samples / max(1.0, float(np.abs(samples).max())), SAMPLE_RATE)
-            rows.append(
-                {"id": f"{name}-{i:02d}", "audio": audio, "snr_db": snr_db} | ({"text": line.text} if texts else {})
-            )
+            rows.append({"id": f"{name}-{i:02d}", "audio": audio, "snr_db": snr_db} | ({"text": line.text} if texts else {}))
         (build / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         build.rename(folder)
     finally:

@@ -78,9 +78,7 @@ class FittedConfidence:
     left_out: int = 0
 
 
-def fit_to_transcripts(
-    model: SpeechModel, transcripts: Sequence[Transcript], halves: Sequence[int]
-) -> FittedConfidence:
+def fit_to_transcripts(model: SpeechModel, transcripts: Sequence[Transcript], halves: Sequence[int]) -> FittedConfidence:
     """`halves`: for each transcript 0 to fit on, 1 to judge on. Left out and counted are loops, whose hundreds of words would
     drown the others (the gate is there for them), and recordings without log-probabilities.
 
@@ -168,16 +166,12 @@ def measure_trust(confidences: np.ndarray, right: np.ndarray) -> Trust:
     for i in range(BINS):
         inside = at == i
         count = int(inside.sum())
-        mean, share = (
-            (float(confidences[inside].mean()), float(right[inside].mean())) if count else (math.nan, math.nan)
-        )
+        mean, share = (float(confidences[inside].mean()), float(right[inside].mean())) if count else (math.nan, math.nan)
         bins.append((mean, share, count))
         gap += count * abs(mean - share) if count else 0.0
     accuracy = float(right.mean())
     entropy = -float(np.where(right, np.log(kept), np.log1p(-kept)).mean())
-    whole = (
-        0.0 if accuracy in (0.0, 1.0) else -(accuracy * math.log(accuracy) + (1 - accuracy) * math.log(1 - accuracy))
-    )
+    whole = 0.0 if accuracy in (0.0, 1.0) else -(accuracy * math.log(accuracy) + (1 - accuracy) * math.log(1 - accuracy))
     return Trust(
         words=len(confidences),
         accuracy=accuracy,
@@ -204,9 +198,7 @@ def fit_platt(confidences: np.ndarray, right: np.ndarray) -> Scaling:
 def _newton(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Logistic regression without an intercept of its own, `[n, k]` on bool `[n]`, by damped Newton steps."""
     if right.all() or not right.any():
-        raise DataError(
-            f"all {len(right)} words are {'right' if right.all() else 'wrong'}: a scaling needs both kinds; give more speech"
-        )
+        raise DataError(f"all {len(right)} words are {'right' if right.all() else 'wrong'}: a scaling needs both kinds; give more speech")
     weights = np.zeros(features.shape[1])
     loss = _loss(weights, features, right)
     for _ in range(NEWTON_STEPS):

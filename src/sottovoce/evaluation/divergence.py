@@ -9,9 +9,7 @@ from sottovoce.models.base import Encoded, SpeechModel
 
 
 @torch.no_grad()
-def hidden_states(
-    model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None
-) -> list[Tensor]:
+def hidden_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None) -> list[Tensor]:
     """The head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted.
 
     `transcripts`: token ids, given to the decoder as they are (teacher forcing).
@@ -23,9 +21,7 @@ def hidden_states(
 
 
 @torch.no_grad()
-def token_divergence(
-    reference: SpeechModel, reference_states: Sequence[Tensor], model: SpeechModel, states: Sequence[Tensor]
-) -> Tensor:
+def token_divergence(reference: SpeechModel, reference_states: Sequence[Tensor], model: SpeechModel, states: Sequence[Tensor]) -> Tensor:
     """Kullback-Leibler divergence KL(reference || model) in nats at every token, utterances joined; `[n_tokens]`."""
     head, other_head = reference.module(reference.head), model.module(model.head)
     divergences = []

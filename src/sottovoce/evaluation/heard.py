@@ -52,9 +52,7 @@ class Listener:
             self._batches.append((utterances, [len(recording) / SAMPLE_RATE for recording in samples], features))
 
     @torch.no_grad()
-    def listen(
-        self, model: SpeechModel, language: str | None, forced: Sequence[Sequence[int]] | None = None
-    ) -> Listening:
+    def listen(self, model: SpeechModel, language: str | None, forced: Sequence[Sequence[int]] | None = None) -> Listening:
         """`forced`: the reference's transcripts, on which the states are taken; its own if omitted."""
         transcripts, states, start = list[Transcript](), list[Tensor](), 0
         for utterances, durations, features in self._batches:

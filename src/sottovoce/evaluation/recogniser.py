@@ -72,10 +72,7 @@ class TorchRecogniser:
         model = self.model
         began = time.perf_counter()
         encoded = Encoded.joined(
-            [
-                model.encode(model.features(recordings[i : i + ENCODER_BATCH]))
-                for i in range(0, len(recordings), ENCODER_BATCH)
-            ]
+            [model.encode(model.features(recordings[i : i + ENCODER_BATCH])) for i in range(0, len(recordings), ENCODER_BATCH)]
         )
         between = time.perf_counter()
         decoded, languages = model.decode_by_language(encoded, language)
@@ -97,9 +94,7 @@ class TorchRecogniser:
         tokens, ended = found
         return Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=ended)
 
-    def _probabilities(
-        self, encoded: Encoded, transcripts: list[list[int]], language: str | None
-    ) -> list[tuple[float, ...]]:
+    def _probabilities(self, encoded: Encoded, transcripts: list[list[int]], language: str | None) -> list[tuple[float, ...]]:
         """Log-probability of each token of each transcript, by one more pass of the decoder."""
         states = hidden_states(self.model, encoded, transcripts, language)
         return [

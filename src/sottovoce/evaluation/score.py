@@ -105,9 +105,7 @@ def normalize(text: str) -> str:
     return str(_normalizer()(text))  # type: ignore[operator]
 
 
-def score_transcripts(
-    transcripts: Sequence[Transcript], against: Sequence[Transcript] | None = None, *, seed: int = 0
-) -> Score:
+def score_transcripts(transcripts: Sequence[Transcript], against: Sequence[Transcript] | None = None, *, seed: int = 0) -> Score:
     """Score transcripts against the references they carry; `against`: those of a reference system, matched by id.
 
     Raises `DataError` if no utterance has a reference, or if the two systems' utterances differ.
@@ -207,15 +205,12 @@ class Gate:
 def gate(score: Score, reference: Score, *, tolerance: int = 0) -> Gate:
     """Compare the failures of two scores of the same data."""
     added = {
-        failure: tuple(name for name in getattr(score, failure) if name not in set(getattr(reference, failure)))
-        for failure in FAILURES
+        failure: tuple(name for name in getattr(score, failure) if name not in set(getattr(reference, failure))) for failure in FAILURES
     }
     return Gate(added, tolerance)
 
 
-def bootstrap_interval(
-    errors: np.ndarray, words: np.ndarray, *, seed: int, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def bootstrap_interval(errors: np.ndarray, words: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile of the corpus rate when utterances are drawn anew with replacement."""
     draws = np.random.default_rng(seed).integers(0, len(errors), size=(resamples, len(errors)))
     rates = errors[draws].sum(axis=1) / np.maximum(words[draws].sum(axis=1), 1)

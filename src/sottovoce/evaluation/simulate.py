@@ -28,9 +28,7 @@ def round_to_int8(x: Tensor, *, block: int = BLOCK, half_scales: bool = True) ->
 
 
 @contextmanager
-def int8_activations(
-    model: SpeechModel, names: Iterable[str], *, block: int = BLOCK, half_scales: bool = True
-) -> Iterator[None]:
+def int8_activations(model: SpeechModel, names: Iterable[str], *, block: int = BLOCK, half_scales: bool = True) -> Iterator[None]:
     """Meanwhile, the inputs of the linear layers called `names` are rounded to 8 bits."""
 
     def hook(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

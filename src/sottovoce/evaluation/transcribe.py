@@ -108,8 +108,7 @@ def _transcribe_batch(
     flat = [piece for parts in pieces for piece in parts]
     # A recording of hours is many pieces: in batches of their own, so that memory does not grow with its length.
     heard = [
-        ears.recognise(flat[first : first + DECODER_BATCH], language, confidence=confidence)
-        for first in range(0, len(flat), DECODER_BATCH)
+        ears.recognise(flat[first : first + DECODER_BATCH], language, confidence=confidence) for first in range(0, len(flat), DECODER_BATCH)
     ]
     pending, done = iter([recognition for one in heard for recognition in one.recognitions]), []
     for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):

@@ -31,9 +31,7 @@ def block_type(name: str, weight: QuantizedTensor) -> BlockType:
     if weight.bits == 8:
         if weight.symmetric:
             return "Q8_0"
-        raise ExportError(
-            f"{name}: ggml has no asymmetric 8-bit blocks; quantize with --symmetric, or with --target gguf"
-        )
+        raise ExportError(f"{name}: ggml has no asymmetric 8-bit blocks; quantize with --symmetric, or with --target gguf")
     if weight.symmetric:
         return "Q4_0"
     minimum = _minimum(weight)

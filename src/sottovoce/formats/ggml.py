@@ -128,9 +128,7 @@ def read_header(file: Path) -> tuple[int, ...]:
         if kind not in (TYPES["F32"], TYPES["F16"]):
             kinds.add(kind)
     if len(kinds) > 1:
-        raise ExportError(
-            f"{file}: mixes block types, which whisper.cpp does not hold; export it again with --target ggml"
-        )
+        raise ExportError(f"{file}: mixes block types, which whisper.cpp does not hold; export it again with --target ggml")
     return tuple(numbers)
 
 

@@ -48,11 +48,7 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
         raise ExportError(f"the model's parameter {missing[0]!r} has no place in the {layout.architecture} layout")
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
     types: dict[str, str] = {name: kind for name, (kind, _) in blocks.items()}
-    most = (
-        max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind))
-        if types
-        else "F16"
-    )
+    most = max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind)) if types else "F16"
     writer = gguf.GGUFWriter(str(file), layout.architecture)
     writer.add_string("general.basename", layout.architecture)
     writer.add_string("general.size_label", _size_label(sum(array.size for array in floats.values())))
@@ -86,9 +82,7 @@ def require_gguf() -> Any:
     return gguf
 
 
-def parameter_names(
-    source: Source, top: dict[str, str], encoder: dict[str, str], decoder: dict[str, str]
-) -> dict[str, str]:
+def parameter_names(source: Source, top: dict[str, str], encoder: dict[str, str], decoder: dict[str, str]) -> dict[str, str]:
     """How parameters are called in GGUF, from tables of module names: whole ones in `top`, within a layer in the others."""
     modules = dict(top)
     for half, short, table in (("encoder", "enc", encoder), ("decoder", "dec", decoder)):

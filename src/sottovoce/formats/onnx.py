@@ -69,9 +69,7 @@ def require_onnx() -> Any:
         import onnx
         import onnxscript  # noqa: F401 - the exporter of torch needs it
     except ImportError as exc:
-        raise MissingDependencyError(
-            "exporting to ONNX needs onnx and onnxscript; pip install 'sottovoce[onnx]'"
-        ) from exc
+        raise MissingDependencyError("exporting to ONNX needs onnx and onnxscript; pip install 'sottovoce[onnx]'") from exc
     return onnx
 
 
@@ -141,9 +139,7 @@ class _LaterStep(nn.Module):
             cache.cross_attention_cache.update(cross_key, cross_value, i)
             cache.is_updated[i] = True
         # With all keys and values of the audio at hand, the states are only a sign that there is cross-attention.
-        states = self.decoder(
-            input_ids=input_ids, encoder_hidden_states=past[2], past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        states = self.decoder(input_ids=input_ids, encoder_hidden_states=past[2], past_key_values=cache, use_cache=True).last_hidden_state
         logits = self.head(states)
         present: list[Tensor] = []
         for i in range(self.layers):
@@ -159,12 +155,7 @@ def _decoder_layers(network: Any) -> int:
 
 def cache_names(layers: int, prefix: str) -> list[str]:
     """`past_key_values.0.decoder.key` and so on, in the order of the graph."""
-    return [
-        f"{prefix}.{i}.{half}.{what}"
-        for i in range(layers)
-        for half in ("decoder", "encoder")
-        for what in ("key", "value")
-    ]
+    return [f"{prefix}.{i}.{half}.{what}" for i in range(layers) for half in ("decoder", "encoder") for what in ("key", "value")]
 
 
 _Example = tuple[tuple[Any, ...], list[str], list[str], Any]
@@ -174,9 +165,7 @@ def _encoder_example(source: Source) -> _Example:
     """Arguments, names of inputs and outputs, and which of their sizes are free."""
     model = source.model
     rng = np.random.default_rng(0)
-    recordings = [
-        rng.standard_normal(int(model.longest_s * 16000) // 2).astype(np.float32) for _ in range(EXAMPLE_BATCH)
-    ]
+    recordings = [rng.standard_normal(int(model.longest_s * 16000) // 2).astype(np.float32) for _ in range(EXAMPLE_BATCH)]
     ((name, features),) = ((k, v) for k, v in model.features(recordings).items() if v.is_floating_point())
     batch = torch.export.Dim("batch_size")
     free: dict[int, Any] = {0: batch}
@@ -312,9 +301,7 @@ def _merged(onnx: Any, first: Any, later: Any) -> Any:
             if tensor.name in returned:  # a branch may not return what lies outside of it
                 constants.append(helper.make_node("Constant", [], [tensor.name], value=tensor))
                 continue
-            known = next(
-                (n for n, w in weights.items() if n.rpartition("@")[0] == tensor.name and _same(w, tensor)), None
-            )
+            known = next((n for n, w in weights.items() if n.rpartition("@")[0] == tensor.name and _same(w, tensor)), None)
             renamed[tensor.name] = known or f"{tensor.name}@{len(weights)}"
             if known is None:
                 copy = onnx.TensorProto()
@@ -352,17 +339,13 @@ def _merged(onnx: Any, first: Any, later: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return bool(
-        one.data_type == other.data_type and list(one.dims) == list(other.dims) and one.raw_data == other.raw_data
-    )
+    return bool(one.data_type == other.data_type and list(one.dims) == list(other.dims) and one.raw_data == other.raw_data)
 
 
 def _loosened(onnx: Any, value: Any) -> Any:
     """The same output with every size but the rank open, since the two branches differ in them."""
     kind = value.type.tensor_type
-    return onnx.helper.make_tensor_value_info(
-        value.name, kind.elem_type, [f"{value.name}_{i}" for i in range(len(kind.shape.dim))]
-    )
+    return onnx.helper.make_tensor_value_info(value.name, kind.elem_type, [f"{value.name}_{i}" for i in range(len(kind.shape.dim))])
 
 
 def _halved(onnx: Any, model: Any) -> Any:
@@ -374,9 +357,7 @@ def _halved(onnx: Any, model: Any) -> Any:
             continue
         name = tensor.name
         tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype("float16"), f"{name}/half"))
-        casts.append(
-            onnx.helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=onnx.TensorProto.FLOAT)
-        )
+        casts.append(onnx.helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=onnx.TensorProto.FLOAT))
     nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*casts, *nodes])

@@ -43,9 +43,7 @@ class Source:
 
         content: dict[str, Any] = json.loads(self.model.processor.tokenizer.backend_tokenizer.to_str())
         if content["model"].get("type") != "BPE":
-            raise ExportError(
-                f"the tokenizer is of type {content['model'].get('type')!r}; byte-pair encoding is wanted"
-            )
+            raise ExportError(f"the tokenizer is of type {content['model'].get('type')!r}; byte-pair encoding is wanted")
         return content
 
     @property

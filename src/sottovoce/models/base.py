@@ -184,9 +184,7 @@ class SpeechModel(ABC):
         return [decoded[i] for i in range(len(languages))], list(languages)
 
     @abstractmethod
-    def decode_to_end(
-        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
-    ) -> list[tuple[list[int], bool]]:
+    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
         """Greedy transcripts as token ids, prompt and end token left off, and whether each came to its end token."""
 
     @abstractmethod
@@ -224,9 +222,7 @@ class SpeechModel(ABC):
         return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
 
     @abstractmethod
-    def teacher_forcing(
-        self, transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
 
     def forced_inputs(

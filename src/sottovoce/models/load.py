@@ -37,9 +37,7 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
     elif (folder / "model.bin").is_file():
         network, processor = ctranslate2.load_folder(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{name}: the folder has no config.json; a transformers or faster-whisper model folder is wanted"
-        )
+        raise ModelError(f"{name}: the folder has no config.json; a transformers or faster-whisper model folder is wanted")
     elif not folder.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
         raise ModelError(f"{name}: no such folder, and not a Hub id (ORGANISATION/NAME)")
     else:
@@ -68,9 +66,7 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     except json.JSONDecodeError as exc:
         raise ModelError(f"{source}: its config.json is not JSON ({exc})") from exc
     except Exception as exc:  # noqa: BLE001 - transformers and the Hub raise many kinds; all mean the model is not to be had
-        raise ModelError(
-            f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en"
-        ) from exc
+        raise ModelError(f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
 
 
 def _first_line(exc: Exception) -> str:
@@ -81,6 +77,4 @@ def _first_line(exc: Exception) -> str:
 def _check_weights(network: Any, name: str) -> None:
     for parameter_name, parameter in network.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise ModelError(
-                f"{name}: the weight {parameter_name!r} holds NaN or infinite values; fetch the model again"
-            )
+            raise ModelError(f"{name}: the weight {parameter_name!r} holds NaN or infinite values; fetch the model again")

@@ -56,11 +56,7 @@ class Moonshine(SpeechModel):
                     if not grouped:
                         mappings.append(AWQMapping(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.o_proj",)))
                 mappings.append(AWQMapping(f"{at}.{before_mlp}", (f"{at}.mlp.fc1",)))
-        cross = tuple(
-            f"model.decoder.layers.{i}.encoder_attn.{p}_proj"
-            for i in range(config.decoder_num_hidden_layers)
-            for p in "kv"
-        )
+        cross = tuple(f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_num_hidden_layers) for p in "kv")
         return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -104,9 +100,7 @@ class Moonshine(SpeechModel):
         longest = self.network.generation_config.max_length or self.network.config.max_position_embeddings
         return int(min(longest, self.network.config.max_position_embeddings)) - 1
 
-    def decode_to_end(
-        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
-    ) -> list[tuple[list[int], bool]]:
+    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
         room = self.most_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         out = self.network.generate(
@@ -121,9 +115,7 @@ class Moonshine(SpeechModel):
             transcripts.append((row[: row.index(end)] if end in row else row, end in row))
         return transcripts
 
-    def teacher_forcing(
-        self, transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         del language
         start, room = self.network.config.decoder_start_token_id, self.network.config.max_position_embeddings - 1
         rows = [[start, *list(transcript)[:room]] for transcript in transcripts]

@@ -113,9 +113,7 @@ class Qwen3ASR(SpeechModel):
         del language
         return int(self.network.generation_config.max_new_tokens or MOST_TOKENS)
 
-    def decode_to_end(
-        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
-    ) -> list[tuple[list[int], bool]]:
+    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
         limit = min(max_new_tokens or self.most_tokens(language), self.most_tokens(language))
         rest = self.module(self.embedding)(torch.tensor(self._prompts(language)[1]))
         rows = [torch.cat([context, rest]) for context in self._contexts(encoded)]
@@ -145,9 +143,7 @@ class Qwen3ASR(SpeechModel):
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.processor.decode(list(tokens), return_format="transcription_only")).strip()
 
-    def teacher_forcing(
-        self, transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         rest = self._prompts(language)[1]
         rows = [[*rest, *list(transcript)[: self.most_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self._ends[0])
@@ -172,9 +168,7 @@ class Qwen3ASR(SpeechModel):
 
     def _prompt(self, language: str | None) -> tuple[list[int], list[int]]:
         """Token ids before and after the audio, from the processor's own template with the language forced."""
-        (text,) = self.processor.apply_transcription_request(
-            np.zeros(SAMPLE_RATE, np.float32), language=language or "en", tokenize=False
-        )
+        (text,) = self.processor.apply_transcription_request(np.zeros(SAMPLE_RATE, np.float32), language=language or "en", tokenize=False)
         before, mark, after = text.partition(self.processor.audio_token)
         if not mark:
             raise ModelError(f"{self.source}: its chat template has no place for audio ({self.processor.audio_token!r})")

@@ -55,9 +55,7 @@ class Whisper(SpeechModel):
                     mappings.append(AWQMapping(f"{at}.encoder_attn_layer_norm", (f"{at}.encoder_attn.q_proj",)))
                     mappings.append(AWQMapping(f"{at}.encoder_attn.v_proj", (f"{at}.encoder_attn.out_proj",)))
                 mappings.append(AWQMapping(f"{at}.final_layer_norm", (f"{at}.fc1",)))
-        cross = tuple(
-            f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_layers) for p in "kv"
-        )
+        cross = tuple(f"model.decoder.layers.{i}.encoder_attn.{p}_proj" for i in range(config.decoder_layers) for p in "kv")
         return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -87,9 +85,7 @@ class Whisper(SpeechModel):
         codes = {token: name[2:-2] for name, token in self.network.generation_config.lang_to_id.items()}
         return [codes[token] for token in found.tolist()]
 
-    def decode_to_end(
-        self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None
-    ) -> list[tuple[list[int], bool]]:
+    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
         room = self.most_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         first = min(FIRST_TOKENS, limit)
@@ -157,9 +153,7 @@ class Whisper(SpeechModel):
     def tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids)
 
-    def teacher_forcing(
-        self, transcripts: Sequence[Sequence[int]], language: str | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         prompt = self._prompt(language)
         room = self.network.config.max_target_positions - len(prompt)
         rows = [[*prompt, *list(transcript)[:room]] for transcript in transcripts]
@@ -183,7 +177,5 @@ class Whisper(SpeechModel):
         code = language or "en"
         known = self.network.generation_config.lang_to_id
         if f"<|{code}|>" not in known:
-            raise ModelError(
-                f"language {code!r} is not one this model knows: {', '.join(sorted(k[2:-2] for k in known))}"
-            )
+            raise ModelError(f"language {code!r} is not one this model knows: {', '.join(sorted(k[2:-2] for k in known))}")
         return code

@@ -12,9 +12,7 @@ SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")
 INK = "#010203"  # stands for the page's own text colour, and is replaced by it
 
 
-def depth_chart(
-    halves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str, *, logarithmic: bool = False
-) -> str:
+def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str, *, logarithmic: bool = False) -> str:
     """Curves along the depth, one panel per half of the model: `halves[half][series]` holds a value per layer.
 
     On a logarithmic scale what is zero is left out.
@@ -88,7 +86,5 @@ def inline(svg: str) -> str:
     """An SVG file as part of a page: without its prologue, as wide as there is room, in the page's text colour."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
     return svg.replace(INK, "currentColor").replace("font: ", "font-family: inherit; font: ")

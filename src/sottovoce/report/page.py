@@ -34,9 +34,7 @@ SCALINGS = {"raw_trust": "as it is", "temperature_trust": "temperature", "platt_
 CURVES = {"inherited": "inherited_error", "added": "added_error", "outgoing": "outgoing_error"}
 
 
-def folder_page(
-    folder: str | Path, transcripts: Sequence[Transcript] | None = None, against: Sequence[Transcript] | None = None
-) -> str:
+def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = None, against: Sequence[Transcript] | None = None) -> str:
     """A quantized folder, with what it heard (`transcripts`) and what the original heard of the same (`against`), if given."""
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
@@ -77,9 +75,7 @@ def bench_page(name: str, results: dict[tuple[str, str, int, str], list[Run]]) -
     rows: list[Row] = summarise(results)
     with tempfile.TemporaryDirectory() as scratch:
         figures = [(title, inline(file.read_text())) for title, file in draw_figures(rows, results, Path(scratch))]
-    return _render(
-        "bench.html.j2", title=f"bench {name}", name=name, rows=[asdict(row) for row in rows], figures=figures
-    )
+    return _render("bench.html.j2", title=f"bench {name}", name=name, rows=[asdict(row) for row in rows], figures=figures)
 
 
 def write_page(page: str, file: str | Path) -> Path:
@@ -120,10 +116,7 @@ def _reliability(confidence: dict[str, Any] | None) -> str | None:
 
 
 def _error_chart(layers: Sequence[dict[str, Any]]) -> str:
-    halves = {
-        half: {name: [row[key] for row in rows] for name, key in CURVES.items()}
-        for half, rows in _halves(layers).items()
-    }
+    halves = {half: {name: [row[key] for row in rows] for name, key in CURVES.items()} for half, rows in _halves(layers).items()}
     return depth_chart(halves, "share of the output's energy", logarithmic=True)
 
 
@@ -141,7 +134,5 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f} %"
     environment.filters["points"] = lambda value: f"{100 * value:+.2f}"
-    environment.filters["figure"] = lambda value, digits=3: (
-        "" if value is None or value != value else f"{value:.{digits}f}"
-    )
+    environment.filters["figure"] = lambda value, digits=3: "" if value is None or value != value else f"{value:.{digits}f}"
     return environment.get_template(template).render(version=__version__, **values)

@@ -36,9 +36,7 @@ class GgmlRecogniser:
             import _pywhispercpp
             from pywhispercpp.model import Model
         except ImportError as exc:
-            raise MissingDependencyError(
-                "running whisper.cpp needs the package pywhispercpp; pip install 'sottovoce[ggml]'"
-            ) from exc
+            raise MissingDependencyError("running whisper.cpp needs the package pywhispercpp; pip install 'sottovoce[ggml]'") from exc
         read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
         self.source, self._calls = str(file), _pywhispercpp
         with captured_stderr() as logs:

@@ -45,9 +45,7 @@ class GgufRecogniser:
         for samples in recordings:
             ended = True
             try:
-                result = self._session.run(
-                    np.ascontiguousarray(samples, np.float32), language=language, timestamps="none", **self._options
-                )
+                result = self._session.run(np.ascontiguousarray(samples, np.float32), language=language, timestamps="none", **self._options)
             except self._library.errors.OutputTruncated as exc:
                 result, ended = exc.partial_result, False
                 if result is None:
@@ -58,9 +56,7 @@ class GgufRecogniser:
                     text=result.text.strip(),
                     tokens=tuple(token.id for token in result.tokens),
                     ended=ended,
-                    log_probabilities=tuple(float(np.log(max(t.p, 1e-30))) for t in result.tokens)
-                    if confidence
-                    else (),
+                    log_probabilities=tuple(float(np.log(max(t.p, 1e-30))) for t in result.tokens) if confidence else (),
                 )
             )
             encoder_s += (result.timings.mel_ms + result.timings.encode_ms) / 1000
@@ -79,8 +75,6 @@ def _library() -> Any:
         with captured_stderr():
             import transcribe_cpp
     except ImportError as exc:
-        raise MissingDependencyError(
-            "running GGUF needs the package transcribe-cpp; pip install 'sottovoce[gguf]'"
-        ) from exc
+        raise MissingDependencyError("running GGUF needs the package transcribe-cpp; pip install 'sottovoce[gguf]'") from exc
     transcribe_cpp.set_log_callback(lambda *_: None)
     return transcribe_cpp

@@ -35,9 +35,7 @@ class OnnxRecogniser:
 
         self.source, self._folder, self._runtime, self._batch = str(folder), Path(folder).expanduser(), runtime, batch
         if missing := [name for name in (ENCODER, DECODER, "config.json") if not (self._folder / name).is_file()]:
-            raise ExportError(
-                f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... onnx` is wanted"
-            )
+            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... onnx` is wanted")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -50,9 +48,7 @@ class OnnxRecogniser:
                 for name in (ENCODER, DECODER)
             )
         except Exception as exc:
-            raise ExportError(
-                f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again"
-            ) from exc
+            raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
         self.model = FAMILIES[config.model_type](settings, processor, self.source)
         self.longest_s = self.model.longest_s
         names = {value.name: value.shape for value in self._decoder.get_inputs()}
@@ -113,10 +109,7 @@ class OnnxRecogniser:
             }
             logits, *present = self._decoder.run_with_ort_values(["logits", *self._present], feed)
             # Later steps return no keys and values of the audio: those of the first are kept.
-            cache = [
-                old if step and ".encoder." in name else new
-                for name, old, new in zip(self._past, cache, present, strict=True)
-            ]
+            cache = [old if step and ".encoder." in name else new for name, old, new in zip(self._past, cache, present, strict=True)]
             scores = logits.numpy()[:, -1].astype(np.float64)
             scores[:, suppressed] = -np.inf
             if step == 0:
@@ -148,7 +141,5 @@ def _require_runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as exc:
-        raise MissingDependencyError(
-            "running ONNX needs the package onnxruntime; pip install 'sottovoce[onnx]'"
-        ) from exc
+        raise MissingDependencyError("running ONNX needs the package onnxruntime; pip install 'sottovoce[onnx]'") from exc
     return onnxruntime
