@@ -11,7 +11,6 @@ waits for the system to hand out fresh memory, which takes seconds per gigabyte 
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from sottovoce.calibrate import PositionWeights, assign_folds, make_batches
 from sottovoce.core.grid import Grid
 from sottovoce.data import load_data
-from sottovoce.memory import keep_freed_memory
+from sottovoce.memory import keep_freed_memory, peak_memory_bytes
 from sottovoce.models import load_model
 from sottovoce.pipeline import environment, prepare_speech, quantize_model
 from sottovoce.recipe import Recipe
@@ -70,7 +69,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         "cold": runs[0],
         "runs": runs[1:],
         "ratio": statistics.median(run["ratio"] for run in runs[1:]),
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
         "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "environment": environment(),

@@ -29,17 +29,10 @@ from sottovoce.data import load_data
 from sottovoce.demo import make_speech
 from sottovoce.demo.commands import make_commands
 from sottovoce.files import sha256
+from sottovoce.memory import memory_bytes
 from sottovoce.recipe import Recipe, method_named
 
 UTTERANCES, SPOKEN, HOURS, KILLS = 5000, 200, 2, 5
-
-
-def resident_mb() -> float:
-    """Memory of this process now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise OSError("no VmRSS in /proc/self/status")
 
 
 def many(folder: Path, work: Path) -> dict[str, float]:
@@ -51,7 +44,7 @@ def many(folder: Path, work: Path) -> dict[str, float]:
     seen: list[tuple[int, float]] = []
 
     def watch(_doing: str, done: int, _total: int) -> None:
-        seen.append((done, resident_mb()))
+        seen.append((done, memory_bytes() / 2**20))
 
     began = time.perf_counter()
     result = api.evaluate(folder, manifest, progress=watch)
@@ -79,7 +72,7 @@ def long(folder: Path, work: Path) -> dict[str, float]:
                 out.write(piece)
                 written += len(piece)
             i += 1
-    before, began = resident_mb(), time.perf_counter()
+    before, began = memory_bytes() / 2**20, time.perf_counter()
     heard = api.transcribe(folder, [file])
     (transcript,) = heard.transcripts
     return {
@@ -87,7 +80,7 @@ def long(folder: Path, work: Path) -> dict[str, float]:
         "pieces": transcript.pieces,
         "words": len(transcript.text.split()),
         "seconds": time.perf_counter() - began,
-        "resident_mb_added": resident_mb() - before,
+        "resident_mb_added": memory_bytes() / 2**20 - before,
     }
 
 

@@ -35,6 +35,7 @@ from sottovoce.formats.ggml import write_ggml
 from sottovoce.formats.gguf import write_gguf
 from sottovoce.formats.onnx import ENCODER, write_onnx
 from sottovoce.formats.source import Source
+from sottovoce.memory import memory_bytes, peak_memory_bytes
 from sottovoce.models.bundled import locate
 from sottovoce.pipeline import environment
 from sottovoce.recipe import Recipe, Rule, method_named, target_grid
@@ -250,7 +251,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    before = _memory_bytes("VmRSS")
+    before = memory_bytes()
     sets = {name: load_data(arguments.speech / name) for name in SETS}
     if arguments.limit:
         sets = {name: data.take(arguments.limit) for name, data in sets.items()}
@@ -273,7 +274,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
                 }
             )
         result["runs"] = runs[1:]
-        result["memory_bytes"] = _memory_bytes("VmHWM") - before
+        result["memory_bytes"] = peak_memory_bytes() - before
     file = _result_file(arguments, model, system, not arguments.words_only)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result))
@@ -289,11 +290,6 @@ def _one(recogniser: Any, clip: np.ndarray, threads: int) -> tuple[float, float,
         encoder_s = time.perf_counter() - began
         decoder_s -= encoder_s
     return encoder_s, decoder_s, len(heard.recognitions[0].tokens)
-
-
-def _memory_bytes(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Freed memory is kept within the block and given back after it."""
+"""The process's own memory is counted; freed memory is kept within the block and given back after it."""
 
 import subprocess
 import sys
@@ -32,3 +32,14 @@ def test_memory_is_kept_inside_and_returned_after() -> None:
     inside, returned = done.stdout.split()
     assert int(inside) < 100  # 20 x 16 MB in pages of 4 kB would be 78,000
     assert returned == "True"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="from /proc")
+def test_peak_memory_is_the_processs_own_and_not_its_parents() -> None:
+    ask = "from sottovoce.memory import *; before = memory_bytes(); big = bytearray(100_000_000); "
+    ask += "print(peak_memory_bytes(), memory_bytes() - before)"
+    parent = "import subprocess, sys; big = bytearray(500_000_000); subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    done = subprocess.run([sys.executable, "-c", parent, ask], capture_output=True, text=True, check=True)
+    peak, more = map(int, done.stdout.split())
+    assert 100_000_000 < peak < 400_000_000  # the parent has 500
+    assert 90_000_000 < more < peak

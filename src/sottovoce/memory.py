@@ -5,6 +5,7 @@ import ctypes
 import resource
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Parameters of glibc's mallopt(3).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
@@ -16,10 +17,22 @@ AFTERWARDS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 2
 _depth = 0
 
 
+def memory_bytes() -> int:
+    """The memory the process has resident now (Linux)."""
+    return _status("VmRSS")
+
+
 def peak_memory_bytes() -> int:
     """The most memory the process has had resident so far."""
+    if sys.platform.startswith("linux"):
+        return _status("VmHWM")  # `ru_maxrss` counts what the parent had when it started this process
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _status(field: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
 
 
 @contextlib.contextmanager
