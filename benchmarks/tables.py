@@ -1,0 +1,221 @@
+"""The tables of README.md and docs/results.md, written from the committed results.
+
+    python benchmarks/tables.py [--check]
+
+A table stands between `<!-- table: NAME ARGUMENTS -->` and `<!-- end of table -->`; all else is left as it is. With `--check`
+nothing is written, and tables that differ from the results end the command with 1.
+"""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PAGES = (ROOT / "README.md", ROOT / "docs/results.md")
+TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+
+METHODS = {
+    "none": "full precision",
+    "rtn": "RTN",
+    "awq": "AWQ",
+    "gptq": "GPTQ",
+    "gptq-tuned": "GPTQ, tuned",
+    "qep": "GPTQ + QEP(0.5)",
+    "qep-tuned": "GPTQ + QEP, tuned",
+    "fade-diagnostic": "FADE, diagnostic",
+    "fade": "**FADE, cross-fit**",
+}
+OPTIONS = {
+    "fade": "as it is",
+    "fade-without-bias": "biases kept",
+    "fade-own-outputs": "layers aim at their own outputs, not at the stream",
+    "fade-unweighted-scales": "scales searched without the Hessian's diagonal",
+    "fade-minmax": "scales from the extremes instead of searched",
+    "fade-original-order": "columns in their original order (and so without weighted scales and held-out damping)",
+    "fade-fixed": "ridge and damping fixed at 0.1",
+    "fade-every-frame": "every audio frame counted, not every third",
+    "fade-padding": "frames beyond the end of the audio counted a tenth",
+}
+SETS = {"dev-librispeech": "LibriSpeech", "dev-accented": "accented", "dev-home": "home"}
+SHIPPED = (
+    "float32, PyTorch",
+    "4 bits FADE, transcribe.cpp",
+    "4 bits FADE, whisper.cpp",
+    "4 bits FADE, ONNX Runtime",
+    "4 bits RTN, transcribe.cpp",
+    "8 bits RTN (Q8_0), transcribe.cpp",
+    "float16, transcribe.cpp",
+    "float16, whisper.cpp",
+    "float32, ONNX Runtime",
+    "dynamic int8 encoder, ONNX Runtime",
+    "int8, faster-whisper",
+    "float32, faster-whisper",
+)
+PARITY = ("4 bits FADE, transcribe.cpp", "4 bits FADE, whisper.cpp", "4 bits FADE, ONNX Runtime", "2 bits FADE, ONNX Runtime")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a table differs from the results")
+    check = parser.parse_args().check
+    stale = []
+    for page in PAGES:
+        text = page.read_text()
+        current = TABLE.sub(lambda found: found[1] + "\n" + _table(found[2]) + "\n\n" + found[4], text)
+        if current != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(current)
+    if stale:
+        print(f"{'differ from the results' if check else 'written'}: {', '.join(stale)}")
+    sys.exit(1 if check and stale else 0)
+
+
+def _table(asked: str) -> str:
+    name, *arguments = asked.split()
+    return TABLES[name](*arguments)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table whose first `words` columns are words and whose others are figures."""
+    rules = ["---"] * words + ["---:"] * (len(head) - words)
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
+
+
+def _rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """Of a bench, by method, bits and data set."""
+    with (RESULTS / folder / "results.csv").open(newline="") as file:
+        return {(row["method"], row["bits"], row["data"]): row for row in csv.DictReader(file)}
+
+
+def _figure(row: dict[str, str], mean: str, deviation: str, digits: int, scale: int = 1) -> str:
+    spread = f" ± {scale * float(row[deviation]):.{digits}f}" if int(row["seeds"]) > 1 else ""
+    return f"{scale * float(row[mean]):.{digits}f}{spread}"
+
+
+def methods(folder: str, bits: str, *sets: str) -> str:
+    """Every method at `bits`: error rate, capped error rate and divergence on every set, and loops on all."""
+    rows = _rows(folder)
+    head = ["method", "draws", *(title for name in sets for title in (f"{SETS[name]} WER %", "capped", "KL")), "loops"]
+    table = []
+    for method, title in METHODS.items():
+        found = [rows.get((method, "16" if method == "none" else bits, name)) for name in sets]
+        if not any(found):
+            continue
+        figures = list[str]()
+        for row in found:
+            figures += ["", "", ""] if row is None else _three(row)
+        draws = "" if method in ("none", "rtn") else " to ".join(sorted({row["seeds"] for row in found if row}))
+        table.append([title, draws, *figures, f"{sum(float(row['looped']) for row in found if row):.1f}"])
+    return _markdown(head, table)
+
+
+def _three(row: dict[str, str]) -> list[str]:
+    return [
+        _figure(row, "wer", "deviation", 1, 100),
+        _figure(row, "capped", "capped_deviation", 1, 100),
+        _figure(row, "mean_kl", "kl_deviation", 3),
+    ]
+
+
+def options() -> str:
+    """What each option of FADE is worth, best first."""
+    rows = {method: row for (method, bits, _), row in _rows("options").items() if bits == "3"}
+    ranked = sorted(rows.values(), key=lambda row: float(row["mean_kl"]))
+    return _markdown(["FADE", "KL"], [[OPTIONS[row["method"]], f"{float(row['mean_kl']):.4f}"] for row in ranked])
+
+
+def moonshine() -> str:
+    """The methods on the bundled Moonshine, on three grids."""
+    grids = [("moonshine-micro", "3", "3 bits, groups of 32"), ("moonshine-micro", "2", "2 bits, groups of 32")]
+    grids += [("moonshine-micro-row", "2", "2 bits, one scale a row")]
+    table = []
+    for method, title in METHODS.items():
+        figures = list[str]()
+        for folder, bits, _ in grids:
+            row = next((r for at, r in _rows(folder).items() if at[:2] == (method, "16" if method == "none" else bits)), None)
+            if row is not None:
+                figures += [_figure(row, "wer", "deviation", 1, 100), _figure(row, "mean_kl", "kl_deviation", 4)]
+        if figures:
+            table.append([title, *figures])
+    return _markdown(["method", *(text for *_, grid in grids for text in (f"{grid}: WER %", "KL"))], table)
+
+
+def _systems(model: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"runtimes/{model}.json").read_text())["systems"]
+
+
+def runtimes(model: str) -> str:
+    """What runs the model: size, words, speed and memory."""
+    head = [f"Whisper {model}", "size MB", *(f"{title} WER %" for title in SETS.values())]
+    head += ["encoder s", "decoder s", "audio s per s", "memory MB"]
+    table = []
+    for name, system in ((name, found) for name in SHIPPED if (found := _systems(model).get(name))):
+        row = [f"**{name}**" if "FADE" in name else name, f"{system['bytes'] / 1e6:.1f}"]
+        row += [_words(system["sets"].get(data)) for data in SETS]
+        speed = system.get("speed")
+        if speed:
+            row += [f"{speed['encoder_s']:.2f}", f"{speed['decoder_s']:.2f}", f"{speed['rtfx']:.1f}"]
+            row += [f"{system['memory_bytes'] / 1e6:.0f}"]
+        table.append(row + [""] * (len(head) - len(row)))
+    return _markdown(head, table)
+
+
+def _words(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    loops = found["loops"]
+    return f"{100 * found['wer']:.1f}" + (f", {loops} loop{'s' if loops > 1 else ''}" if loops else "")
+
+
+def paired(model: str) -> str:
+    """The GGUF file's words against those of the original and of plain rounding on the same grid, with 95 % intervals, in points."""
+    system = _systems(model)["4 bits FADE, transcribe.cpp"]
+    table = []
+    for data, title in SETS.items():
+        pairs = (system["sets"][data]["paired_with_float"], system["paired_with_rtn"][data])
+        table.append([title, *("{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * p[k] for k in ("difference", "low", "high"))) for p in pairs)])
+    return _markdown([f"Whisper {model}", "against float", "against plain rounding"], table)
+
+
+def parity(model: str) -> str:
+    """How often a runtime gives PyTorch's very words, and by how many points its error rate differs."""
+    table = []
+    for name, system in ((name, found) for name in PARITY if (found := _systems(model).get(name))):
+        sets = [system["sets"].get(data, {}) for data in SETS]
+        if any("wer_simulated" in found for found in sets):
+            table.append([name, *map(_same, sets)])
+    return _markdown([f"Whisper {model}", *SETS.values()], table)
+
+
+def _same(found: dict[str, Any]) -> str:
+    if "wer_simulated" not in found:
+        return ""
+    share = found["same_words_as_simulated"] / found["utterances"]
+    return f"{100 * share:.0f} % ({100 * (found['wer'] - found['wer_simulated']):+.1f})"
+
+
+def demo() -> str:
+    """The demo's three systems."""
+    titles = {"float": "float16", "plain rounding": "4 bits, plain rounding", "FADE": "4 bits, FADE"}
+    table = []
+    for name, system in json.loads((RESULTS / "demo.json").read_text())["systems"].items():
+        low, high = system["interval_percent"]
+        table.append([titles[name], f"{system['bytes'] / 1e6:.1f} MB", f"{system['wer_percent']:.1f} %", f"{low:.1f} to {high:.1f}"])
+    return _markdown(["Whisper tiny.en", "size", "WER", "95 % interval"], table)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    function.__name__: function for function in (methods, options, moonshine, runtimes, paired, parity, demo)
+}
+
+
+if __name__ == "__main__":
+    main()
