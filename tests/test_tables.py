@@ -11,7 +11,8 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks/tables.py"
 
 def run(monkeypatch: pytest.MonkeyPatch, pages: list[Path], *arguments: str) -> int:
     spec = importlib.util.spec_from_file_location("tables", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     monkeypatch.setattr(tables, "PAGES", pages or tables.PAGES)
