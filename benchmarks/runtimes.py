@@ -91,6 +91,9 @@ SIMULATED = {
     "float32, ONNX Runtime": "float32, PyTorch",
 }
 
+SHIPPED = "4 bits FADE, transcribe.cpp"
+COMPARED = ("float32, PyTorch", "8 bits RTN (Q8_0), transcribe.cpp", "4 bits RTN, transcribe.cpp", "int8, faster-whisper")
+
 
 class FasterWhisper:
     """CTranslate2 as faster-whisper drives it, greedily, without timestamps and without fallback."""
@@ -324,9 +327,11 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 )
                 row["sets"][data]["utterances"] = len(transcripts)
                 row["sets"][data]["wer_simulated"] = score_transcripts(simulated).wer
-        if name == "4 bits FADE, transcribe.cpp" and "4 bits RTN, transcribe.cpp" in heard:
-            row["paired_with_rtn"] = {
-                data: asdict(score_transcripts(t, heard["4 bits RTN, transcribe.cpp"][data]).paired) for data, t in sets.items()
+        if name == SHIPPED:
+            row["paired"] = {
+                other: {data: asdict(score_transcripts(ours, heard[other][data]).paired) for data, ours in sets.items()}
+                for other in COMPARED
+                if other in heard
             }
         if speed[name]:
             runs, audio_s = speed[name]["runs"], speed[name]["audio_s"]

@@ -176,13 +176,15 @@ def _words(found: dict[str, Any] | None) -> str:
 
 
 def paired(model: str) -> str:
-    """The GGUF file's words against those of the original and of plain rounding on the same grid, with 95 % intervals, in points."""
-    system = _systems(model)["4 bits FADE, transcribe.cpp"]
+    """The GGUF file's error rates minus those of others on the same utterances, in points, with 95 % intervals."""
     table = []
-    for data, title in SETS.items():
-        pairs = (system["sets"][data]["paired_with_float"], system["paired_with_rtn"][data])
-        table.append([title, *("{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * p[k] for k in ("difference", "low", "high"))) for p in pairs)])
-    return _markdown([f"Whisper {model}", "against float", "against plain rounding"], table)
+    for other, sets in _systems(model)["4 bits FADE, transcribe.cpp"]["paired"].items():
+        row = [f"against {other}"]
+        for data in SETS:
+            found = sets[data]
+            row.append(f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})")
+        table.append(row)
+    return _markdown([f"Whisper {model}", *SETS.values()], table)
 
 
 def parity(model: str) -> str:
