@@ -38,24 +38,24 @@ def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str]
             ("mean_kl", "kl_deviation", "mean divergence from the original", "nats per token", 1.0),
         ):
             sets = list(dict.fromkeys(row.data for row in own))
-            figure = Figure(figsize=(4.2 * len(sets), 4.0), layout="constrained")
+            figure = Figure(figsize=(4.2 * len(sets) + 1.4, 4.0), layout="constrained")
             axes = figure.subplots(1, len(sets), squeeze=False)[0]
             for axis, data in zip(axes, sets, strict=True):
                 known = [row for row in own if row.data == data and math.isfinite(getattr(row, key))]
                 _against_bits(axis, known, styles, key, spread, scale)
                 axis.set_title(data)
             axes[0].set_ylabel(f"{title} ({unit})")
-            axes[-1].legend(frameon=False, fontsize="small")
+            _legend(figure, axes[-1])
             written.append((f"{model}: {title}", _save(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
         strengths = _strengths(model, results)
         if strengths:
-            figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+            figure = Figure(figsize=(10.4, 3.6), layout="constrained")
             axes = figure.subplots(1, 2, sharey=True)
             for axis, half in zip(axes, HALVES, strict=True):
                 _by_depth(axis, {series: layers[half] for series, layers in strengths.items()})
                 axis.set_title(half)
             axes[0].set_ylabel("strength of the correction")
-            axes[1].legend(frameon=False, fontsize="small")
+            _legend(figure, axes[1])
             written.append((f"{model}: strength of the correction", _save(figure, out / f"{name}-strength.svg")))
     return written
 
@@ -118,6 +118,11 @@ def _by_depth(axis: Any, series: Mapping[str, Sequence[tuple[str, float]]]) -> N
     axis.set_xlabel("linear layer, in the order of the model")
     axis.set_ylim(-0.05, 1.1)
     axis.grid(axis="y", alpha=0.3)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """Beside the axes, where it hides no curve."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
 
 
 def _save(figure: Any, file: Path) -> Path:
