@@ -38,7 +38,7 @@ from sottovoce.formats.source import Source
 from sottovoce.memory import memory_bytes, peak_memory_bytes
 from sottovoce.models.bundled import locate
 from sottovoce.pipeline import environment
-from sottovoce.recipe import Recipe, Rule, method_named, target_grid
+from sottovoce.recipe import Recipe, Rule, encoder_rule, method_named, target_grid
 from sottovoce.runtimes import open_runtime
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
@@ -50,6 +50,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "rtn-4bit": {"target": "gguf", "method": "rtn", "bits": 4},
     "rtn-8bit": {"target": "gguf", "method": "rtn", "bits": 8},
     "fade-onnx-4bit": {"target": "onnx", "method": "fade", "bits": 4},
+    "fade-onnx-8bit-encoder": {"target": "onnx", "method": "fade", "bits": 4, "encoder_bits": 8},
     "fade-onnx-2bit": {"target": "onnx", "method": "fade", "bits": 2},
 }
 SYSTEMS: dict[str, tuple[str | None, str]] = {
@@ -68,6 +69,8 @@ SYSTEMS: dict[str, tuple[str | None, str]] = {
     "4 bits FADE for ONNX, PyTorch (simulated, int8 activations)": ("fade-onnx-4bit", "torch-int8"),
     "4 bits FADE, ONNX Runtime": ("fade-onnx-4bit", "onnx"),
     "4 bits FADE, float32 activations, ONNX Runtime": ("fade-onnx-4bit", "onnx-float32"),
+    "4 bits FADE, 8-bit encoder for ONNX, PyTorch (simulated)": ("fade-onnx-8bit-encoder", "torch"),
+    "4 bits FADE, 8-bit encoder, ONNX Runtime": ("fade-onnx-8bit-encoder", "onnx"),
     "2 bits FADE for ONNX, PyTorch (simulated)": ("fade-onnx-2bit", "torch"),
     "2 bits FADE for ONNX, PyTorch (simulated, int8 activations)": ("fade-onnx-2bit", "torch-int8"),
     "2 bits FADE, ONNX Runtime": ("fade-onnx-2bit", "onnx"),
@@ -83,6 +86,7 @@ SIMULATED = {
     "4 bits FADE with minima, transcribe.cpp": "4 bits FADE with minima, PyTorch (simulated)",
     "4 bits FADE, ONNX Runtime": "4 bits FADE for ONNX, PyTorch (simulated)",
     "4 bits FADE, float32 activations, ONNX Runtime": "4 bits FADE for ONNX, PyTorch (simulated)",
+    "4 bits FADE, 8-bit encoder, ONNX Runtime": "4 bits FADE, 8-bit encoder for ONNX, PyTorch (simulated)",
     "2 bits FADE, ONNX Runtime": "2 bits FADE for ONNX, PyTorch (simulated)",
     "2 bits FADE, float32 activations, ONNX Runtime": "2 bits FADE for ONNX, PyTorch (simulated)",
     "8 bits RTN (Q8_0), transcribe.cpp": "float32, PyTorch",
@@ -185,12 +189,14 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
     if folder is not None and not folder.is_dir():
         settings = dict(QUANTIZED[quantization])
         target, method = settings.pop("target"), settings.pop("method")
-        head_symmetric = settings.pop("head_symmetric", False)
+        head_symmetric, encoder_bits = settings.pop("head_symmetric", False), settings.pop("encoder_bits", None)
+        rules = [Rule(match="proj_out", bits=4, symmetric=True)] if head_symmetric else []
+        rules += [encoder_rule(target, encoder_bits)] if encoder_bits else []
         grid = target_grid(target, **settings)
         recipe = Recipe(
             method=method_named(method),
             grid=grid,
-            rules=(Rule(match="proj_out", bits=4, symmetric=True),) if head_symmetric else (),
+            rules=tuple(rules),
         )
         started = time.perf_counter()
         api.quantize(f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration")

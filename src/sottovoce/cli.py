@@ -134,6 +134,11 @@ _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads (
     help="Bits of the output head and token embedding (default: as --bits; 16 leaves it).",
 )
 @click.option(
+    "--encoder-bits",
+    type=click.Choice([*WIDTHS, "16"]),
+    help="Bits of the encoder (default: as --bits; 8 is the fastest in ONNX Runtime; 16 leaves it).",
+)
+@click.option(
     "--rule",
     "rules",
     nargs=2,
@@ -641,7 +646,7 @@ def _exit_for_unusable(heard: Transcription) -> None:
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:
-    from sottovoce.recipe import Recipe, Rule, method_named, target_grid
+    from sottovoce.recipe import Recipe, Rule, encoder_rule, method_named, target_grid
 
     changes = {
         "strength": _number_or_word(options["strength"], "--strength", ("cross-fit", "diagnostic")),
@@ -651,6 +656,9 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         "absorb_bias": options["absorb_bias"],
         "correct_stream": options["correct_stream"],
     }
+    rules = [Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options["rules"]]
+    if options["encoder_bits"] is not None:
+        rules.insert(0, encoder_rule(options["target"], int(options["encoder_bits"])))
     return Recipe(
         method=method_named(options["method"], **{key: value for key, value in changes.items() if value is not None}),
         grid=target_grid(
@@ -663,7 +671,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         head_bits=None if options["head_bits"] is None else int(options["head_bits"]),
         padding_weight=options["padding_weight"],
         frame_stride=options["frame_stride"],
-        rules=tuple(Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options["rules"]),
+        rules=tuple(rules),
     )
 
 

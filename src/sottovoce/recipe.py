@@ -13,6 +13,7 @@ from sottovoce.models.base import Layer, SpeechModel
 Strength = float | Literal["diagnostic", "cross-fit"]
 HELD_OUT: Literal["held-out"] = "held-out"
 MOST_REFITS = 20
+ENCODER_LAYERS = r"(^|\.)encoder\."  # names of an encoder's layers, not of what in a decoder looks at it
 REFIT_BITS = 2  # on wider grids the codes lose next to nothing to their scales (docs/fade.md)
 
 
@@ -165,18 +166,20 @@ def recipe_from(content: dict[str, Any]) -> Recipe:
 class Target:
     """What a runtime's format can hold: whether its grid is symmetric by default, and what groups have to be multiples of.
 
-    `one_width`: all layers must have the same bits, head included. `exact_minimum`: asymmetric groups need float16 minima.
+    `one_width`: all layers must have the same bits, head included. `exact_minimum`: asymmetric groups need float16 minima. `int8_rows`:
+    has a faster product for 8-bit layers that have one symmetric scale a row.
     """
 
     symmetric: bool
     multiple: int = 1
     exact_minimum: bool = False
     one_width: bool = False
+    int8_rows: bool = False
 
 
 TARGETS: dict[str, Target] = {
     "hf": Target(symmetric=False),
-    "onnx": Target(symmetric=False, multiple=16),
+    "onnx": Target(symmetric=False, multiple=16, int8_rows=True),
     "gguf": Target(symmetric=True, multiple=32, exact_minimum=True),
     "ggml": Target(symmetric=True, multiple=32, exact_minimum=True, one_width=True),
 }
@@ -203,6 +206,13 @@ def target_grid(
         scale=scale,
         exact_minimum=wanted.exact_minimum,  # also for rules that make single layers asymmetric
     )
+
+
+def encoder_rule(target: str, bits: int) -> Rule:
+    """Other `bits` for the encoder, on the grid that `target` is fastest with."""
+    if bits == 8 and TARGETS[target].int8_rows:
+        return Rule(match=ENCODER_LAYERS, bits=bits, group_size=None, symmetric=True)
+    return Rule(match=ENCODER_LAYERS, bits=bits)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sottovoce.formats.onnx import DECODER, ENCODER, cache_names, write_onnx
 from sottovoce.formats.source import Source, open_source
 from sottovoce.models.whisper import Whisper
 from sottovoce.pipeline import QuantizedModel, quantize_model
-from sottovoce.recipe import Recipe, method_named
+from sottovoce.recipe import Recipe, encoder_rule, method_named
 from sottovoce.runtimes import open_runtime
 from tests.conftest import make_tiny
 
@@ -164,6 +164,59 @@ def test_low_bit_encoder_computes_what_pytorch_does_with_rounded_inputs(lowbit: 
         return float((torch.from_numpy(got) - wanted).norm() / wanted.norm())
 
     assert distance(simulated) < 2e-3 < distance(exact) < 0.1
+
+
+@pytest.fixture(scope="module")
+def int8_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedModel, Path]:
+    folder = tmp_path_factory.mktemp("onnx") / "int8"
+    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32), rules=(encoder_rule("onnx", 8),))
+    result = quantize_model(make_tiny(), recipe)
+    write_onnx(open_source(result), folder)
+    return result, folder
+
+
+def test_an_8_bit_encoder_holds_the_very_numbers(int8_encoder: tuple[QuantizedModel, Path]) -> None:
+    result, folder = int8_encoder
+    graph = onnx.load(folder / ENCODER).graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "DynamicQuantizeMatMul"]
+    assert len(products) == 12
+    assert not any(node.op_type == "MatMulNBits" for node in graph.node)
+    halved = {node.output[0]: stored[node.input[0]].astype(np.float32) for node in graph.node if node.input and node.input[0] in stored}
+    held = {(stored[n.input[1]] * {**stored, **halved}[n.input[2]]).T.astype(np.float32).tobytes() for n in products}
+    wanted = {name: weight for name, weight in result.weights.items() if ".encoder." in name}
+    assert held == {weight.dequantize().numpy().tobytes() for weight in wanted.values()}
+    assert {weight.bits for name, weight in result.weights.items() if ".encoder." not in name} == {4}
+    assert "DynamicQuantizeMatMul" not in {node.op_type for node in nodes(onnx.load(folder / DECODER).graph)}
+
+
+def test_an_8_bit_encoder_computes_what_pytorch_does_with_inputs_rounded_to_uint8(int8_encoder: tuple[QuantizedModel, Path]) -> None:
+    result, folder = int8_encoder
+    features = result.model.features(recordings(1))
+
+    def rounded(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        low, high = inputs[0].min().clamp(max=0), inputs[0].max().clamp(min=0)
+        scale = (high - low) / 255
+        zero = (-low / scale).round()
+        return (((inputs[0] / scale).round() + zero).clamp(0, 255).sub(zero) * scale,)
+
+    exact = result.model.encode(features).states
+    layers = [result.model.module(name) for name in result.weights if ".encoder." in name]
+    handles = [layer.register_forward_pre_hook(rounded) for layer in layers]
+    wanted = result.model.encode(features).states
+    for handle in handles:
+        handle.remove()
+    got = torch.from_numpy(session(folder, ENCODER).run(None, {"input_features": features["input_features"].numpy()})[0])
+
+    def distance(other: torch.Tensor) -> float:
+        return float((got - other).norm() / other.norm())
+
+    assert distance(wanted) < 2e-3 < distance(exact) < 0.1
+
+
+def test_an_8_bit_encoder_leaves_inputs_alone_on_request(int8_encoder: tuple[QuantizedModel, Path], tmp_path: Path) -> None:
+    write_onnx(open_source(int8_encoder[0]), tmp_path / "exact", activations="float32")
+    assert {node.op_type for node in nodes(onnx.load(tmp_path / "exact" / ENCODER).graph)}.isdisjoint({"DynamicQuantizeMatMul"})
 
 
 def test_no_path_of_this_machine_is_in_the_files(lowbit: tuple[QuantizedModel, Path]) -> None:

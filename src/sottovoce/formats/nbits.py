@@ -2,7 +2,9 @@
 
 `com.microsoft.MatMulNBits`: B uint8 `[N, ceil(K / block), block * bits / 8]`, low bits first along K; scales float `[N, blocks]`; zero
 points packed the same way, `[N, ceil(blocks * bits / 8)]`; `y = x @ ((B - zero) * scale).T + bias`.
-`com.microsoft.GatherBlockQuantized`: rows of the same packed matrix. Source: onnxruntime, `docs/ContribOperators.md`.
+`com.microsoft.GatherBlockQuantized`: rows of the same packed matrix.
+`com.microsoft.DynamicQuantizeMatMul`: B int8 `[K, N]`, a scale for each of its columns; inputs rounded to uint8, one scale for all of
+them. Of many rows at once, as in an encoder, by far the fastest. Source: onnxruntime, `docs/ContribOperators.md`.
 """
 
 import numpy as np
@@ -63,6 +65,39 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     for i in range(per_byte):
         result |= padded[:, i::per_byte] << np.uint8(bits * i)
     return torch.from_numpy(result)
+
+
+def low_bit_linear(name: str, weight: QuantizedTensor, bias: Tensor | None, activations: str) -> nn.Module:
+    """The operator for a linear layer of these codes. `activations`: "int8" or "float32" inputs. Raises `ExportError` as `packed` does."""
+    whole_rows = weight.symmetric and weight.bits == 8 and weight.scale.shape[1] == 1
+    if whole_rows and activations == "int8":
+        return Int8Linear(weight, bias)
+    return NBitsLinear(name, weight, bias, activations)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer of 8 bits with a symmetric scale for each row as `DynamicQuantizeMatMul`."""
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.codes = nn.Buffer((weight.codes.short() - 128).to(torch.int8).T.contiguous())
+        self.scales = nn.Buffer(weight.scale[:, 0].contiguous())
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs: list[Tensor | None] = [x, self.codes, self.scales.float(), None, self.bias]
+        result: Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::DynamicQuantizeMatMul",
+            inputs if self.bias is not None else inputs[:3],
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.codes.shape[1]),
+            version=1,
+        )
+        return result
 
 
 class NBitsLinear(nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sottovoce.calibrate import share_weights
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.formats.nbits import NBitsEmbedding, NBitsLinear, runtime_bits
+from sottovoce.formats.nbits import NBitsEmbedding, NBitsLinear, low_bit_linear, runtime_bits
 from sottovoce.formats.source import Source
 
 FAMILIES = ("moonshine", "whisper")
@@ -84,7 +84,7 @@ def _with_operators(source: Source, activations: str) -> Any:
             network.set_submodule(model.embedding, NBitsEmbedding(head))
         else:
             bias = network.get_submodule(name).bias
-            network.set_submodule(name, NBitsLinear(name, weight, bias, activations))
+            network.set_submodule(name, low_bit_linear(name, weight, bias, activations))
     return network
 
 
