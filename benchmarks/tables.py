@@ -48,6 +48,7 @@ SHIPPED = (
     "4 bits FADE, transcribe.cpp",
     "4 bits FADE, whisper.cpp",
     "4 bits FADE, ONNX Runtime",
+    "4 bits FADE, 8-bit encoder, ONNX Runtime",
     "4 bits RTN, transcribe.cpp",
     "8 bits RTN (Q8_0), transcribe.cpp",
     "float16, transcribe.cpp",
@@ -57,7 +58,14 @@ SHIPPED = (
     "int8, faster-whisper",
     "float32, faster-whisper",
 )
-PARITY = ("4 bits FADE, transcribe.cpp", "4 bits FADE, whisper.cpp", "4 bits FADE, ONNX Runtime", "2 bits FADE, ONNX Runtime")
+PARITY = (
+    "4 bits FADE, transcribe.cpp",
+    "4 bits FADE, whisper.cpp",
+    "4 bits FADE, ONNX Runtime",
+    "4 bits FADE, float32 activations, ONNX Runtime",
+    "4 bits FADE, 8-bit encoder, ONNX Runtime",
+    "2 bits FADE, ONNX Runtime",
+)
 
 
 def main() -> None:

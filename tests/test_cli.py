@@ -122,6 +122,23 @@ def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_f
     assert {row["damping"] for row in layers.values()} == {0.2}
 
 
+@pytest.mark.parametrize("target", ["onnx", "gguf", "hf"])
+def test_the_encoder_may_have_bits_of_its_own(target: str, model_folder: Path, tmp_path: Path) -> None:
+    """In ONNX with the grid of its fastest product; rules that are given come after."""
+    out = tmp_path / "out"
+    arguments = ("--target", target, "--method", "rtn", "--encoder-bits", 8, "--rule", "encoder.*1.fc1$", 4)
+    code, printed, shown = run("quantize", model_folder, out, "--json", *arguments)
+    assert code == 0, shown
+    layers = {row["name"]: (row["bits"], row["group_size"]) for row in json.loads(printed)["layers"]}
+    width = 64 if target == "onnx" else 32
+    assert layers["model.encoder.layers.0.fc1"] == (8, width)
+    assert layers["model.decoder.layers.0.encoder_attn.q_proj"] == (4, 32)
+    assert layers["model.encoder.layers.1.fc1"][0] == 4
+    rule = json.loads((out / "sottovoce.json").read_text())["recipe"]["rules"][0]
+    assert (rule["group_size"], rule["symmetric"]) == ((None, True) if target == "onnx" else ("same", "same"))
+    assert run("verify", out)[0] == 0
+
+
 def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
