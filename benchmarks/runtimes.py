@@ -257,9 +257,6 @@ def _open(arguments: argparse.Namespace, model: str, system: str, stack: context
 
 
 def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
     before = memory_bytes()
     sets = {name: load_data(arguments.speech / name) for name in SETS}
     if arguments.limit:

@@ -1,5 +1,6 @@
 """Families without weights offline, on tiny random models: Qwen3-ASR, and three that go the generic way."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSpeechSeq2Seq
+from transformers.utils import logging as transformers_logging
 
 from sottovoce import api
 from sottovoce.calibrate import PositionWeights, layer_inputs, make_batches
@@ -43,6 +45,24 @@ def test_an_utterance_is_encoded_and_decoded_as_if_alone(maker: Maker) -> None:
         alone = model.encode(model.features([samples]))
         torch.testing.assert_close(together.states[i, : alone.states.shape[1]], alone.states[0], rtol=1e-4, atol=1e-5)
         assert model.decode_to_end(alone, None, 10)[0] == decoded[i]
+
+
+@pytest.mark.parametrize("maker", [make_tiny, make_tiny_moonshine, *MAKERS])
+def test_decoding_is_quiet_and_leaves_verbosity_alone(maker: Maker) -> None:
+    """Whatever the caller has: notices on every batch, about settings that are meant so, would bury all else."""
+    model, before, noticed = maker(), transformers_logging.get_verbosity(), list[str]()
+    model.network.generation_config.max_length = 100  # as real models have it
+    handler = logging.Handler()
+    handler.emit = lambda record: noticed.append(record.getMessage())  # type: ignore[method-assign]
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.add_handler(handler)
+    try:
+        model.decode(model.encode(model.features(recordings(9600))), None, 5)
+        assert transformers_logging.get_verbosity() == transformers_logging.WARNING
+    finally:
+        transformers_logging.remove_handler(handler)
+        transformers_logging.set_verbosity(before)
+    assert noticed == []
 
 
 def test_qwen_hears_what_its_processor_and_network_hear() -> None:

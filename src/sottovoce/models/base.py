@@ -1,6 +1,7 @@
 """What every model family provides: features, prompts, greedy decoding, and which linear layers do what."""
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from sottovoce.errors import ModelError
 
@@ -105,6 +107,16 @@ def mlp_layers(prefix: str, part: Part, stream: str) -> list[Layer]:
     """The two linears of a feed-forward block, whose outputs are added to the input of the module `stream`."""
     positions: Positions = "frames" if part == "encoder" else "tokens"
     return [Layer(f"{prefix}.fc1", part, positions), Layer(f"{prefix}.fc2", part, positions, residual_mlp=True, stream=stream)]
+
+
+def generate(network: Any, *inputs: Tensor, **settings: Any) -> Any:
+    """`network.generate(*inputs, **settings)`, without its notices, batch by batch, that these go before the model's own settings."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(max(before, logging.ERROR))
+    try:
+        return network.generate(*inputs, **settings)
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

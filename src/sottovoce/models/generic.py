@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import AWQMapping, Encoded, Layer, Part, Positions, SpeechModel, padded_rows
+from sottovoce.models.base import AWQMapping, Encoded, Layer, Part, Positions, SpeechModel, generate, padded_rows
 
 CROSS = ("encoder_attn", "cross_attn", "crossattention")
 ATTENTION = ("attn", "attention")
@@ -101,7 +101,8 @@ class Generic(SpeechModel):
         ends = {*ends} if isinstance(ends, list | tuple) else {ends}
         transcripts = []
         for states in _one_by_one(encoded):
-            out = self.network.generate(
+            out = generate(
+                self.network,
                 encoder_outputs=self._outputs(states),
                 decoder_input_ids=torch.tensor([prompt]),
                 num_beams=1,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.models.base import AWQMapping, Encoded, Layer, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import AWQMapping, Encoded, Layer, SpeechModel, attention_layers, generate, mlp_layers, padded_rows
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 
@@ -103,7 +103,8 @@ class Moonshine(SpeechModel):
     def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
         room = self.most_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
-        out = self.network.generate(
+        out = generate(
+            self.network,
             encoder_outputs=MoonshineEncoderModelOutput(last_hidden_state=encoded.states, attention_mask=encoded.mask),
             num_beams=1,
             do_sample=False,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import AWQMapping, Encoded, Layer, Positions, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import AWQMapping, Encoded, Layer, Positions, SpeechModel, attention_layers, generate, mlp_layers, padded_rows
 
 MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
 AUDIO = "model.audio_tower"
@@ -120,7 +120,8 @@ class Qwen3ASR(SpeechModel):
         longest = max(map(len, rows))
         embedded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        out = self.network.generate(
+        out = generate(
+            self.network,
             inputs_embeds=embedded,
             attention_mask=mask,
             num_beams=1,

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import DETECT, AWQMapping, Encoded, Layer, Part, SpeechModel, attention_layers, mlp_layers, padded_rows
+from sottovoce.models.base import DETECT, AWQMapping, Encoded, Layer, Part, SpeechModel, attention_layers, generate, mlp_layers, padded_rows
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -119,7 +119,8 @@ class Whisper(SpeechModel):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for the higher temperatures: the same recording gives the same words
-            out = self.network.generate(
+            out = generate(
+                self.network,
                 extracted["input_features"].to(self.device, self.network.dtype),
                 attention_mask=extracted["attention_mask"].to(self.device),
                 return_timestamps=True,
@@ -133,7 +134,8 @@ class Whisper(SpeechModel):
 
     def _generate(self, encoded: Encoded, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
         """Transcripts, and whether each came to its end token within `max_new_tokens`."""
-        out = self.network.generate(
+        out = generate(
+            self.network,
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
             num_beams=1,
             do_sample=False,
