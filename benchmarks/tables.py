@@ -65,6 +65,7 @@ PARITY = (
     "4 bits FADE, float32 activations, ONNX Runtime",
     "4 bits FADE, 8-bit encoder, ONNX Runtime",
     "2 bits FADE, ONNX Runtime",
+    "2 bits FADE, float32 activations, ONNX Runtime",
 )
 
 
