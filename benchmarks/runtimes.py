@@ -46,11 +46,17 @@ CLIPS_PER_SET = 4
 # Name: how it is quantized (None: not), and what runs it.
 QUANTIZED: dict[str, dict[str, Any]] = {
     "fade-4bit": {"target": "gguf", "method": "fade", "bits": 4},
-    "fade-4bit-min": {"target": "gguf", "method": "fade", "bits": 4, "symmetric": False, "head_symmetric": True},
+    "fade-4bit-min": {
+        "target": "gguf",
+        "method": "fade",
+        "bits": 4,
+        "symmetric": False,
+        "rules": (Rule(match="proj_out", bits=4, symmetric=True),),
+    },
     "rtn-4bit": {"target": "gguf", "method": "rtn", "bits": 4},
     "rtn-8bit": {"target": "gguf", "method": "rtn", "bits": 8},
     "fade-onnx-4bit": {"target": "onnx", "method": "fade", "bits": 4},
-    "fade-onnx-8bit-encoder": {"target": "onnx", "method": "fade", "bits": 4, "encoder_bits": 8},
+    "fade-onnx-8bit-encoder": {"target": "onnx", "method": "fade", "bits": 4, "rules": (encoder_rule("onnx", 8),)},
     "fade-onnx-2bit": {"target": "onnx", "method": "fade", "bits": 2},
 }
 SYSTEMS: dict[str, tuple[str | None, str]] = {
@@ -189,15 +195,8 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
     if folder is not None and not folder.is_dir():
         settings = dict(QUANTIZED[quantization])
         target, method = settings.pop("target"), settings.pop("method")
-        head_symmetric, encoder_bits = settings.pop("head_symmetric", False), settings.pop("encoder_bits", None)
-        rules = [Rule(match="proj_out", bits=4, symmetric=True)] if head_symmetric else []
-        rules += [encoder_rule(target, encoder_bits)] if encoder_bits else []
-        grid = target_grid(target, **settings)
-        recipe = Recipe(
-            method=method_named(method),
-            grid=grid,
-            rules=tuple(rules),
-        )
+        rules = settings.pop("rules", ())
+        recipe = Recipe(method=method_named(method), grid=target_grid(target, **settings), rules=rules)
         started = time.perf_counter()
         api.quantize(f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration")
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)

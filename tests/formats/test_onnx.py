@@ -49,6 +49,14 @@ def session(folder: Path, name: str) -> Any:
     return onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
 
 
+def encoded(folder: Path, features: Any) -> torch.Tensor:
+    return torch.from_numpy(session(folder, ENCODER).run(None, {"input_features": features["input_features"].numpy()})[0])
+
+
+def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm())
+
+
 def nodes(graph: Any) -> list[Any]:
     found = []
     for node in graph.node:
@@ -145,9 +153,8 @@ def test_with_float32_activations_it_computes_what_pytorch_does(lowbit: tuple[Qu
     result, _ = lowbit
     write_onnx(open_source(result), tmp_path / "exact", activations="float32")
     features = result.model.features(recordings(2))
-    got = session(tmp_path / "exact", ENCODER).run(None, {"input_features": features["input_features"].numpy()})[0]
     exact = result.model.encode(features).states
-    assert float((torch.from_numpy(got) - exact).norm() / exact.norm()) < 2e-4  # small tensors are stored in half precision
+    assert distance(encoded(tmp_path / "exact", features), exact) < 2e-4  # small tensors are stored in half precision
     (heard,) = open_runtime("onnx", tmp_path / "exact", 1).recognise(recordings(1), None).recognitions
     assert list(heard.tokens) == result.model.decode(result.model.encode(result.model.features(recordings(1))), None)[0]
 
@@ -155,15 +162,11 @@ def test_with_float32_activations_it_computes_what_pytorch_does(lowbit: tuple[Qu
 def test_low_bit_encoder_computes_what_pytorch_does_with_rounded_inputs(lowbit: tuple[QuantizedModel, Path]) -> None:
     result, folder = lowbit
     features = result.model.features(recordings(2))
-    got = session(folder, ENCODER).run(None, {"input_features": features["input_features"].numpy()})[0]
+    got = encoded(folder, features)
     with int8_activations(result.model, [layer.name for layer in result.model.layers()], half_scales=False):
         simulated = result.model.encode(features).states
     exact = result.model.encode(features).states
-
-    def distance(wanted: torch.Tensor) -> float:
-        return float((torch.from_numpy(got) - wanted).norm() / wanted.norm())
-
-    assert distance(simulated) < 2e-3 < distance(exact) < 0.1
+    assert distance(got, simulated) < 2e-3 < distance(got, exact) < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +209,8 @@ def test_an_8_bit_encoder_computes_what_pytorch_does_with_inputs_rounded_to_uint
     wanted = result.model.encode(features).states
     for handle in handles:
         handle.remove()
-    got = torch.from_numpy(session(folder, ENCODER).run(None, {"input_features": features["input_features"].numpy()})[0])
-
-    def distance(other: torch.Tensor) -> float:
-        return float((got - other).norm() / other.norm())
-
-    assert distance(wanted) < 2e-3 < distance(exact) < 0.1
+    got = encoded(folder, features)
+    assert distance(got, wanted) < 2e-3 < distance(got, exact) < 0.1
 
 
 def test_an_8_bit_encoder_leaves_inputs_alone_on_request(int8_encoder: tuple[QuantizedModel, Path], tmp_path: Path) -> None:

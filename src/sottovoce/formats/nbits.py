@@ -7,6 +7,8 @@ points packed the same way, `[N, ceil(blocks * bits / 8)]`; `y = x @ ((B - zero)
 them. Of many rows at once, as in an encoder, by far the fastest. Source: onnxruntime, `docs/ContribOperators.md`.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -75,6 +77,14 @@ def low_bit_linear(name: str, weight: QuantizedTensor, bias: Tensor | None, acti
     return NBitsLinear(name, weight, bias, activations)
 
 
+def _operator(name: str, inputs: list[Tensor | None], shape: tuple[int | torch.SymInt, ...], **attributes: Any) -> Tensor:
+    """A node of ONNX Runtime's own domain with a float32 result of `shape`. Inputs may be missing; at the end they are left away."""
+    while inputs[-1] is None:
+        inputs = inputs[:-1]
+    result: Tensor = torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, attributes, dtype=torch.float32, shape=shape, version=1)
+    return result
+
+
 class Int8Linear(nn.Module):
     """A linear layer of 8 bits with a symmetric scale for each row as `DynamicQuantizeMatMul`."""
 
@@ -89,15 +99,8 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs: list[Tensor | None] = [x, self.codes, self.scales.float(), None, self.bias]
-        result: Tensor = torch.onnx.ops.symbolic(
-            "com.microsoft::DynamicQuantizeMatMul",
-            inputs if self.bias is not None else inputs[:3],
-            dtype=x.dtype,
-            shape=(*x.shape[:-1], self.codes.shape[1]),
-            version=1,
-        )
-        return result
+        shape = (*x.shape[:-1], self.codes.shape[1])
+        return _operator("DynamicQuantizeMatMul", [x, self.codes, self.scales.float(), None, self.bias], shape)
 
 
 class NBitsLinear(nn.Module):
@@ -120,24 +123,16 @@ class NBitsLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs: list[Tensor | None] = [x, self.codes, self.scales.float(), self.zero_points, None, self.bias]
-        while inputs[-1] is None:
-            inputs.pop()
-        result: Tensor = torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulNBits",
-            inputs,
-            {
-                "K": self.shape[1],
-                "N": self.shape[0],
-                "bits": self.bits,
-                "block_size": self.block,
-                "accuracy_level": self.accuracy_level,
-            },
-            dtype=x.dtype,
-            shape=(*x.shape[:-1], self.shape[0]),
-            version=1,
+        return _operator(
+            "MatMulNBits",
+            [x, self.codes, self.scales.float(), self.zero_points, None, self.bias],
+            (*x.shape[:-1], self.shape[0]),
+            K=self.shape[1],
+            N=self.shape[0],
+            bits=self.bits,
+            block_size=self.block,
+            accuracy_level=self.accuracy_level,
         )
-        return result
 
 
 class NBitsEmbedding(nn.Module):
@@ -150,15 +145,12 @@ class NBitsEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         head = self.head
-        inputs = [head.codes.flatten(1), ids, head.scales.float()]
-        if head.zero_points is not None:
-            inputs.append(head.zero_points)
-        result: Tensor = torch.onnx.ops.symbolic(
-            "com.microsoft::GatherBlockQuantized",
-            inputs,
-            {"bits": head.bits, "block_size": head.block, "gather_axis": 0, "quantize_axis": 1},
-            dtype=torch.float32,
-            shape=(*ids.shape, head.shape[1]),
-            version=1,
+        return _operator(
+            "GatherBlockQuantized",
+            [head.codes.flatten(1), ids, head.scales.float(), head.zero_points],
+            (*ids.shape, head.shape[1]),
+            bits=head.bits,
+            block_size=head.block,
+            gather_axis=0,
+            quantize_axis=1,
         )
-        return result

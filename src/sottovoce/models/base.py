@@ -1,7 +1,6 @@
 """What every model family provides: features, prompts, greedy decoding, and which linear layers do what."""
 
 import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def mlp_layers(prefix: str, part: Part, stream: str) -> list[Layer]:
 def generate(network: Any, *inputs: Tensor, **settings: Any) -> Any:
     """`network.generate(*inputs, **settings)`, without its notices, batch by batch, that these go before the model's own settings."""
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(max(before, logging.ERROR))
+    transformers_logging.set_verbosity(max(before, transformers_logging.ERROR))
     try:
         return network.generate(*inputs, **settings)
     finally:
