@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sottovoce.bench import read_results
 from sottovoce.evaluation.confidence import fit_to_transcripts
-from sottovoce.models import load_model
+from sottovoce.models.load import load_model
 
 
 def main() -> None:
@@ -37,13 +37,13 @@ def main() -> None:
         fitted = fit_to_transcripts(model, scored, [i % 2 for i in range(len(scored))])
         rows.append({"method": method, "draw": draw, **asdict(fitted)})
         print(
-            f"{method} {draw}: right {fitted.raw_trust.accuracy:.3f}",
+            f"{method} {draw}: right {fitted.raw_metrics.accuracy:.3f}",
             *(
-                f"{name} ECE {trust.expected_calibration_error:.3f} NCE {trust.normalised_cross_entropy:.3f}"
+                f"{name} ECE {trust.expected_calibration_error:.3f} NCE {trust.normalized_cross_entropy:.3f}"
                 for name, trust in (
-                    ("raw", fitted.raw_trust),
-                    ("temperature", fitted.temperature_trust),
-                    ("Platt", fitted.platt_trust),
+                    ("raw", fitted.raw_metrics),
+                    ("temperature", fitted.temperature_metrics),
+                    ("Platt", fitted.platt_metrics),
                 )
             ),
         )

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.calibrate import PositionWeights, assign_folds, make_batches
-from sottovoce.core.grid import Grid
-from sottovoce.data import load_data
-from sottovoce.memory import keep_freed_memory, peak_memory_bytes
-from sottovoce.models import load_model
-from sottovoce.pipeline import environment, prepare_speech, quantize_model
-from sottovoce.recipe import Recipe
+from sottovoce.core.affine import Grid
+from sottovoce.data.folds import assign_folds
+from sottovoce.data.load import load_data
+from sottovoce.models.load import load_model
+from sottovoce.quantization.calibration_set import PositionWeights, make_batches, prepare_speech
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes
+from sottovoce.system.versions import environment
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
 
 def _measure(arguments: argparse.Namespace) -> None:
     model, recipe = load_model(arguments.model), Recipe(grid=Grid(group_size=128), head_bits=16)
-    speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").draw(arguments.utterances, 0))
+    speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").sample(arguments.utterances, 0))
     runs = []
     for _ in range(arguments.repeats + 1):
         batches = make_batches(
@@ -50,7 +52,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             speech.transcripts,
             assign_folds(speech.speakers),
             batch_size=8,
-            positions=PositionWeights(stride=recipe.frame_stride),
+            positions=PositionWeights(stride=recipe.frame_subsampling),
             languages=speech.languages,
         )
         started = time.perf_counter()
@@ -64,7 +66,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         "model": arguments.model,
         "utterances": arguments.utterances,
         "audio_s": speech.seconds,
-        "frame_stride": recipe.frame_stride,
+        "frame_subsampling": recipe.frame_subsampling,
         "labels_s": speech.label_time_s,
         "cold": runs[0],
         "runs": runs[1:],

@@ -33,8 +33,8 @@ from transformers import (
 from sottovoce import api
 from sottovoce.demo.commands import command_sentences, make_commands, spoken
 from sottovoce.demo.speech import Voice, add_noise
-from sottovoce.files import sha256
 from sottovoce.models.moonshine import Moonshine
+from sottovoce.system.atomic_files import sha256
 
 RATE = 16_000
 SPACE = "\u2581"

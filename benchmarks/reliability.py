@@ -23,14 +23,15 @@ import numpy as np
 import soundfile
 
 from sottovoce import api
-from sottovoce.audio import SAMPLE_RATE
-from sottovoce.core.grid import Grid
-from sottovoce.data import load_data
+from sottovoce.core.affine import Grid
+from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.data.load import load_data
 from sottovoce.demo import make_speech
 from sottovoce.demo.commands import make_commands
-from sottovoce.files import sha256
-from sottovoce.memory import memory_bytes
-from sottovoce.recipe import Recipe, method_named
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.atomic_files import sha256
+from sottovoce.system.memory import memory_bytes
 
 UTTERANCES, SPOKEN, HOURS, KILLS = 5000, 200, 2, 5
 
@@ -91,7 +92,7 @@ def kills(work: Path) -> dict[str, object]:
     speech = make_speech(work / "speech", "calibration")
 
     def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "sottovoce.cli", "quantize", "bundled:tiny.en", str(out), "--threads", "1"]
+        command = [sys.executable, "-m", "sottovoce", "quantize", "bundled:tiny.en", str(out), "--threads", "1"]
         command += ["--calibration", str(speech), "--utterances", "16", *more]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 

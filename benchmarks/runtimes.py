@@ -24,22 +24,26 @@ import numpy as np
 import torch
 
 from sottovoce import api
+from sottovoce.backends.export import export
+from sottovoce.backends.onnx_runtime.layout import ENCODER
+from sottovoce.backends.onnx_runtime.writer import write_onnx
+from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.source import Source
+from sottovoce.backends.transcribe_cpp.writer import write_gguf
+from sottovoce.backends.whisper_cpp.writer import write_ggml
 from sottovoce.bench.cells import as_transcript
-from sottovoce.data import load_data
-from sottovoce.evaluation.recogniser import Heard, Recognition, TorchRecogniser
-from sottovoce.evaluation.score import normalize, score_transcripts
-from sottovoce.evaluation.simulate import int8_activations
+from sottovoce.data.load import load_data
+from sottovoce.evaluation.activation_rounding import int8_activations
+from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.exports import export
-from sottovoce.formats.ggml import write_ggml
-from sottovoce.formats.gguf import write_gguf
-from sottovoce.formats.onnx import ENCODER, write_onnx
-from sottovoce.formats.source import Source
-from sottovoce.memory import memory_bytes, peak_memory_bytes
+from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.models.bundled import locate
-from sottovoce.pipeline import environment
-from sottovoce.recipe import Recipe, Rule, encoder_rule, method_named, target_grid
-from sottovoce.runtimes import open_runtime
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.recipe import Recipe, Rule, encoder_rule
+from sottovoce.quantization.target import target_grid
+from sottovoce.system.memory import memory_bytes, peak_memory_bytes
+from sottovoce.system.versions import environment
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 CLIPS_PER_SET = 4
@@ -108,7 +112,7 @@ COMPARED = ("float32, PyTorch", "8 bits RTN (Q8_0), transcribe.cpp", "4 bits RTN
 class FasterWhisper:
     """CTranslate2 as faster-whisper drives it, greedily, without timestamps and without fallback."""
 
-    longest_s = 30.0
+    max_duration_s = 30.0
 
     def __init__(self, name: str, compute_type: str, threads: int, work: Path) -> None:
         import ctranslate2
@@ -129,7 +133,7 @@ class FasterWhisper:
         self.model.network.model.encoder.layers = torch.nn.ModuleList()  # only prompts, features and words are wanted of it
         self.stored_bytes = (Path(self.source) / "model.bin").stat().st_size
 
-    def recognise(self, recordings: Any, language: str | None, *, confidence: bool = False) -> Heard:
+    def recognize(self, recordings: Any, language: str | None, *, confidence: bool = False) -> RecognitionBatch:
         began = time.perf_counter()
         features = self.model.features(recordings)["input_features"].numpy()
         encoded = self.network.encode(self._storage.from_array(features))
@@ -140,9 +144,9 @@ class FasterWhisper:
         for result in found:
             tokens = result.sequences_ids[0]
             recognitions.append(Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=len(tokens) < 440))
-        return Heard(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
+        return RecognitionBatch(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
 
-    def recognise_long(self, recording: Any, language: str | None) -> None:
+    def recognize_long(self, recording: Any, language: str | None) -> None:
         return None
 
 
@@ -249,7 +253,7 @@ def _open(arguments: argparse.Namespace, model: str, system: str, stack: context
         if runtime == "torch-int8":
             names = [layer.name for layer in loaded.layers()]
             stack.enter_context(int8_activations(loaded, names, half_scales="onnx" not in str(quantization)))
-        return TorchRecogniser(loaded)
+        return TorchRecognizer(loaded)
     if runtime.startswith("ct2"):
         return FasterWhisper(model, runtime.removeprefix("ct2-"), arguments.threads, arguments.work / model)
     return open_runtime(runtime.partition("-")[0], str(file), arguments.threads)
@@ -261,16 +265,16 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     if arguments.limit:
         sets = {name: data.take(arguments.limit) for name, data in sets.items()}
     stack = contextlib.ExitStack()
-    recogniser = _open(arguments, model, system, stack)
-    result: dict[str, Any] = {"bytes": recogniser.stored_bytes}
+    recognizer = _open(arguments, model, system, stack)
+    result: dict[str, Any] = {"bytes": recognizer.stored_bytes}
     if arguments.words_only:
-        result["transcripts"] = {name: [asdict(t) for t in transcribe_data(recogniser, data).transcripts] for name, data in sets.items()}
+        result["transcripts"] = {name: [asdict(t) for t in transcribe_data(recognizer, data).transcripts] for name, data in sets.items()}
     else:
         clips = [u.samples() for data in sets.values() for u in list(data)[:CLIPS_PER_SET]]
         result["audio_s"] = sum(map(len, clips)) / 16000
         runs = []
         for _ in range(arguments.repeats + 1):
-            heard = [_one(recogniser, clip, arguments.threads) for clip in clips]
+            heard = [_one(recognizer, clip, arguments.threads) for clip in clips]
             runs.append(
                 {
                     "encoder_s": sum(h[0] for h in heard),
@@ -285,13 +289,13 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     file.write_text(json.dumps(result))
 
 
-def _one(recogniser: Any, clip: np.ndarray, threads: int) -> tuple[float, float, int]:
+def _one(recognizer: Any, clip: np.ndarray, threads: int) -> tuple[float, float, int]:
     """Seconds of encoder and decoder, and tokens, of one clip."""
-    heard = recogniser.recognise([clip], None)
+    heard = recognizer.recognize([clip], None)
     encoder_s, decoder_s = heard.encoder_s, heard.decoder_s
-    if hasattr(recogniser, "_calls"):  # whisper.cpp does not tell them apart: its encoder once more, alone
+    if hasattr(recognizer, "_calls"):  # whisper.cpp does not tell them apart: its encoder once more, alone
         began = time.perf_counter()
-        recogniser._calls.whisper_encode(recogniser._context, 0, threads)
+        recognizer._calls.whisper_encode(recognizer._context, 0, threads)
         encoder_s = time.perf_counter() - began
         decoder_s -= encoder_s
     return encoder_s, decoder_s, len(heard.recognitions[0].tokens)

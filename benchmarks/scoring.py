@@ -11,9 +11,9 @@ import random
 import time
 from pathlib import Path
 
-from sottovoce.data import load_data
-from sottovoce.evaluation.score import score_transcripts
+from sottovoce.data.load import load_data
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import score_transcripts
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 

@@ -17,21 +17,22 @@ import numpy as np
 import soundfile
 import torch
 
-from sottovoce.audio import read_audio
 from sottovoce.bench import read_plan
-from sottovoce.checkpoint import packed_tensors, read_weights
-from sottovoce.core.grid import Grid
+from sottovoce.checkpoint.layout import packed_tensors
+from sottovoce.checkpoint.load import read_weights
+from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from sottovoce.checkpoint.resume import RunState
+from sottovoce.core.affine import Grid
 from sottovoce.core.rtn import rtn
+from sottovoce.data.audio import read_audio
 from sottovoce.data.corpora import read_librispeech, read_spgispeech, read_tedlium
 from sottovoce.data.manifest import read_manifest as read_data_manifest
 from sottovoce.errors import CheckpointError, DataError, RecipeError, SottovoceError
-from sottovoce.evaluation.journal import Journal
+from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
-from sottovoce.manifest import MANIFEST, read_manifest, write_manifest
 from sottovoce.models.ctranslate2 import read_variables, to_transformers
-from sottovoce.recipe import recipe_from
-from sottovoce.solve import LayerReport, Solution
-from sottovoce.unfinished import Unfinished
+from sottovoce.quantization.layer import LayerReport, LayerResult
+from sottovoce.quantization.recipe import recipe_from
 
 Target = Callable[[bytes], None]
 
@@ -92,7 +93,7 @@ def transcripts(data: bytes) -> None:
 
 def journal(data: bytes) -> None:
     _placed(".kept.jsonl.unfinished", data)
-    Journal(scratch() / "kept.jsonl", {"model": "m"})
+    TranscriptCache(scratch() / "kept.jsonl", {"model": "m"})
 
 
 def sottovoce_json(data: bytes) -> None:
@@ -136,7 +137,7 @@ def config(data: bytes) -> None:
 
 
 def unfinished(data: bytes) -> None:
-    work = Unfinished(scratch() / "out")
+    work = RunState(scratch() / "out")
     _placed(".out.unfinished/layer-00000.safetensors", data)
     work.solutions()
 
@@ -207,20 +208,20 @@ def _weights() -> bytes:
 
 
 def _layer() -> bytes:
-    work = Unfinished(scratch() / "seed")
+    work = RunState(scratch() / "seed")
     work.folder.mkdir(exist_ok=True)
     quantized = rtn(torch.ones(2, 32), Grid(bits=4, group_size=32))
     report = LayerReport(
         name="fc", part="encoder", bits=4, group_size=32, bits_per_weight=4.6, weights=64, vulnerability=0.1, outlier_ratio=1.0
     )
-    work.keep_solution("fc", Solution(quantized, torch.ones(2), report))
+    work.keep_solution("fc", LayerResult(quantized, torch.ones(2), report))
     return work.layers[0].read_bytes()
 
 
 def _manifest_json() -> bytes:
     from dataclasses import asdict
 
-    from sottovoce.recipe import Recipe
+    from sottovoce.quantization.recipe import Recipe
 
     content = {"format_version": 1, "recipe": asdict(Recipe()), "layers": [], "files": {}}
     write_manifest(scratch() / "folder", content)

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from sottovoce.core.hessian import Hessian
-from sottovoce.core.propagation import Moments
+from sottovoce.core.qep import Moments
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.whisper import Whisper
 
@@ -73,7 +73,7 @@ def make_tiny(seed: int = 0, width: int = WIDTH, layers: int = 2) -> Whisper:
     )  # fmt: skip
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
     model = Whisper(network, WhisperProcessor(extractor, tokenizer), "tiny")
-    model.longest_s = 2.0
+    model.max_duration_s = 2.0
     return model
 
 

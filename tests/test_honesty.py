@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sottovoce import api
-from sottovoce.calibrate import Fold, LayerInputs
-from sottovoce.core.grid import Grid
+from sottovoce.cli.display import WORSE_THAN_ROUNDED, notes
+from sottovoce.core.affine import Grid
 from sottovoce.core.hessian import Hessian
-from sottovoce.core.propagation import Moments
-from sottovoce.data import load_data
+from sottovoce.core.qep import Moments
+from sottovoce.data.load import load_data
 from sottovoce.errors import CalibrationError
-from sottovoce.models.base import Layer
-from sottovoce.pipeline import prepare_speech, quantize_model
-from sottovoce.recipe import METHODS, Recipe
-from sottovoce.show import WORSE_THAN_ROUNDED, notes
-from sottovoce.solve import solve_layer
-
-from .conftest import make_tiny
+from sottovoce.models.layers import Layer
+from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.layer import quantize_layer
+from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.statistics import FoldStatistics, LayerStatistics
+from tests.conftest import make_tiny
 
 WIDTH, ROWS = 32, 8
 GPTQ_LIKE = [name for name, method in METHODS.items() if method.kind == "gptq"]
@@ -33,9 +34,9 @@ UNKIND = (
 )  # fmt: skip
 
 
-def unkind_inputs(kind: str, seed: int) -> LayerInputs:
+def unkind_inputs(kind: str, seed: int) -> LayerStatistics:
     random = torch.Generator().manual_seed(seed)
-    folds, probes, probes_hat = [], [], []
+    folds, samples, quantized_samples = [], [], []
     for fold in (0, 1):
         count = 1 if kind == "one position" else 60
         x = torch.randn(count, WIDTH, generator=random, dtype=torch.float64)
@@ -54,10 +55,10 @@ def unkind_inputs(kind: str, seed: int) -> LayerInputs:
             noise[:, 5] *= 1e4
         scale = {"huge": 1e15, "tiny": 1e-15}.get(kind, 1.0)
         x, hat = scale * x, scale * (x + noise)
-        folds.append(Fold(Moments(Hessian(hat.T @ hat), (x - hat).T @ hat), x.mean(0), hat.mean(0), float(count)))
-        probes.append(x.float())
-        probes_hat.append(hat.float())
-    return LayerInputs((folds[0], folds[1]), torch.cat(probes), torch.cat(probes_hat), torch.zeros(0))
+        folds.append(FoldStatistics(Moments(Hessian(hat.T @ hat), (x - hat).T @ hat), x.mean(0), hat.mean(0), float(count)))
+        samples.append(x.float())
+        quantized_samples.append(hat.float())
+    return LayerStatistics((folds[0], folds[1]), torch.cat(samples), torch.cat(quantized_samples), torch.zeros(0))
 
 
 @pytest.mark.parametrize("method", GPTQ_LIKE)
@@ -67,7 +68,7 @@ def unkind_inputs(kind: str, seed: int) -> LayerInputs:
 def test_the_result_is_finite_and_no_worse_than_said(kind: str, method: str, seed: int, bits: int, biased: bool) -> None:
     weight = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed + 1))
     bias = torch.randn(ROWS, generator=torch.Generator().manual_seed(seed)) if biased else None
-    solution = solve_layer(
+    solution = quantize_layer(
         Layer("fc1", "encoder", "frames"), weight, bias, unkind_inputs(kind, seed), Grid(bits=bits, group_size=32), METHODS[method],
         strength=0.5,
     )  # fmt: skip

@@ -16,11 +16,11 @@ from packaging.utils import canonicalize_name
 
 import sottovoce
 from sottovoce import api
-from sottovoce.core.grid import Grid
+from sottovoce.core.affine import Grid
 from sottovoce.errors import ModelError
-from sottovoce.recipe import Recipe, method_named
-
-from .conftest import make_tiny
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.recipe import Recipe
+from tests.conftest import make_tiny
 
 OFFLINE = """
 import socket, sys

@@ -12,27 +12,34 @@ from pathlib import Path
 import torch
 
 from sottovoce import __version__
-from sottovoce.calibrate import assign_folds
-from sottovoce.checkpoint import load_quantized, refuse_existing, save_quantized
-from sottovoce.data import DataSet, Utterance, load_data
+from sottovoce.backends.export import export
+from sottovoce.backends.registry import open_runtime, runtime_of
+from sottovoce.checkpoint.load import load_quantized
+from sottovoce.checkpoint.resume import exclusive_run
+from sottovoce.checkpoint.save import refuse_existing, save_quantized
+from sottovoce.checkpoint.verify import verify
+from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.folds import assign_folds
+from sottovoce.data.load import load_data
 from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
-from sottovoce.evaluation.journal import Journal
-from sottovoce.evaluation.recogniser import Recogniser, TorchRecogniser
-from sottovoce.evaluation.score import Score, score_transcripts
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
+from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
-from sottovoce.exports import export
-from sottovoce.memory import peak_memory_bytes
-from sottovoce.models import SpeechModel, load_model
-from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
-from sottovoce.progress import Progress, silent
-from sottovoce.recipe import Recipe, check_target, resolve, target_grid
-from sottovoce.runtimes import open_runtime, runtime_of
-from sottovoce.unfinished import claimed
-from sottovoce.verification import verify
+from sottovoce.evaluation.wer import Score, score_transcripts
+from sottovoce.models.load import load_model
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.plan import check_target, resolve
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.target import target_grid
+from sottovoce.system.memory import peak_memory_bytes
+from sottovoce.system.progress import Progress, silent
+from sottovoce.system.versions import environment
 
-__all__ = ["Evaluation", "evaluate", "export", "fit_confidence", "load", "open_recogniser", "quantize", "score", "transcribe", "verify"]
+__all__ = ["Evaluation", "evaluate", "export", "fit_confidence", "load", "open_recognizer", "quantize", "score", "transcribe", "verify"]
 
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
@@ -58,7 +65,7 @@ class Evaluation:
 
 
 def load(model: str | Path) -> SpeechModel:
-    """A recogniser by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`."""
+    """A recognizer by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`."""
     return load_model(model, quantized_loader=load_quantized)
 
 
@@ -90,11 +97,11 @@ def quantize(
     speech_model = model if isinstance(model, SpeechModel) else load(model)
     check_target(resolve(speech_model, recipe), speech_model, target)  # what does not fit is refused before any work
     drawn = None
-    if recipe.method.streams:
+    if recipe.method.n_networks:
         if calibration is None:
             raise RecipeError("this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
         data = calibration if isinstance(calibration, DataSet) else _calibration_data(calibration, utterances)
-        drawn = data.draw(utterances, seed)
+        drawn = data.sample(utterances, seed)
     inputs = {
         "model": speech_model.digest(),
         "recipe": asdict(recipe),
@@ -104,7 +111,7 @@ def quantize(
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
     }
-    with claimed(folder, resume=resume, overwrite=overwrite) as work:
+    with exclusive_run(folder, resume=resume, overwrite=overwrite) as work:
         work.begin(inputs, resume=resume)
         speech = None
         if drawn is not None:
@@ -130,7 +137,7 @@ def quantize(
     return result
 
 
-def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None) -> Recogniser:
+def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None) -> Recognizer:
     """What transcribes: `model` in PyTorch, or in `runtime` ("onnx", "gguf", "ggml"), with as many threads as torch is set to.
 
     An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first.
@@ -141,7 +148,7 @@ def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None)
             raise RecipeError(f"{model} is made for the runtime {made_for}, and {runtime} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
     if runtime in (None, "torch"):
-        return TorchRecogniser(_loaded(model))
+        return TorchRecognizer(_loaded(model))
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {runtime}; export it, and name the file")
     folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
@@ -151,10 +158,10 @@ def open_recogniser(model: str | Path | SpeechModel, runtime: str | None = None)
 
 
 def evaluate(
-    model: str | Path | SpeechModel | Recogniser,
+    model: str | Path | SpeechModel | Recognizer,
     data: str | Path | DataSet,
     *,
-    against: str | Path | SpeechModel | Recogniser | None = None,
+    against: str | Path | SpeechModel | Recognizer | None = None,
     limit: int | None = None,
     runtime: str | None = None,
     language: str | None = None,
@@ -164,7 +171,7 @@ def evaluate(
 ) -> Evaluation:
     """Word error rate of `model` on `data` (its first `limit` utterances), compared utterance by utterance with `against`.
 
-    `runtime`: what runs `model` (see `open_recogniser`); `against` runs in PyTorch unless it is an exported file. `save`,
+    `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `save`,
     `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings that cannot be
     used are left out and named in the result. Raises `DataError` if none can be scored.
     """
@@ -172,14 +179,14 @@ def evaluate(
     reference = None
     if against is not None:
         reference = evaluate(against, data, language=language, save=save_reference, progress=progress)
-    recogniser = _recogniser(model, runtime)
-    transcription = _transcribed(recogniser, data, save, language=language, progress=progress)
+    recognizer = _recognizer(model, runtime)
+    transcription = _transcribed(recognizer, data, save, language=language, progress=progress)
     if transcription.unusable and not transcription.transcripts:
         raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
     return Evaluation(
         score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None),
         transcription=transcription,
-        model_bytes=recogniser.stored_bytes,
+        model_bytes=recognizer.stored_bytes,
         peak_memory_bytes=peak_memory_bytes(),
         reference=reference,
     )
@@ -210,7 +217,7 @@ def fit_confidence(
     """
     model = _loaded(model)
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
-    known = data.draw(None, seed).utterances
+    known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
     transcription = transcribe_data(model, DataSet(data.name, known), language=language, confidence=True, progress=progress)
     halves = assign_folds([utterance.speaker for utterance in known])
@@ -218,7 +225,7 @@ def fit_confidence(
 
 
 def transcribe(
-    model: str | Path | SpeechModel | Recogniser,
+    model: str | Path | SpeechModel | Recognizer,
     audio: Sequence[str | Path],
     *,
     confidence: bool = False,
@@ -239,12 +246,12 @@ def transcribe(
         else:
             utterances.append(Utterance(id=str(source), audio=Path(source)))
     data = DataSet("files", tuple(utterances))
-    recogniser = _recogniser(model, runtime)
-    return _transcribed(recogniser, data, save, language=language, confidence=confidence, progress=progress)
+    recognizer = _recognizer(model, runtime)
+    return _transcribed(recognizer, data, save, language=language, confidence=confidence, progress=progress)
 
 
 def _transcribed(
-    recogniser: Recogniser,
+    recognizer: Recognizer,
     data: DataSet,
     save: str | Path | None,
     *,
@@ -255,19 +262,19 @@ def _transcribed(
     """What can be transcribed of `data`; kept in the file `save` as it is made."""
     journal = None
     if save is not None:
-        source = Path(recogniser.source)
+        source = Path(recognizer.source)
         inputs = {
-            "model": str(source.absolute()) if source.exists() else recogniser.source,
+            "model": str(source.absolute()) if source.exists() else recognizer.source,
             "changed": source.stat().st_mtime_ns if source.exists() else None,
-            "bytes": recogniser.stored_bytes,
-            "runtime": type(recogniser).__name__,
+            "bytes": recognizer.stored_bytes,
+            "runtime": type(recognizer).__name__,
             "language": language,
             "confidence": confidence,
             "version": __version__,
         }
-        journal = Journal(save, inputs)
+        journal = TranscriptCache(save, inputs)
     transcription = transcribe_data(
-        recogniser,
+        recognizer,
         data,
         language=language,
         confidence=confidence,
@@ -280,8 +287,8 @@ def _transcribed(
     return transcription
 
 
-def _recogniser(model: str | Path | SpeechModel | Recogniser, runtime: str | None) -> Recogniser:
-    return open_recogniser(model, runtime) if isinstance(model, str | Path | SpeechModel) else model
+def _recognizer(model: str | Path | SpeechModel | Recognizer, runtime: str | None) -> Recognizer:
+    return open_recognizer(model, runtime) if isinstance(model, str | Path | SpeechModel) else model
 
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:

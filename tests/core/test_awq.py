@@ -1,10 +1,9 @@
 import torch
 
+from sottovoce.core.affine import Grid
 from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
-from sottovoce.core.grid import Grid
 from sottovoce.core.rtn import rtn
-
-from ..conftest import make_tiny, random_moments
+from tests.conftest import make_tiny, random_moments
 
 
 def test_search_equals_trying_every_exponent_on_the_inputs_themselves() -> None:

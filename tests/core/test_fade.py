@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sottovoce.core.affine import Grid, fit_scaling
+from sottovoce.core.error_metrics import outlier_ratio, output_energy, relative_output_error, relative_weight_error
 from sottovoce.core.fade import (
     NO_CORRECTION,
     CrossFit,
@@ -18,13 +20,10 @@ from sottovoce.core.fade import (
     reliability_score,
 )
 from sottovoce.core.gptq import gptq
-from sottovoce.core.grid import Grid, fit_scaling
 from sottovoce.core.hessian import Hessian
-from sottovoce.core.measure import outlier_ratio, output_energy, relative_output_error, relative_weight_error
-from sottovoce.core.propagation import Moments, corrected_target, correction
+from sottovoce.core.qep import Moments, corrected_target, correction
 from sottovoce.core.rtn import rtn
-
-from ..conftest import random_moments
+from tests.conftest import random_moments
 
 
 def test_full_correction_without_ridge_is_least_squares() -> None:
@@ -127,7 +126,7 @@ def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> N
     grid, dampings = Grid(bits=3, group_size=32), (0.01, 0.3, 3.0)
     fits = (cross_fit(weight, folds, (0.3,)), NO_CORRECTION)
     pairs = [(fit, damping) for fit in fits for damping in dampings]
-    found = held_out_choice(weight, folds, grid, pairs=pairs, weigh_scales=weigh)
+    found = held_out_choice(weight, folds, grid, pairs=pairs, hessian_weighted_scales=weigh)
     losses, added = {}, {}
     energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
     for fit in fits:

@@ -5,15 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.core.gptq import gptq, solve_columns
-from sottovoce.core.grid import Grid, fit_scaling, round_to_codes
+from sottovoce.core.affine import Grid, fit_scaling, round_to_codes
+from sottovoce.core.error_metrics import output_energy
+from sottovoce.core.gptq import gptq, round_columns
 from sottovoce.core.hessian import Hessian, inverse_cholesky
-from sottovoce.core.measure import output_energy
-from sottovoce.core.refit import refit_scaling
 from sottovoce.core.rtn import rtn
+from sottovoce.core.scale_refit import refit_scaling
 from sottovoce.errors import CalibrationError
-
-from ..conftest import random_moments
+from tests.conftest import random_moments
 
 
 def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float, order: str) -> torch.Tensor:
@@ -160,7 +159,7 @@ def test_refitted_scales_are_those_of_least_squares(grid: Grid) -> None:
     target = torch.randn(7, 96, generator=torch.Generator().manual_seed(2))
     scaling = fit_scaling(target, grid)
     size = grid.columns_per_group(96)
-    codes, _ = solve_columns(target, Hessian(matrix).factor(0.01)[0].float(), grid, torch.arange(96), scaling)
+    codes, _ = round_columns(target, Hessian(matrix).factor(0.01)[0].float(), grid, torch.arange(96), scaling)
     wanted = explicit_refit(target, codes, scaling.zero_point, matrix, size)
     got = refit_scaling(target, codes, scaling, matrix, grid)
     assert torch.equal(got.scale, got.scale.half().float())

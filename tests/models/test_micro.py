@@ -9,9 +9,10 @@ import pytest
 from sottovoce import api
 from sottovoce.demo.commands import TEMPLATES, command_sentences, make_commands, split_of
 from sottovoce.errors import ModelError
-from sottovoce.evaluation.score import normalize
+from sottovoce.evaluation.normalize import normalize
 from sottovoce.models import bundled
-from sottovoce.recipe import Recipe, target_grid
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.target import target_grid
 
 SENTENCES = 60
 MODEL = "bundled:moonshine-micro"

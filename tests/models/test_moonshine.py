@@ -8,18 +8,23 @@ import pytest
 import torch
 
 from sottovoce import api
-from sottovoce.core.grid import Grid
-from sottovoce.data import load_data
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
+from sottovoce.backends.onnx_runtime.writer import write_onnx
+from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.source import Source, open_source
+from sottovoce.backends.transcribe_cpp.writer import write_gguf
+from sottovoce.core.affine import Grid
+from sottovoce.data.load import load_data
 from sottovoce.errors import RecipeError
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.formats.gguf import write_gguf
-from sottovoce.formats.onnx import DECODER, ENCODER, write_onnx
-from sottovoce.formats.source import Source, open_source
-from sottovoce.models import load_model
+from sottovoce.models.load import load_model
 from sottovoce.models.moonshine import Moonshine
-from sottovoce.pipeline import prepare_speech, quantize_model
-from sottovoce.recipe import METHODS, Recipe, method_named, resolve, target_grid
-from sottovoce.runtimes import open_runtime
+from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.methods import METHODS, method_named
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.plan import resolve
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.target import target_grid
 from tests.conftest import make_tiny_moonshine
 
 
@@ -34,21 +39,21 @@ def test_an_utterance_is_encoded_and_decoded_as_if_alone() -> None:
     mask = model._frame_mask(heard)
     assert together.mask is not None
     assert torch.equal(together.mask, mask)
-    decoded = model.decode_to_end(together, None)
+    decoded = model.greedy_decode(together, None)
     for i, samples in enumerate(heard):
         alone = model.encode(model.features([samples]))
         torch.testing.assert_close(together.states[i][mask[i]], alone.states[0])
-        assert model.decode_to_end(alone, None)[0] == decoded[i]
+        assert model.greedy_decode(alone, None)[0] == decoded[i]
         # and as `transformers` itself does it
         if len(samples) > 1024:
-            out = model.network.generate(torch.from_numpy(samples).unsqueeze(0), max_new_tokens=model.most_tokens(None))
+            out = model.network.generate(torch.from_numpy(samples).unsqueeze(0), max_new_tokens=model.max_new_tokens(None))
             assert model.text(out[0].tolist()) == model.text(decoded[i][0])
 
 
 def test_teacher_forcing_predicts_what_was_decoded() -> None:
     model = make_tiny_moonshine()
     encoded = model.encode(model.features(recordings(9000, 20000)))
-    decoded = model.decode_to_end(encoded, None)
+    decoded = model.greedy_decode(encoded, None)
     inputs, mask = model.teacher_forcing([tokens for tokens, _ in decoded], None)
     states = model.decoder_states(encoded, inputs)
     for i, (tokens, _) in enumerate(decoded):
@@ -141,11 +146,11 @@ def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
         assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), source.weights[here].dequantize().numpy())
     write_gguf(Source(make_tiny_moonshine(), {}), tmp_path / "f.gguf")
     model, heard = make_tiny_moonshine(), recordings(16000, 24000, 40000, 33000)
-    decoded = model.decode_to_end(model.encode(model.features(heard)), None)
+    decoded = model.greedy_decode(model.encode(model.features(heard)), None)
     pieces = [model.processor.tokenizer.convert_ids_to_tokens(tokens) for tokens, _ in decoded]
     # Bytes that are no text are shown in different ways: compare the letters.
     wanted = [b"".join(bytes([int(p[3:5], 16)]) if p.startswith("<0x") else p.encode() for p in row) for row in pieces]
-    got = [r.text for r in open_runtime("gguf", tmp_path / "f.gguf", 2).recognise(heard, None).recognitions]
+    got = [r.text for r in open_runtime("gguf", tmp_path / "f.gguf", 2).recognize(heard, None).recognitions]
 
     def plain(text: str) -> str:
         return "".join(c for c in text if c.isascii() and c.isalnum())
@@ -160,7 +165,7 @@ def test_onnx_transcribes_recordings_of_any_length(tmp_path: Path) -> None:
     assert (tmp_path / "m" / ENCODER).is_file()
     assert (tmp_path / "m" / DECODER).is_file()
     heard = recordings(9000, 30000, 300, 17000)
-    recogniser = open_runtime("onnx", tmp_path / "m", 2)
-    got = [r.tokens for r in recogniser.recognise(heard, None).recognitions]
-    wanted = [tuple(t) for t, _ in model.decode_to_end(model.encode(model.features(heard)), None)]
+    recognizer = open_runtime("onnx", tmp_path / "m", 2)
+    got = [r.tokens for r in recognizer.recognize(heard, None).recognitions]
+    wanted = [tuple(t) for t, _ in model.greedy_decode(model.encode(model.features(heard)), None)]
     assert got == wanted

@@ -7,14 +7,19 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from sottovoce.core.grid import Grid
+from sottovoce.backends.onnx_runtime.layout import ENCODER
+from sottovoce.backends.onnx_runtime.writer import write_onnx
+from sottovoce.backends.source import open_source
+from sottovoce.backends.transcribe_cpp.writer import write_gguf
+from sottovoce.core.affine import Grid
 from sottovoce.errors import RecipeError
-from sottovoce.formats.gguf import write_gguf
-from sottovoce.formats.onnx import ENCODER, write_onnx
-from sottovoce.formats.source import open_source
 from sottovoce.models.whisper import Whisper
-from sottovoce.pipeline import CalibrationSpeech, quantize_model
-from sottovoce.recipe import Recipe, method_named, resolve, target_grid
+from sottovoce.quantization.calibration_set import CalibrationSpeech
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.plan import resolve
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.target import target_grid
 from tests.conftest import make_tiny
 
 SIZES = {"tiny": (384, 80), "base": (512, 80), "small": (768, 80), "medium": (1024, 80), "large-v3": (1280, 128)}
@@ -37,7 +42,7 @@ def make_size(name: str, *, encoder_layers: int = 1, decoder_layers: int = 1) ->
     network.generation_config = small.network.generation_config
     extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=2)
     model = Whisper(network, WhisperProcessor(extractor, small.processor.tokenizer), name)
-    model.longest_s = 2.0
+    model.max_duration_s = 2.0
     return model
 
 
@@ -88,7 +93,7 @@ def test_large_v3_into_onnx(tmp_path: Path) -> None:
 def test_halves_of_unequal_depth(encoder: int, decoder: int) -> None:
     model = make_size("tiny", encoder_layers=encoder, decoder_layers=decoder)
     plan = resolve(model, Recipe(grid=Grid(group_size=64)))
-    assert len(plan.steps) == 6 * encoder + 10 * decoder + 1
+    assert len(plan.layers) == 6 * encoder + 10 * decoder + 1
     result = quantize_model(model, Recipe(method=method_named("gptq"), grid=Grid(group_size=64)), speech())
     assert [report.part for report in result.reports].count("encoder") == 6 * encoder
 

@@ -3,7 +3,7 @@
 from sottovoce.bench.figures import draw_figures
 from sottovoce.bench.plan import BenchPlan, read_plan
 from sottovoce.bench.run import BenchOutcome, run_bench
-from sottovoce.bench.table import Row, Run, as_csv, as_markdown, read_results, summarise
+from sottovoce.bench.table import Row, Run, as_csv, as_markdown, read_results, summarize
 
 __all__ = [
     "BenchOutcome",
@@ -16,5 +16,5 @@ __all__ = [
     "read_plan",
     "read_results",
     "run_bench",
-    "summarise",
+    "summarize",
 ]

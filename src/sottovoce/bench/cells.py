@@ -10,7 +10,7 @@ from typing import Any
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.files import written_whole
+from sottovoce.system.atomic_files import written_whole
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from sottovoce.bench.table import Row, Run
 from sottovoce.errors import MissingDependencyError
-from sottovoce.recipe import METHODS
+from sottovoce.quantization.methods import METHODS
 
-# Okabe and Ito's colours, told apart by colour-blind readers; each with a marker of its own.
+# Okabe and Ito's colors, told apart by color-blind readers; each with a marker of its own.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
           ("#000000", "X"), ("#999999", "*")]  # fmt: skip
 LOG_FROM = 3.0  # a scale is logarithmic if its largest value is so many times its smallest
@@ -71,7 +71,7 @@ def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str
 
     bits = sorted({row.bits for row in rows if row.method != "none"})
     values = []
-    for i, (method, (colour, marker)) in enumerate(styles.items()):
+    for i, (method, (color, marker)) in enumerate(styles.items()):
         own = sorted((row for row in rows if row.method == method), key=lambda row: row.bits)
         if not own:
             continue
@@ -79,7 +79,7 @@ def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str
         heights = [scale * getattr(row, key) for row in own]
         values += heights
         errors = [scale * getattr(row, spread) for row in own]
-        axis.errorbar(at, heights, yerr=errors, label=method, color=colour, marker=marker, capsize=3, linewidth=1.2)
+        axis.errorbar(at, heights, yerr=errors, label=method, color=color, marker=marker, capsize=3, linewidth=1.2)
     original = [row for row in rows if row.method == "none"]
     if original and key == "wer":
         axis.axhline(scale * original[0].wer, color="#666666", linestyle="--", linewidth=1, label="full precision")
@@ -113,8 +113,8 @@ def _strengths(model: str, results: Mapping[tuple[str, str, int, str], Sequence[
 
 def _by_depth(axis: Any, series: Mapping[str, Sequence[tuple[str, float]]]) -> None:
     for i, (name, layers) in enumerate(sorted(series.items())):
-        colour, marker = STYLES[i % len(STYLES)]
-        axis.plot([strength for _, strength in layers], label=name, color=colour, marker=marker, markersize=4, linewidth=1)
+        color, marker = STYLES[i % len(STYLES)]
+        axis.plot([strength for _, strength in layers], label=name, color=color, marker=marker, markersize=4, linewidth=1)
     axis.set_xlabel("linear layer, in the order of the model")
     axis.set_ylim(-0.05, 1.1)
     axis.grid(axis="y", alpha=0.3)

@@ -15,7 +15,7 @@ group_size = 32                              # 32, 64, 128 or "row"
 symmetric = false                            # (true for gguf and ggml)
 scale = "search"
 head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature
-frame_stride = 3
+frame_subsampling = 3
 padding_weight = 0.0
 batch_size = 8
 language = "en"
@@ -23,7 +23,7 @@ language = "en"
 [method.qep-strong]                          # a further method: a known one with other settings,
 base = "qep"
 strength = 1.0
-frame_stride = 1                             # of the method or, from group_size to padding_weight, of the recipe
+frame_subsampling = 1                             # of the method or, from group_size to padding_weight, of the recipe
 """
 
 import tomllib
@@ -32,12 +32,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sottovoce.backends.registry import PACKAGES
 from sottovoce.errors import RecipeError
-from sottovoce.recipe import METHODS, Method, Recipe, method_named, target_grid
-from sottovoce.runtimes import PACKAGES
+from sottovoce.quantization.methods import METHODS, Method, method_named
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.target import target_grid
 
 GRID_SETTINGS = ("group_size", "symmetric", "scale")
-SETTINGS = (*GRID_SETTINGS, "head_bits", "frame_stride", "padding_weight")
+SETTINGS = (*GRID_SETTINGS, "head_bits", "frame_subsampling", "padding_weight")
 KNOWN = {
     "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
     "runtimes", *SETTINGS,
@@ -83,14 +85,14 @@ class BenchPlan:
             for bits in self.bits:
                 for i, seed in enumerate(self.seeds):
                     for name, method in self.methods.items():
-                        if method.streams == 0 and i > 0:
+                        if method.n_networks == 0 and i > 0:
                             continue
                         found.append(
                             Quantization(
                                 model=model,
                                 method=name,
                                 recipe=self.recipe(name, bits),
-                                seed=seed if method.streams else None,
+                                seed=seed if method.n_networks else None,
                             )
                         )
         return found
@@ -152,7 +154,7 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
     )
     if unknown := set(plan.runtimes) - {"torch", *PACKAGES}:
         raise RecipeError(f"runtime {min(unknown)!r} is not known; choose from torch, {', '.join(PACKAGES)}")
-    if plan.calibration is None and any(method.streams for method in plan.methods.values()):
+    if plan.calibration is None and any(method.n_networks for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
     plan.quantizations()  # what is out of range is refused before any work
     return plan

@@ -21,19 +21,25 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from sottovoce.backends.export import export
+from sottovoce.backends.registry import PACKAGES, open_runtime
 from sottovoce.bench.cells import Cell, Results, as_transcript, once
 from sottovoce.bench.plan import BenchPlan, Quantization
-from sottovoce.checkpoint import load_quantized, save_quantized
-from sottovoce.data import DataSet, load_data
+from sottovoce.checkpoint.load import load_quantized
+from sottovoce.checkpoint.save import save_quantized
+from sottovoce.data.dataset import DataSet
+from sottovoce.data.load import load_data
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluation.heard import Listener, Listening, divergence
+from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput, divergence
 from sottovoce.evaluation.transcribe import transcribe_data
-from sottovoce.exports import export
-from sottovoce.models import SpeechModel, load_model
-from sottovoce.pipeline import QuantizedModel, environment, prepare_speech, quantize_model
-from sottovoce.progress import Progress, silent
-from sottovoce.recipe import REFIT_BITS, Recipe
-from sottovoce.runtimes import PACKAGES, open_runtime
+from sottovoce.models.load import load_model
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.methods import REFIT_BITS
+from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.progress import Progress, silent
+from sottovoce.system.versions import environment
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def run_bench(
     out = Path(out).expanduser().absolute()
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     first = [_Job("reference", (model, data)) for model in plan.models for data in plan.data]
-    if plan.calibration is not None and any(method.streams for method in plan.methods.values()):
+    if plan.calibration is not None and any(method.n_networks for method in plan.methods.values()):
         first += [_Job("labels", (model, seed)) for model in plan.models for seed in plan.seeds]
     second = [_Job("quantization", quantization) for quantization in plan.quantizations()]
     computed, found, failed, done = list[str](), list[str](), list[tuple[str, str]](), 0
@@ -147,8 +153,8 @@ class _Bench:
         # Loaded once per process.
         self.model: Callable[[str], tuple[SpeechModel, str]] = cache(self._model)
         self.data: Callable[[str], tuple[DataSet, str]] = cache(self._data)
-        self.reference: Callable[[str, str], Listening] = cache(self._reference)
-        self.listener: Callable[[str, str], Listener] = cache(self._listener)
+        self.reference: Callable[[str, str], TeacherForcedOutput] = cache(self._reference)
+        self.listener: Callable[[str, str], TeacherForcedEvaluator] = cache(self._listener)
 
     def do(self, job: _Job) -> Iterator[tuple[str, str, str]]:
         """The cells of a job: name, "computed", "found" or "failed", and the error."""
@@ -182,8 +188,8 @@ class _Bench:
         data = load_data(name if name.startswith("hf:") else self.data_root / name)
         return data, data.digest()
 
-    def _listener(self, model: str, data: str) -> Listener:
-        return Listener(self.model(model)[0], self.data(data)[0])
+    def _listener(self, model: str, data: str) -> TeacherForcedEvaluator:
+        return TeacherForcedEvaluator(self.model(model)[0], self.data(data)[0])
 
     def _cell_of_reference(self, model: str, data: str) -> Cell:
         return Cell(
@@ -204,16 +210,16 @@ class _Bench:
         self.reference(model, data)
         yield cell.name, "found" if known else "computed", ""
 
-    def _reference(self, model: str, data: str) -> Listening:
+    def _reference(self, model: str, data: str) -> TeacherForcedOutput:
         cell = self._cell_of_reference(model, data)
         states_file = self.cache / f"{cell.name}.safetensors"
         known = self.results.finished(cell)
         if known and states_file.is_file():
             states = load_file(states_file)
             transcripts = tuple(as_transcript(row) for row in known["result"]["transcripts"])
-            return Listening(transcripts, tuple(states[str(i)] for i in range(len(transcripts))))
+            return TeacherForcedOutput(transcripts, tuple(states[str(i)] for i in range(len(transcripts))))
         started = time.perf_counter()
-        heard: Listening = self.listener(model, data).listen(self.model(model)[0], self.plan.language)
+        heard: TeacherForcedOutput = self.listener(model, data).listen(self.model(model)[0], self.plan.language)
         self.cache.mkdir(parents=True, exist_ok=True)
         partial = states_file.with_name(f".{os.getpid()}.{states_file.name}")
         save_file({str(i): state.contiguous() for i, state in enumerate(heard.states)}, partial)
@@ -223,7 +229,7 @@ class _Bench:
         return heard
 
     def _labels(self, model: str, seed: int) -> dict[str, Any]:
-        data = self.data(str(self.plan.calibration))[0].draw(self.plan.utterances, seed)
+        data = self.data(str(self.plan.calibration))[0].sample(self.plan.utterances, seed)
         key = {"weights": self.model(model)[1], "recordings": data.digest(), "language": self.plan.language}
         file = self.cache / f"{Cell('labels', key | {'environment': self._environment}).name}.json"
 
@@ -243,7 +249,7 @@ class _Bench:
             "environment": self._environment,
         }
         if job.seed is not None:
-            drawn = self.data(str(self.plan.calibration))[0].draw(self.plan.utterances, job.seed)
+            drawn = self.data(str(self.plan.calibration))[0].sample(self.plan.utterances, job.seed)
             key |= {
                 "calibration": str(self.plan.calibration),
                 "utterances": len(drawn),
@@ -311,7 +317,7 @@ class _Bench:
             return original.with_network(load_quantized(folder)[0])
         speech = None
         if job.seed is not None:
-            data = self.data(str(self.plan.calibration))[0].draw(self.plan.utterances, job.seed)
+            data = self.data(str(self.plan.calibration))[0].sample(self.plan.utterances, job.seed)
             speech = prepare_speech(original, data, language=self.plan.language, labels=self._labels(job.model, job.seed))
         result: QuantizedModel = quantize_model(
             original,
@@ -347,8 +353,8 @@ class _Bench:
         file = folder.with_name(f"{folder.name}.{runtime}")
         if not file.exists():
             export(folder, runtime, file, verify=False)
-        recogniser = open_runtime(runtime, file, torch.get_num_threads())
-        heard = transcribe_data(recogniser, self.data(data)[0], language=self.plan.language)
+        recognizer = open_runtime(runtime, file, torch.get_num_threads())
+        heard = transcribe_data(recognizer, self.data(data)[0], language=self.plan.language)
         result = {"transcripts": [asdict(transcript) for transcript in heard.transcripts]}
         timing = {"seconds": time.perf_counter() - started, "encoder_s": heard.encoder_s, "decoder_s": heard.decoder_s}
         self.results.write(cell, timing, result=result)
@@ -365,15 +371,15 @@ def _as_key(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data. What changes nothing is left out, so that other defaults for it find earlier results."""
     key = asdict(recipe)
     if recipe.head_bits == 16 or recipe.method.kind != "gptq":
-        del key["head_identity"]
-    for setting in ("weigh_scales", "correct_stream"):
+        del key["head_embedding_weight"]
+    for setting in ("hessian_weighted_scales", "compensate_residual"):
         if not key["method"][setting]:
             del key["method"][setting]
     widths = {recipe.grid.bits, recipe.head_bits or 16, *(rule.bits for rule in recipe.rules)}
     if not key["method"]["refits"] or min(widths) > REFIT_BITS:
         del key["method"]["refits"]
-    if not key["grid"]["exact_minimum"]:
-        del key["grid"]["exact_minimum"]
+    if not key["grid"]["float16_min"]:
+        del key["grid"]["float16_min"]
     return key
 
 

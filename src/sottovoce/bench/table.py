@@ -14,8 +14,9 @@ import numpy as np
 
 from sottovoce.bench.cells import as_transcript, read_cell
 from sottovoce.errors import DataError
-from sottovoce.evaluation.score import RESAMPLES, Score, score_transcripts
+from sottovoce.evaluation.intervals import RESAMPLES
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import Score, score_transcripts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def read_results(out: str | Path) -> dict[tuple[str, str, int, str], list[Run]]:
     return {at: [runs[seed] for seed in sorted(runs)] for at, runs in found.items()}
 
 
-def summarise(results: dict[tuple[str, str, int, str], list[Run]]) -> list[Row]:
+def summarize(results: dict[tuple[str, str, int, str], list[Run]]) -> list[Row]:
     """One row per model, data set, width and method; models and data sets by name, widths falling, methods as they do better."""
     scores: dict[tuple[str, str, int, str], list[Score]] = {}
     for at, runs in results.items():

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sottovoce.core.grid import Grid
-from sottovoce.core.measure import output_energy
+from sottovoce.core.affine import Grid
+from sottovoce.core.error_metrics import output_energy
 from sottovoce.core.rtn import rtn
 
 STEPS = 20

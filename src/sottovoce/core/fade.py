@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.core.gptq import solve_columns
-from sottovoce.core.grid import Grid, Scaling, fit_scaling
+from sottovoce.core.affine import Grid, Scaling, fit_scaling
+from sottovoce.core.error_metrics import output_energy
+from sottovoce.core.gptq import round_columns
 from sottovoce.core.hessian import Order
-from sottovoce.core.measure import output_energy
-from sottovoce.core.propagation import Moments, correction
+from sottovoce.core.qep import Moments, correction
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 
 CANDIDATES = (0.1, 0.3, 1.0)  # ridges and dampings tried, in units of the mean diagonal
@@ -45,7 +45,7 @@ def cross_fit(weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[f
     """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
     a, b = folds
     weight = weight.to(a.cross.dtype)
-    pull_a, pull_b = a.pull(weight), b.pull(weight)
+    pull_a, pull_b = a.cross_output(weight), b.cross_output(weight)
     energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
     best = CrossFit(0.0, max(ridges), 0.0)
     if energy <= 0:
@@ -87,23 +87,23 @@ def held_out_choice(
     *,
     pairs: Sequence[tuple[CrossFit, float]],
     order: Order = "activation",
-    weigh_scales: bool = False,
+    hessian_weighted_scales: bool = False,
 ) -> HeldOut:
     """Quantize with one fold and judge on the other, for every pair of a correction and a damping at once.
 
     Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change; of equals the first wins. Each
-    correction is learnt on the same fold as the Hessian. Scales are fitted to each target, `weigh_scales` by the Hessian's diagonal.
+    correction is learnt on the same fold as the Hessian. Scales are fitted to each target, `hessian_weighted_scales` by the Hessian's diagonal.
     """
     weight = weight.to(folds[0].cross.dtype)
     targets, scalings, factors = [], [], []
     for fold in folds:
         of_fit = {fit: _target(weight, fold, fit) for fit, _ in pairs}
-        importance = fold.hessian.importance if weigh_scales else None
+        importance = fold.hessian.importance if hessian_weighted_scales else None
         scaling_of = {fit: fit_scaling(target, grid, importance) for fit, target in of_fit.items()}
         targets.append(torch.stack([of_fit[fit] for fit, _ in pairs]))
         scalings.append([scaling_of[fit] for fit, _ in pairs])
         factors.append(torch.stack([fold.hessian.factor(damping, order)[0].float() for _, damping in pairs]))
-    codes, _ = solve_columns(
+    codes, _ = round_columns(
         torch.stack(targets),  # [fold, pair, out, in]
         torch.stack(factors),
         grid,
@@ -116,7 +116,7 @@ def held_out_choice(
     losses = [0.0] * len(pairs)
     values: tuple[list[Tensor], list[Tensor]] = ([], [])
     for i, judge in enumerate((folds[1], folds[0])):
-        pull = judge.pull(weight)
+        pull = judge.cross_output(weight)
         for j in range(len(pairs)):
             values[i].append(QuantizedTensor.from_scaling(codes[i, j], scalings[i][j], grid).dequantize())
             error = weight - values[i][j]

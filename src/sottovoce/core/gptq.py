@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.core.grid import Grid, Scaling, fit_scaling, round_to_codes
+from sottovoce.core.affine import Grid, Scaling, fit_scaling, round_to_codes
+from sottovoce.core.error_metrics import output_energy
 from sottovoce.core.hessian import Hessian, Order
-from sottovoce.core.measure import output_energy
 from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.core.refit import refit_scaling
+from sottovoce.core.scale_refit import refit_scaling
 
 BLOCK = 32
 
@@ -55,14 +55,14 @@ def gptq(
     if order == "activation" and scaling is None:
         scaling = fit_scaling(weight, grid)
     factor = factor.float()
-    codes, scaling = solve_columns(weight, factor, grid, columns, scaling)
+    codes, scaling = round_columns(weight, factor, grid, columns, scaling)
     best = QuantizedTensor.from_scaling(codes, scaling, grid)
     if refits:
         matrix = hessian.damped(used)
         least = output_energy(weight - best.dequantize(), matrix)
         for i in range(refits):
             if i:
-                codes, _ = solve_columns(weight, factor, grid, columns, scaling)
+                codes, _ = round_columns(weight, factor, grid, columns, scaling)
             scaling = refit_scaling(weight, codes, scaling, matrix, grid)
             refitted = QuantizedTensor.from_scaling(codes, scaling, grid)
             if (error := output_energy(weight - refitted.dequantize(), matrix)) < least:
@@ -70,7 +70,7 @@ def gptq(
     return GptqResult(best, used, int(dead.sum()))
 
 
-def solve_columns(weight: Tensor, factor: Tensor, grid: Grid, columns: Tensor, scaling: Scaling | None) -> tuple[Tensor, Scaling]:
+def round_columns(weight: Tensor, factor: Tensor, grid: Grid, columns: Tensor, scaling: Scaling | None) -> tuple[Tensor, Scaling]:
     """The column loop, over any leading batch dimensions.
 
     `weight` `[..., out, in]`; `factor` `[..., in, in]` in rounding order; `columns` `[..., in]` or `[in]`: which column is

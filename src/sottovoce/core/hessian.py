@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sottovoce.errors import CalibrationError
 
-DAMPING_STEP = 10.0  # factor by which the damping grows when a factorisation fails
+DAMPING_STEP = 10.0  # factor by which the damping grows when a factorization fails
 DAMPING_LIMIT = 1e4
 LEAST_IMPORTANCE = 1e-3
 LEAF = 128  # factors are built from matrix products above this size
@@ -60,11 +60,11 @@ class Hessian:
     def factor(self, damping: float, order: Order = "original") -> tuple[Tensor, float]:
         """`U` in the dtype of `matrix`, rows and columns in `order`, and the damping that was used.
 
-        The damping is raised tenfold until the factorisation succeeds. Raises `CalibrationError` past 10^4.
+        The damping is raised tenfold until the factorization succeeds. Raises `CalibrationError` past 10^4.
         """
         key = (damping, order)
         if key not in self._factors:
-            self._factors[key] = self._factorise(damping, self.columns(order))
+            self._factors[key] = self._factorize(damping, self.columns(order))
         return self._factors[key]
 
     def damped(self, damping: float) -> Tensor:
@@ -81,7 +81,7 @@ class Hessian:
         result[:, columns] = (right.to(factor.dtype)[:, columns] @ factor.T) @ factor
         return result
 
-    def _factorise(self, damping: float, columns: Tensor) -> tuple[Tensor, float]:
+    def _factorize(self, damping: float, columns: Tensor) -> tuple[Tensor, float]:
         mean = self.mean_diagonal
         if not mean > 0:  # nothing was ever seen: plain rounding, and every column is dead
             return torch.eye(len(columns), dtype=self.matrix.dtype), damping

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.core.grid import Grid, Scaling, round_to_codes
+from sottovoce.core.affine import Grid, Scaling, round_to_codes
 from sottovoce.errors import CheckpointError
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sottovoce.core.grid import Grid, fit_scaling
+from sottovoce.core.affine import Grid, fit_scaling
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sottovoce.audio import SUFFIXES
-from sottovoce.data.base import Utterance
+from sottovoce.data.audio import SUFFIXES
+from sottovoce.data.dataset import Utterance
 from sottovoce.errors import DataError
 
 IGNORED = "ignore_time_segment_in_scoring"  # the text of a TED-LIUM segment that must not be scored

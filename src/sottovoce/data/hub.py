@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from sottovoce.data.base import Utterance
 from sottovoce.data.corpora import tedlium_text
+from sottovoce.data.dataset import Utterance
 from sottovoce.errors import DataError, MissingDependencyError
 
 PREFIX = "hf:"

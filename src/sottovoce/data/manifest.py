@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sottovoce.data.base import Utterance
+from sottovoce.data.dataset import Utterance
 from sottovoce.errors import DataError
 
 

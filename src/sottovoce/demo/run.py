@@ -5,11 +5,12 @@ from pathlib import Path
 
 from sottovoce import api
 from sottovoce.api import Evaluation
-from sottovoce.core.grid import Grid
+from sottovoce.core.affine import Grid
 from sottovoce.demo import make_speech
-from sottovoce.pipeline import QuantizedModel
-from sottovoce.progress import Progress
-from sottovoce.recipe import METHODS, Recipe
+from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.pipeline import QuantizedModel
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.progress import Progress
 
 MODEL = "bundled:tiny.en"
 

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from sottovoce.audio import SAMPLE_RATE
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import MissingDependencyError
 
 VOICE_RATE = 24_000  # Hz
@@ -22,7 +22,7 @@ SNRS_DB = (None, 10.0, 5.0, 0.0)  # noisy sentences take turns: clean, then ever
 
 @dataclass(frozen=True)
 class Line:
-    """`text`: what is said, as it should be recognised; `spoken`: as the voice reads it."""
+    """`text`: what is said, as it should be recognized; `spoken`: as the voice reads it."""
 
     text: str
     spoken: str

@@ -1,0 +1,1 @@
+"""From recordings to words, and how good the words are."""

@@ -1,4 +1,4 @@
-"""How far the confidence in each recognised word can be trusted, and two scalings that mend it.
+"""How far the confidence in each recognized word can be trusted, and two scalings that mend it.
 
 A word's confidence is the geometric mean of its tokens' probabilities. It is judged by whether the word is right, after an
 alignment with the reference. Both scalings work on its log-odds `z`: temperature scaling (Guo et al., arXiv 1706.04599, for two
@@ -14,9 +14,10 @@ import jiwer
 import numpy as np
 
 from sottovoce.errors import DataError
-from sottovoce.evaluation.score import is_loop, normalize
+from sottovoce.evaluation.failures import is_loop
+from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.models.base import SpeechModel
+from sottovoce.models.speech_model import SpeechModel
 
 BINS = 10  # of equal width, in reliability diagrams and the expected calibration error
 SMALLEST = 1e-6  # confidences are kept so far from 0 and 1
@@ -27,7 +28,7 @@ NOT_SPOKEN = re.compile(r"[^\w']+")
 
 @dataclass(frozen=True)
 class Word:
-    """A recognised word as it is written, with the confidence that it is right, 0 to 1."""
+    """A recognized word as it is written, with the confidence that it is right, 0 to 1."""
 
     text: str
     confidence: float
@@ -46,11 +47,11 @@ class Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trust:
+class ConfidenceMetrics:
     """How well confidences agree with what is right.
 
     `expected_calibration_error`: mean gap between confidence and share of right words over bins, weighted by their size.
-    `normalised_cross_entropy`: share of the entropy of "right or wrong" that the confidences explain (1: all; below 0: worse
+    `normalized_cross_entropy`: share of the entropy of "right or wrong" that the confidences explain (1: all; below 0: worse
     than always saying the mean). `bins`: mean confidence, share right, and count of each bin (NaN where it is empty).
     """
 
@@ -58,7 +59,7 @@ class Trust:
     accuracy: float
     mean_confidence: float
     expected_calibration_error: float
-    normalised_cross_entropy: float
+    normalized_cross_entropy: float
     bins: tuple[tuple[float, float, int], ...]
 
 
@@ -71,9 +72,9 @@ class FittedConfidence:
 
     temperature: Scaling
     platt: Scaling
-    raw_trust: Trust
-    temperature_trust: Trust
-    platt_trust: Trust
+    raw_metrics: ConfidenceMetrics
+    temperature_metrics: ConfidenceMetrics
+    platt_metrics: ConfidenceMetrics
     fitted_words: int
     left_out: int = 0
 
@@ -87,7 +88,7 @@ def fit_to_transcripts(model: SpeechModel, transcripts: Sequence[Transcript], ha
     marked, used = [], []
     for transcript, half in zip(transcripts, halves, strict=True):
         if len(transcript.log_probabilities) == len(transcript.tokens) and not is_loop(normalize(transcript.text)):
-            marked.append(mark_words(words_of(model, transcript), transcript.reference or ""))
+            marked.append(label_words(words_of(model, transcript), transcript.reference or ""))
             used.append(half)
     return replace(fit_scalings(marked, used), left_out=len(transcripts) - len(used))
 
@@ -108,9 +109,9 @@ def fit_scalings(marked: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequen
     return FittedConfidence(
         temperature=temperature,
         platt=platt,
-        raw_trust=measure_trust(judge, judged),
-        temperature_trust=measure_trust(temperature.apply(judge), judged),
-        platt_trust=measure_trust(platt.apply(judge), judged),
+        raw_metrics=confidence_metrics(judge, judged),
+        temperature_metrics=confidence_metrics(temperature.apply(judge), judged),
+        platt_metrics=confidence_metrics(platt.apply(judge), judged),
         fitted_words=len(fit),
     )
 
@@ -130,7 +131,7 @@ def words_of(model: SpeechModel, transcript: Transcript) -> list[Word]:
     return words
 
 
-def mark_words(words: Sequence[Word], reference: str) -> tuple[np.ndarray, np.ndarray]:
+def label_words(words: Sequence[Word], reference: str) -> tuple[np.ndarray, np.ndarray]:
     """Confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out."""
     spoken = [(_plain(word.text), word.confidence) for word in words]
     spoken = [(text, confidence) for text, confidence in spoken if text]
@@ -156,10 +157,10 @@ def log_odds(confidences: np.ndarray) -> np.ndarray:
     return odds
 
 
-def measure_trust(confidences: np.ndarray, right: np.ndarray) -> Trust:
+def confidence_metrics(confidences: np.ndarray, right: np.ndarray) -> ConfidenceMetrics:
     """Judge confidences `[n]` by whether the words are right `[n]`. Raises `DataError` if there are none."""
     if not len(confidences):
-        raise DataError("no words were recognised, so there are no confidences to judge")
+        raise DataError("no words were recognized, so there are no confidences to judge")
     kept = np.clip(confidences, SMALLEST, 1 - SMALLEST)
     at = np.minimum((confidences * BINS).astype(int), BINS - 1)
     bins, gap = [], 0.0
@@ -172,12 +173,12 @@ def measure_trust(confidences: np.ndarray, right: np.ndarray) -> Trust:
     accuracy = float(right.mean())
     entropy = -float(np.where(right, np.log(kept), np.log1p(-kept)).mean())
     whole = 0.0 if accuracy in (0.0, 1.0) else -(accuracy * math.log(accuracy) + (1 - accuracy) * math.log(1 - accuracy))
-    return Trust(
+    return ConfidenceMetrics(
         words=len(confidences),
         accuracy=accuracy,
         mean_confidence=float(confidences.mean()),
         expected_calibration_error=gap / len(confidences),
-        normalised_cross_entropy=(whole - entropy) / whole if whole > 0 else math.nan,
+        normalized_cross_entropy=(whole - entropy) / whole if whole > 0 else math.nan,
         bins=tuple(bins),
     )
 

@@ -1,4 +1,4 @@
-"""A data set to transcripts, batch by batch, by any recogniser."""
+"""A data set to transcripts, batch by batch, by any recognizer."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sottovoce.audio import SAMPLE_RATE, split_at_silence
-from sottovoce.data import DataSet, Utterance
+from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
+from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.errors import AudioError
-from sottovoce.evaluation.journal import Journal
-from sottovoce.evaluation.recogniser import Recogniser, TorchRecogniser
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.models.base import SpeechModel, batches_by_language
-from sottovoce.progress import Progress, silent
+from sottovoce.models.batching import batches_by_language
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.progress import Progress, silent
 
 DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for 32 than for 8
 
@@ -34,13 +35,13 @@ class Transcription:
 
 
 def transcribe_data(
-    recogniser: SpeechModel | Recogniser,
+    recognizer: SpeechModel | Recognizer,
     data: DataSet,
     *,
     language: str | None = None,
     confidence: bool = False,
     lenient: bool = False,
-    journal: Journal | None = None,
+    journal: TranscriptCache | None = None,
     progress: Progress = silent,
 ) -> Transcription:
     """Transcribe every utterance of `data`. `language`: of those that have none of their own; "auto": found out one by one.
@@ -51,7 +52,7 @@ def transcribe_data(
     out and named in the result; else they raise `AudioError`. `journal`: what it knows is not transcribed again, and it is told
     all that is.
     """
-    ears: Recogniser = TorchRecogniser(recogniser) if isinstance(recogniser, SpeechModel) else recogniser
+    ears: Recognizer = TorchRecognizer(recognizer) if isinstance(recognizer, SpeechModel) else recognizer
     known = {u.id: t for u in data if journal is not None and (t := journal.transcript(u)) is not None}
     unusable = dict[str, str]()
     encoder_s, decoder_s, audio_s = 0.0, 0.0, 0.0
@@ -90,7 +91,7 @@ def _batches(utterances: Sequence[Utterance], language: str | None) -> Iterator[
 
 
 def _transcribe_batch(
-    ears: Recogniser,
+    ears: Recognizer,
     batch: Sequence[Utterance],
     whole: Sequence[np.ndarray],
     language: str | None,
@@ -101,28 +102,28 @@ def _transcribe_batch(
     long = {
         i: found
         for i, samples in enumerate(whole)
-        if len(samples) > ears.longest_s * SAMPLE_RATE and (found := ears.recognise_long(samples, language)) is not None
+        if len(samples) > ears.max_duration_s * SAMPLE_RATE and (found := ears.recognize_long(samples, language)) is not None
     }
     long_s = time.perf_counter() - began
-    pieces = [[] if i in long else split_at_silence(samples, ears.longest_s) for i, samples in enumerate(whole)]
+    pieces = [[] if i in long else split_at_silence(samples, ears.max_duration_s) for i, samples in enumerate(whole)]
     flat = [piece for parts in pieces for piece in parts]
     # A recording of hours is many pieces: in batches of their own, so that memory does not grow with its length.
     heard = [
-        ears.recognise(flat[first : first + DECODER_BATCH], language, confidence=confidence) for first in range(0, len(flat), DECODER_BATCH)
+        ears.recognize(flat[first : first + DECODER_BATCH], language, confidence=confidence) for first in range(0, len(flat), DECODER_BATCH)
     ]
     pending, done = iter([recognition for one in heard for recognition in one.recognitions]), []
     for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):
-        recognised = [long[i]] if i in long else [next(pending) for _ in parts]
+        recognized = [long[i]] if i in long else [next(pending) for _ in parts]
         done.append(
             Transcript(
                 id=utterance.id,
-                text=" ".join(part.text for part in recognised if part.text),
-                tokens=tuple(token for part in recognised for token in part.tokens),
+                text=" ".join(part.text for part in recognized if part.text),
+                tokens=tuple(token for part in recognized for token in part.tokens),
                 duration_s=len(samples) / SAMPLE_RATE,
                 reference=utterance.text,
                 pieces=max(1, len(parts)),
-                truncated=not all(part.ended for part in recognised),
-                log_probabilities=tuple(p for part in recognised for p in part.log_probabilities),
+                truncated=not all(part.ended for part in recognized),
+                log_probabilities=tuple(p for part in recognized for p in part.log_probabilities),
             )
         )
     return done, sum(one.encoder_s for one in heard), sum(one.decoder_s for one in heard) + long_s

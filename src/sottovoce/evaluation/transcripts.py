@@ -1,4 +1,4 @@
-"""What was recognised, as a file: one JSON object per line, so that scoring needs no model.
+"""What was recognized, as a file: one JSON object per line, so that scoring needs no model.
 
     {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false,
      "log_probabilities": [...]}
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.errors import DataError, OutputError
-from sottovoce.files import written_whole
+from sottovoce.system.atomic_files import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """What was recognised in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut.
+    """What was recognized in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut.
     `truncated`: decoding stopped at the token limit, not at an end token. `log_probabilities`: natural, of each token, or empty
     if they were not asked for."""
 

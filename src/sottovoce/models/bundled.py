@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sottovoce.errors import MissingDependencyError, ModelError
-from sottovoce.files import sha256
+from sottovoce.system.atomic_files import sha256
 
 PREFIX = "bundled:"
 

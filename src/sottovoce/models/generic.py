@@ -1,6 +1,6 @@
-"""Any other encoder-decoder recogniser of `transformers`, planned by the structure of its modules.
+"""Any other encoder-decoder recognizer of `transformers`, planned by the structure of its modules.
 
-What a family of its own knows and this one cannot: which normalisations feed which linears (so there is no AWQ), how recordings
+What a family of its own knows and this one cannot: which normalizations feed which linears (so there is no AWQ), how recordings
 are padded (so they are taken one by one), a procedure for long recordings (so these are cut at silence).
 """
 
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sottovoce.audio import SAMPLE_RATE
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import AWQMapping, Encoded, Layer, Part, Positions, SpeechModel, generate, padded_rows
+from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.layers import AWQMapping, Layer, Part, Positions
+from sottovoce.models.network import generate
+from sottovoce.models.speech_model import SpeechModel
 
 CROSS = ("encoder_attn", "cross_attn", "crossattention")
 ATTENTION = ("attn", "attention")
@@ -23,7 +26,7 @@ MOST_TOKENS = 200  # of a transcript, where the model's own settings do not say
 class Generic(SpeechModel):
     """A model with `get_encoder`, `get_decoder` and an output head, and its processor."""
 
-    pads_to_one_length = False
+    fixed_length = False
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         super().__init__(network, processor, source)
@@ -59,7 +62,7 @@ class Generic(SpeechModel):
 
     def awq_mappings(self) -> list[AWQMapping]:
         raise ModelError(
-            f"{self.source}: AWQ must know which normalisation feeds which layer, and of {self.network.config.model_type!r} models "
+            f"{self.source}: AWQ must know which normalization feeds which layer, and of {self.network.config.model_type!r} models "
             "that is not known here; choose another method"
         )
 
@@ -88,14 +91,14 @@ class Generic(SpeechModel):
         ]
         return torch.cat(rows)
 
-    def most_tokens(self, language: str | None) -> int:
+    def max_new_tokens(self, language: str | None) -> int:
         settings, config = self.network.generation_config, self.network.config
         limits = [getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings")]
         longest = min(settings.max_length or MOST_TOKENS, *(limit for limit in limits if limit), MOST_TOKENS)
         return int(longest) - len(self._prompt(language))
 
-    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
-        prompt, room = self._prompt(language), self.most_tokens(language)
+    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+        prompt, room = self._prompt(language), self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         ends = self.network.generation_config.eos_token_id
         ends = {*ends} if isinstance(ends, list | tuple) else {ends}
@@ -123,11 +126,11 @@ class Generic(SpeechModel):
 
     def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         prompt = self._prompt(language)
-        rows = [[*prompt, *list(transcript)[: self.most_tokens(language)]] for transcript in transcripts]
+        rows = [[*prompt, *list(transcript)[: self.max_new_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self.network.generation_config.pad_token_id or 0)
         return {"decoder_input_ids": ids}, mask
 
-    def forced_inputs(
+    def teacher_forced_inputs(
         self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
     ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
         (recording,) = recordings

@@ -9,10 +9,10 @@ import torch
 
 from sottovoce.errors import ModelError, SottovoceError
 from sottovoce.models import bundled, ctranslate2
-from sottovoce.models.base import SpeechModel
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
@@ -21,7 +21,7 @@ QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 
 
 def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None = None) -> SpeechModel:
-    """The recogniser called `source`, in float32 on the CPU, in evaluation mode.
+    """The recognizer called `source`, in float32 on the CPU, in evaluation mode.
 
     `source`: `bundled:NAME`, a folder (transformers, faster-whisper, or one of ours, read by `quantized_loader`), or a
     Hub id. Raises `ModelError` if there is no such model, it is of another architecture, or it holds NaN or infinite weights.
@@ -56,7 +56,7 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
         model_type = AutoConfig.from_pretrained(source).model_type
         if model_type not in RECOGNISERS:
             raise ModelError(
-                f"{source}: a {model_type!r} model is not an encoder-decoder speech recogniser that transformers knows; "
+                f"{source}: a {model_type!r} model is not an encoder-decoder speech recognizer that transformers knows; "
                 f"best known here: {', '.join(FAMILIES)}"
             )
         network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)

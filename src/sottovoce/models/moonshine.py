@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.models.base import AWQMapping, Encoded, Layer, SpeechModel, attention_layers, generate, mlp_layers, padded_rows
+from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.layers import AWQMapping, Layer, attention_layers, mlp_layers
+from sottovoce.models.network import generate
+from sottovoce.models.speech_model import SpeechModel
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 
@@ -15,26 +18,26 @@ SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
 class Moonshine(SpeechModel):
     """`MoonshineForConditionalGeneration` with its processor.
 
-    The first normalisation runs over a whole recording, so recordings are encoded one by one: padded ones would come out
+    The first normalization runs over a whole recording, so recordings are encoded one by one: padded ones would come out
     differently.
     """
 
     head, encoder, embedding = "proj_out", "model.encoder", "model.decoder.embed_tokens"
-    pads_to_one_length = False
+    fixed_length = False
 
     def layers(self) -> list[Layer]:
         # Rotated keys are not free of shifts: the rotation turns a constant into something that depends on the position.
         config, found = self.network.config, []
         for i in range(config.encoder_num_hidden_layers):
             at = f"model.encoder.layers.{i}"
-            found += attention_layers(f"{at}.self_attn", "encoder", "o_proj", f"{at}.input_layernorm", shift_free_keys=False)
+            found += attention_layers(f"{at}.self_attn", "encoder", "o_proj", f"{at}.input_layernorm", shift_invariant_keys=False)
             found += mlp_layers(f"{at}.mlp", "encoder", f"{at}.post_attention_layernorm")
         for i in range(config.decoder_num_hidden_layers):
             at = f"model.decoder.layers.{i}"
             before = f"{at}.input_layernorm"
-            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_free_keys=False)
+            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_invariant_keys=False)
             before = f"{at}.post_attention_layernorm"
-            found += attention_layers(f"{at}.encoder_attn", "decoder cross", "o_proj", before, shift_free_keys=True)
+            found += attention_layers(f"{at}.encoder_attn", "decoder cross", "o_proj", before, shift_invariant_keys=True)
             found += mlp_layers(f"{at}.mlp", "decoder mlp", f"{at}.final_layernorm")
         return [*found, Layer(self.head, "head", "tokens")]
 
@@ -95,13 +98,13 @@ class Moonshine(SpeechModel):
         ).last_hidden_state
         return states
 
-    def most_tokens(self, language: str | None) -> int:
+    def max_new_tokens(self, language: str | None) -> int:
         del language
         longest = self.network.generation_config.max_length or self.network.config.max_position_embeddings
         return int(min(longest, self.network.config.max_position_embeddings)) - 1
 
-    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
-        room = self.most_tokens(language)
+    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+        room = self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         out = generate(
             self.network,

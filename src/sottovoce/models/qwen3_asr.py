@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sottovoce.audio import SAMPLE_RATE
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import AWQMapping, Encoded, Layer, Positions, SpeechModel, attention_layers, generate, mlp_layers, padded_rows
+from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.layers import AWQMapping, Layer, Positions, attention_layers, mlp_layers
+from sottovoce.models.network import generate
+from sottovoce.models.speech_model import SpeechModel
 
 MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
 AUDIO = "model.audio_tower"
@@ -27,8 +30,8 @@ class Qwen3ASR(SpeechModel):
     """`Qwen3ASRForConditionalGeneration` with its processor. The audio tower packs recordings, so they are encoded one by one."""
 
     head, encoder, embedding = "lm_head", AUDIO, f"{TEXT}.embed_tokens"
-    pads_to_one_length = False
-    floors = MappingProxyType({"audio_tower": 8})  # with less, long recordings were seen to loop
+    fixed_length = False
+    min_bits = MappingProxyType({"audio_tower": 8})  # with less, long recordings were seen to loop
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         super().__init__(network, processor, source)
@@ -39,16 +42,16 @@ class Qwen3ASR(SpeechModel):
         for i in range(config.audio_config.encoder_layers):
             at = f"{AUDIO}.layers.{i}"
             before = f"{at}.self_attn_layer_norm"
-            found += attention_layers(f"{at}.self_attn", "encoder", "out_proj", before, shift_free_keys=True)
+            found += attention_layers(f"{at}.self_attn", "encoder", "out_proj", before, shift_invariant_keys=True)
             found += mlp_layers(at, "encoder", f"{at}.final_layer_norm")
         found += [Layer(f"model.multi_modal_projector.linear_{i}", "encoder", "all") for i in (1, 2)]
         for i in range(config.text_config.num_hidden_layers):
             at = f"{TEXT}.layers.{i}"
             before = f"{at}.input_layernorm"
-            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_free_keys=False)
+            found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_invariant_keys=False)
             found += [Layer(f"{at}.mlp.{name}_proj", "decoder mlp", "all") for name in ("gate", "up")]
             before = f"{at}.post_attention_layernorm"
-            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", residual_mlp=True, stream=before))
+            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", mlp_output=True, stream=before))
         # Recordings go one by one, without padding: all positions count, but those of the prompt predict nothing.
         return [*(replace(layer, positions="all") for layer in found), Layer(self.head, "head", "tokens")]
 
@@ -109,12 +112,12 @@ class Qwen3ASR(SpeechModel):
         lengths = [len(s) for s in encoded.states] if encoded.mask is None else encoded.mask.sum(1).tolist()
         return [torch.cat([head, states[:length]]) for states, length in zip(encoded.states, lengths, strict=True)]
 
-    def most_tokens(self, language: str | None) -> int:
+    def max_new_tokens(self, language: str | None) -> int:
         del language
         return int(self.network.generation_config.max_new_tokens or MOST_TOKENS)
 
-    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
-        limit = min(max_new_tokens or self.most_tokens(language), self.most_tokens(language))
+    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+        limit = min(max_new_tokens or self.max_new_tokens(language), self.max_new_tokens(language))
         rest = self.module(self.embedding)(torch.tensor(self._prompts(language)[1]))
         rows = [torch.cat([context, rest]) for context in self._contexts(encoded)]
         longest = max(map(len, rows))
@@ -146,11 +149,11 @@ class Qwen3ASR(SpeechModel):
 
     def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         rest = self._prompts(language)[1]
-        rows = [[*rest, *list(transcript)[: self.most_tokens(language)]] for transcript in transcripts]
+        rows = [[*rest, *list(transcript)[: self.max_new_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self._ends[0])
         return {"decoder_input_ids": ids}, mask
 
-    def forced_inputs(
+    def teacher_forced_inputs(
         self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
     ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
         (recording,), (transcript,) = recordings, transcripts
@@ -159,7 +162,7 @@ class Qwen3ASR(SpeechModel):
         head, rest = self._prompts(language)
         audio_tokens = int(self.processor._get_audio_token_length(frames, self._window)[0])
         before = [*head, *[self.network.config.audio_token_id] * audio_tokens, *rest]
-        ids = torch.tensor([[*before, *list(transcript)[: self.most_tokens(language)]]])
+        ids = torch.tensor([[*before, *list(transcript)[: self.max_new_tokens(language)]]])
         predicts = torch.arange(ids.shape[1]).unsqueeze(0) >= len(before) - 1
         return {**features, "input_ids": ids, "use_cache": False}, {"tokens": predicts}
 

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from sottovoce.audio import SAMPLE_RATE
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
-from sottovoce.models.base import DETECT, AWQMapping, Encoded, Layer, Part, SpeechModel, attention_layers, generate, mlp_layers, padded_rows
+from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.languages import DETECT
+from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, mlp_layers
+from sottovoce.models.network import generate
+from sottovoce.models.speech_model import SpeechModel
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -42,7 +46,7 @@ class Whisper(SpeechModel):
 
     @staticmethod
     def _attention(at: str, name: str, part: Part) -> list[Layer]:
-        return attention_layers(f"{at}.{name}", part, "out_proj", f"{at}.{name}_layer_norm", shift_free_keys=True)
+        return attention_layers(f"{at}.{name}", part, "out_proj", f"{at}.{name}_layer_norm", shift_invariant_keys=True)
 
     def awq_mappings(self) -> list[AWQMapping]:
         config, mappings = self.network.config, []
@@ -85,8 +89,8 @@ class Whisper(SpeechModel):
         codes = {token: name[2:-2] for name, token in self.network.generation_config.lang_to_id.items()}
         return [codes[token] for token in found.tolist()]
 
-    def decode_to_end(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
-        room = self.most_tokens(language)
+    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+        room = self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         first = min(FIRST_TOKENS, limit)
         decoded = self._generate(encoded, language, first)
@@ -98,7 +102,7 @@ class Whisper(SpeechModel):
                 decoded[i] = row
         return decoded
 
-    def most_tokens(self, language: str | None) -> int:
+    def max_new_tokens(self, language: str | None) -> int:
         longest = self.network.generation_config.max_length or self.network.config.max_target_positions
         return int(min(longest, self.network.config.max_target_positions) - len(self._prompt(language)))
 

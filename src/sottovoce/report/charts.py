@@ -1,4 +1,4 @@
-"""Charts as inline SVG, by matplotlib, in the colours of the page they stand on."""
+"""Charts as inline SVG, by matplotlib, in the colors of the page they stand on."""
 
 import io
 import re
@@ -7,9 +7,9 @@ from typing import Any
 
 from sottovoce.errors import MissingDependencyError
 
-# Okabe and Ito's colours, told apart by colour-blind readers, on dark and on light ground.
+# Okabe and Ito's colors, told apart by color-blind readers, on dark and on light ground.
 SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
-INK = "#010203"  # stands for the page's own text colour, and is replaced by it
+INK = "#010203"  # stands for the page's own text color, and is replaced by it
 
 
 def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], label: str, *, logarithmic: bool = False) -> str:
@@ -20,10 +20,10 @@ def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], labe
     figure = _figure(9.5, 3.2)
     panels = figure.subplots(1, len(halves), sharey=True, squeeze=False)[0]
     for axis, (half, series) in zip(panels, halves.items(), strict=True):
-        for (name, values), (colour, marker) in zip(series.items(), SERIES, strict=False):
+        for (name, values), (color, marker) in zip(series.items(), SERIES, strict=False):
             known = [(i, value) for i, value in enumerate(values) if value is not None and (value > 0 or not logarithmic)]
             axis.plot(
-                [i for i, _ in known], [v for _, v in known], label=name, color=colour, marker=marker, markersize=3.5,
+                [i for i, _ in known], [v for _, v in known], label=name, color=color, marker=marker, markersize=3.5,
                 linewidth=1.2,
             )  # fmt: skip
         if logarithmic:
@@ -41,10 +41,10 @@ def reliability_chart(diagrams: Mapping[str, Sequence[Sequence[float | None]]]) 
     figure = _figure(5.6, 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="as trustworthy as it says")
-    for (name, bins), (colour, marker) in zip(diagrams.items(), SERIES, strict=False):
+    for (name, bins), (color, marker) in zip(diagrams.items(), SERIES, strict=False):
         full = [(confidence, share) for confidence, share, count in bins if count]
         axis.plot(
-            [c for c, _ in full], [s for _, s in full], label=name, color=colour, marker=marker, markersize=4.5,
+            [c for c, _ in full], [s for _, s in full], label=name, color=color, marker=marker, markersize=4.5,
             linewidth=1.2,
         )  # fmt: skip
     axis.set_xlabel("confidence")
@@ -83,7 +83,7 @@ def _as_svg(figure: Any) -> str:
 
 
 def inline(svg: str) -> str:
-    """An SVG file as part of a page: without its prologue, as wide as there is room, in the page's text colour."""
+    """An SVG file as part of a page: without its prologue, as wide as there is room, in the page's text color."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)

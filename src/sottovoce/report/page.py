@@ -9,15 +9,17 @@ from typing import Any
 
 from sottovoce import __version__
 from sottovoce.bench.figures import draw_figures
-from sottovoce.bench.table import Row, Run, summarise
+from sottovoce.bench.table import Row, Run, summarize
+from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
-from sottovoce.evaluation.score import FAILURES, gate, score_transcripts
+from sottovoce.evaluation.failures import FAILURES
+from sottovoce.evaluation.gate import gate
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.files import written_whole
-from sottovoce.manifest import read_manifest
-from sottovoce.recipe import recipe_from
+from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.quantization.recipe import recipe_from
 from sottovoce.report.charts import depth_chart, inline, reliability_chart
 from sottovoce.report.words import worst_first
+from sottovoce.system.atomic_files import written_whole
 
 WORST = 40  # utterances shown
 # What the table of layers shows: key, heading, explanation, whether more is worse (None: neither).
@@ -30,7 +32,7 @@ MEASURES: tuple[tuple[str, str, str, bool | None], ...] = (
     ("added_error", "added", "error that this layer's own rounding adds", True),
     ("outgoing_error", "outgoing", "error that leaves the layer", True),
 )
-SCALINGS = {"raw_trust": "as it is", "temperature_trust": "temperature", "platt_trust": "Platt"}
+SCALINGS = {"raw_metrics": "as it is", "temperature_metrics": "temperature", "platt_metrics": "Platt"}
 CURVES = {"inherited": "inherited_error", "added": "added_error", "outgoing": "outgoing_error"}
 
 
@@ -72,7 +74,7 @@ def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = N
 
 def bench_page(name: str, results: dict[tuple[str, str, int, str], list[Run]]) -> str:
     """A bench: its table, sortable, and its figures."""
-    rows: list[Row] = summarise(results)
+    rows: list[Row] = summarize(results)
     with tempfile.TemporaryDirectory() as scratch:
         figures = [(title, inline(file.read_text())) for title, file in draw_figures(rows, results, Path(scratch))]
     return _render("bench.html.j2", title=f"bench {name}", name=name, rows=[asdict(row) for row in rows], figures=figures)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import jiwer
 
-from sottovoce.evaluation.score import normalize, score_utterance
+from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import score_utterance
 
 LONGEST_RUN = 40  # words shown of one stretch
 
@@ -38,7 +39,7 @@ class Compared:
 
 
 def aligned(said: str, heard: str) -> tuple[Word, ...]:
-    """`heard` in the order of `said`, both normalised; words that are missing stand where they were said."""
+    """`heard` in the order of `said`, both normalized; words that are missing stand where they were said."""
     if not said:
         return (Word(heard, "insert"),) if heard else ()
     output = jiwer.process_words(said, heard)

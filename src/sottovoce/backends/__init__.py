@@ -1,0 +1,1 @@
+"""Other runtimes: writers of their files, and the runtimes themselves."""

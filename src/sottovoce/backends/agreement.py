@@ -1,0 +1,75 @@
+"""Does a written file say what the model says? Tried in a process of its own, since native runtimes may end it."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import jiwer
+import torch
+
+from sottovoce.backends.registry import open_runtime
+from sottovoce.data.dataset import DataSet
+from sottovoce.errors import ExportError
+from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.models.speech_model import SpeechModel
+
+MOST_DIFFERENT = 0.2  # of the words; runtimes round activations to 8 bits, so that near ties fall the other way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """`equal` of `utterances` have the same words in both; `word_difference`: word error rate of the runtime with PyTorch's words
+    as reference."""
+
+    utterances: int
+    equal: int
+    word_difference: float
+
+
+def compare(model: SpeechModel, runtime: str, file: Path, data: DataSet, language: str | None) -> Agreement:
+    """Transcribe `data` in both. Raises `ExportError` if the file does not load, or if more words differ than rounding explains."""
+    ours = transcribe_data(model, data, language=language).transcripts
+    threads = torch.get_num_threads()
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, context) as pool:
+            theirs = pool.submit(_transcribe, runtime, file, threads, data, language).result()
+    except BrokenProcessPool as exc:
+        raise ExportError(f"the {runtime} runtime crashed on the written file; it was deleted") from exc
+    agreement = agree(ours, theirs)
+    if agreement.word_difference > MOST_DIFFERENT:
+        raise ExportError(
+            f"{agreement.word_difference:.0%} of the words that the {runtime} runtime hears differ from PyTorch's "
+            f"({agreement.equal} of {agreement.utterances} utterances agree); the file was deleted. A model that recognizes nothing "
+            "differs by chance: check it with `sottovoce evaluate`, and export it with --no-verify if it is as you want it"
+        )
+    return agreement
+
+
+def agree(ours: tuple[Transcript, ...], theirs: tuple[Transcript, ...]) -> Agreement:
+    """How the words of two transcriptions of the same data agree, after normalization."""
+    pairs = [(normalize(a.text), normalize(b.text)) for a, b in zip(ours, theirs, strict=True)]
+    words = sum(len(a.split()) for a, _ in pairs)
+    errors = 0
+    for a, b in pairs:
+        if not a or not b:
+            errors += len(a.split()) + len(b.split())
+            continue
+        output = jiwer.process_words(a, b)
+        errors += output.substitutions + output.deletions + output.insertions
+    return Agreement(
+        utterances=len(pairs),
+        equal=sum(a == b for a, b in pairs),
+        word_difference=errors / words if words else float(errors > 0),
+    )
+
+
+def _transcribe(runtime: str, file: Path, threads: int, data: DataSet, language: str | None) -> tuple[Transcript, ...]:
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    return transcribe_data(open_runtime(runtime, file, threads), data, language=language).transcripts

@@ -1,0 +1,145 @@
+"""A folder of ONNX files in ONNX Runtime: greedy decoding with the key-value cache."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, cache_names
+from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.models.load import FAMILIES
+
+BATCH = 8  # utterances decoded together, where the family pads them to one length
+
+
+class _Settings(nn.Module):
+    """A network without weights: what a family needs to know to make features, prompts and words."""
+
+    def __init__(self, config: Any, generation_config: Any) -> None:
+        super().__init__()
+        self.config, self.generation_config, self.dtype = config, generation_config, torch.float32
+        self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+class OnnxRecognizer:
+    """Encoder and decoder as `export` writes them, with prompt, suppression and end of the original's `generate`."""
+
+    def __init__(self, folder: str | Path, threads: int, *, batch: int = BATCH) -> None:
+        runtime = _require_runtime()
+        from transformers import AutoConfig, AutoProcessor, GenerationConfig
+
+        self.source, self._folder, self._runtime, self._batch = str(folder), Path(folder).expanduser(), runtime, batch
+        if missing := [name for name in (ENCODER, DECODER, "config.json") if not (self._folder / name).is_file()]:
+            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... onnx` is wanted")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            config = AutoConfig.from_pretrained(self._folder)
+            settings = _Settings(config, GenerationConfig.from_pretrained(self._folder))
+            processor = AutoProcessor.from_pretrained(self._folder)
+            self._encoder, self._decoder = (
+                runtime.InferenceSession(str(self._folder / name), options, providers=["CPUExecutionProvider"])
+                for name in (ENCODER, DECODER)
+            )
+        except Exception as exc:
+            raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
+        self.model = FAMILIES[config.model_type](settings, processor, self.source)
+        self.max_duration_s = self.model.max_duration_s
+        names = {value.name: value.shape for value in self._decoder.get_inputs()}
+        layers = sum(name.endswith(".decoder.key") for name in names)
+        self._past, self._present = cache_names(layers, "past_key_values"), cache_names(layers, "present")
+        self._heads, self._size = (int(names[self._past[0]][i]) for i in (1, 3))
+        self._input = self._encoder.get_inputs()[0].name
+
+    @property
+    def stored_bytes(self) -> int:
+        """The ONNX files."""
+        return sum(file.stat().st_size for file in (self._folder / "onnx").iterdir())
+
+    def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
+        """In batches; encoder (with features) and decoder are timed apart."""
+        found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
+        batch = self._batch if self.model.fixed_length else 1
+        for start in range(0, len(recordings), batch):
+            began = time.perf_counter()
+            states = self._encode(recordings[start : start + batch])
+            between = time.perf_counter()
+            for tokens, probabilities, ended in self._decode(states, language):
+                found.append(
+                    Recognition(
+                        text=self.model.text(tokens),
+                        tokens=tuple(tokens),
+                        ended=ended,
+                        log_probabilities=tuple(probabilities) if confidence else (),
+                    )
+                )
+            encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
+        return RecognitionBatch(recognitions=found, encoder_s=encoder_s, decoder_s=decoder_s)
+
+    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        """Cut at silence."""
+        del recording, language
+        return None
+
+    def _encode(self, recordings: Sequence[np.ndarray]) -> Any:
+        """Encoder states as a value of the runtime, `[B, T, d]`."""
+        features = self.model.features(recordings)
+        array = next(tensor for tensor in features.values() if tensor.is_floating_point()).numpy()
+        return self._encoder.run_with_ort_values(None, {self._input: self._value(array)})[0]
+
+    def _decode(self, states: Any, language: str | None) -> list[tuple[list[int], list[float], bool]]:
+        generation = self.model.network.generation_config
+        prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"].numpy()
+        count, end = states.shape()[0], generation.eos_token_id
+        suppressed = list(getattr(generation, "suppress_tokens", None) or [])
+        at_first = list(getattr(generation, "begin_suppress_tokens", None) or [])
+        rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
+        ids, cache = np.repeat(prompt, count, axis=0), self._no_cache(count)
+        for step in range(self.model.max_new_tokens(language)):
+            feed = dict(zip(self._past, cache, strict=True)) | {
+                "input_ids": self._value(ids),
+                "encoder_hidden_states": states,
+                "use_cache_branch": self._value(np.array([step > 0])),
+            }
+            logits, *present = self._decoder.run_with_ort_values(["logits", *self._present], feed)
+            # Later steps return no keys and values of the audio: those of the first are kept.
+            cache = [old if step and ".encoder." in name else new for name, old, new in zip(self._past, cache, present, strict=True)]
+            scores = logits.numpy()[:, -1].astype(np.float64)
+            scores[:, suppressed] = -np.inf
+            if step == 0:
+                scores[:, at_first] = -np.inf
+            chosen = scores.argmax(1)
+            for i, token in enumerate(chosen.tolist()):
+                tokens, probabilities, ended = rows[i]
+                if ended:
+                    continue
+                if token == end:
+                    rows[i] = (tokens, probabilities, True)
+                    continue
+                tokens.append(token)
+                shifted = logits.numpy()[i, -1] - logits.numpy()[i, -1].max()
+                probabilities.append(float(min(0.0, shifted[token] - np.log(np.exp(shifted).sum()))))
+            if all(ended for _, _, ended in rows):
+                break
+            ids = chosen[:, None]
+        return rows
+
+    def _no_cache(self, count: int) -> list[Any]:
+        return [self._value(np.zeros((count, self._heads, 0, self._size), np.float32)) for _ in self._past]
+
+    def _value(self, array: np.ndarray) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _require_runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise MissingDependencyError("running ONNX needs the package onnxruntime; pip install 'sottovoce[onnx]'") from exc
+    return onnxruntime

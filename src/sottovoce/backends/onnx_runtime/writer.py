@@ -1,0 +1,134 @@
+"""Write the ONNX folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sottovoce.backends.onnx_runtime.graph import (
+    _Encoder,
+    _encoder_example,
+    _exported,
+    _exporting,
+    _first_example,
+    _FirstStep,
+    _later_example,
+    _LaterStep,
+    _merged,
+)
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
+from sottovoce.backends.onnx_runtime.operators import NBitsEmbedding, NBitsLinear, low_bit_linear, runtime_bits
+from sottovoce.backends.source import Source
+from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.models.network import share_weights
+
+FAMILIES = ("moonshine", "whisper")
+
+
+LARGEST_PROTOBUF = 2**31 - 2**20  # bytes; beyond, weights go into a file beside
+
+
+HALF_FROM = 4096  # floats from which on a tensor is stored as float16
+
+
+def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[str, str]:
+    """Write the folder; what each quantized tensor became, by its name in `transformers`.
+
+    `activations`: whether the operators round their inputs to 8 bits ("int8") or not ("float32"). Raises `ExportError` for a grid that
+    the operators cannot hold.
+    """
+    onnx = require_onnx()
+    if source.family not in FAMILIES:
+        raise ExportError(
+            f"a {source.family!r} model has no ONNX layout here; there are {', '.join(FAMILIES)}; its folder runs in transformers as it is"
+        )
+    network = _with_operators(source, activations)
+    (folder / "onnx").mkdir(parents=True)
+    with _exporting(network):
+        encoder = _exported(_Encoder(network), *_encoder_example(source))
+        first = _exported(_FirstStep(network), *_first_example(source))
+        later = _exported(_LaterStep(network), *_later_example(source))
+    _save(onnx, _halved(onnx, encoder), folder / ENCODER)
+    _save(onnx, _halved(onnx, _merged(onnx, first, later)), folder / DECODER)
+    config = network.config.to_dict()
+    config.pop("_name_or_path", None)
+    config.pop("_attn_implementation", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    network.generation_config.save_pretrained(folder)
+    source.model.processor.save_pretrained(folder)
+    source.model.processor.feature_extractor.save_pretrained(folder)  # for readers that know no processor_config.json
+    _save_vocabulary(source, folder)
+    return {name: f"{runtime_bits(weight.bits)} bits" for name, weight in source.weights.items()}
+
+
+def require_onnx() -> Any:
+    """The package `onnx`. Raises `MissingDependencyError`."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - the exporter of torch needs it
+    except ImportError as exc:
+        raise MissingDependencyError("exporting to ONNX needs onnx and onnxscript; pip install 'sottovoce[onnx]'") from exc
+    return onnx
+
+
+def _with_operators(source: Source, activations: str) -> Any:
+    """A copy of the network in which every quantized layer is a low-bit operator."""
+    model = source.model
+    network: Any = share_weights(model.network)
+    for name, weight in source.weights.items():
+        if name == model.embedding and model.tied:
+            head = NBitsLinear(name, weight, None, activations)
+            network.set_submodule(model.head, head)
+            network.set_submodule(model.embedding, NBitsEmbedding(head))
+        else:
+            bias = network.get_submodule(name).bias
+            network.set_submodule(name, low_bit_linear(name, weight, bias, activations))
+    return network
+
+
+def _halved(onnx: Any, model: Any) -> Any:
+    """Large float32 weights stored as float16, which they are equal to, and widened when the file is loaded."""
+    graph, casts = model.graph, []
+    for tensor in graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype != "float32" or array.size < HALF_FROM or not (array.astype("float16") == array).all():
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype("float16"), f"{name}/half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=onnx.TensorProto.FLOAT))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
+    return model
+
+
+def _save(onnx: Any, model: Any, file: Path) -> None:
+    del model.metadata_props[:]
+    _drop_traces(model.graph)
+    if model.ByteSize() < LARGEST_PROTOBUF:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save(model, str(file), save_as_external_data=True, location=f"{file.name}_data")
+
+
+def _drop_traces(graph: Any) -> None:
+    """Without the exporter's notes on every node, which hold paths of this machine."""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _drop_traces(attribute.g)
+    del graph.metadata_props[:]
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        del value.metadata_props[:]
+    del graph.value_info[:]
+
+
+def _save_vocabulary(source: Source, folder: Path) -> None:
+    """`vocab.json` and `added_tokens.json`, which some readers want beside `tokenizer.json`."""
+    content = source.tokenizer()
+    for name, table in (
+        ("vocab.json", content["model"]["vocab"]),
+        ("added_tokens.json", {token["content"]: token["id"] for token in content.get("added_tokens", [])}),
+    ):
+        (folder / name).write_text(json.dumps(table, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,67 @@
+"""What an exporter reads: a recognizer and the codes of its quantized layers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sottovoce.checkpoint.load import load_quantized, read_weights
+from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.errors import ExportError
+from sottovoce.models.load import load_model
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.pipeline import QuantizedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """`model` computes with the dequantized weights; `weights` holds the codes by module name, a tied head's under the embedding."""
+
+    model: SpeechModel
+    weights: dict[str, QuantizedTensor]
+
+    @property
+    def config(self) -> Any:
+        """The network's configuration."""
+        return self.model.network.config
+
+    @property
+    def family(self) -> str:
+        """The architecture, as `transformers` calls it."""
+        return str(self.config.model_type)
+
+    def floats(self) -> dict[str, np.ndarray]:
+        """All parameters by name in float32, a tied head's once, under the embedding."""
+        skipped = f"{self.model.head}.weight" if self.model.tied else ""
+        state = self.model.network.state_dict()
+        return {name: tensor.float().numpy() for name, tensor in state.items() if name != skipped}
+
+    def tokenizer(self) -> dict[str, Any]:
+        """The tokenizer, as `tokenizer.json` has it. Raises `ExportError` if it is not byte-pair encoding."""
+        import json
+
+        content: dict[str, Any] = json.loads(self.model.processor.tokenizer.backend_tokenizer.to_str())
+        if content["model"].get("type") != "BPE":
+            raise ExportError(f"the tokenizer is of type {content['model'].get('type')!r}; byte-pair encoding is wanted")
+        return content
+
+    @property
+    def name(self) -> str:
+        """A short name: the last part of what the model was quantized from."""
+        return self.model.source.rstrip("/").split("/")[-1].split(":")[-1].lower() or "model"
+
+
+def open_source(source: str | Path | QuantizedModel) -> Source:
+    """A folder written by sottovoce, checked file by file, or a result in memory. Raises `CheckpointError`."""
+    if isinstance(source, QuantizedModel):
+        model, weights = source.model, dict(source.weights)
+        if model.tied and model.head in weights:
+            weights[model.embedding] = weights.pop(model.head)
+        return Source(model, weights)
+    folder = Path(source).expanduser()
+    manifest = read_manifest(folder)
+    model = load_model(folder, quantized_loader=load_quantized)
+    model.source = str(manifest.get("source", model.source))
+    return Source(model, read_weights(folder, manifest))

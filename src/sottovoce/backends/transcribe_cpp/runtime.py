@@ -1,0 +1,80 @@
+"""A GGUF file in transcribe.cpp (package `transcribe-cpp`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.system.stderr import captured_stderr
+
+
+class TranscribeCppRecognizer:
+    """Greedy, without timestamps and without temperature fallback, so that it is comparable with the others."""
+
+    max_duration_s = 30.0
+
+    def __init__(self, file: str | Path, threads: int) -> None:
+        transcribe_cpp = _library()
+        self.source = str(file)
+        self._library = transcribe_cpp
+        try:
+            self._model = transcribe_cpp.Model(file, backend="cpu")
+        except (transcribe_cpp.TranscribeError, OSError) as exc:
+            raise ExportError(f"{file}: transcribe.cpp cannot load it ({exc}); export it again") from exc
+        self._session = self._model.session(n_threads=threads)
+        self._multilingual = len(self._model.capabilities.languages) > 1
+        whisper = transcribe_cpp.WhisperRunOptions(temperature_inc=0.0, temperature=0.0)
+        self._options: dict[str, Any] = {"family": whisper} if self._model.accepts(whisper) else {}
+
+    @property
+    def stored_bytes(self) -> int:
+        """The whole file, with tokenizer and settings."""
+        return Path(self.source).stat().st_size
+
+    def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
+        """One recording after the other; transcribe.cpp tells encoder (with features) and decoder apart.
+
+        Without timestamps it gives the text of a Whisper model, and no tokens.
+        """
+        if self._multilingual:
+            language = language or "en"
+        found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
+        for samples in recordings:
+            ended = True
+            try:
+                result = self._session.run(np.ascontiguousarray(samples, np.float32), language=language, timestamps="none", **self._options)
+            except self._library.errors.OutputTruncated as exc:
+                result, ended = exc.partial_result, False
+                if result is None:
+                    found.append(Recognition(text="", tokens=(), ended=False))
+                    continue
+            found.append(
+                Recognition(
+                    text=result.text.strip(),
+                    tokens=tuple(token.id for token in result.tokens),
+                    ended=ended,
+                    log_probabilities=tuple(float(np.log(max(t.p, 1e-30))) for t in result.tokens) if confidence else (),
+                )
+            )
+            encoder_s += (result.timings.mel_ms + result.timings.encode_ms) / 1000
+            decoder_s += result.timings.decode_ms / 1000
+        return RecognitionBatch(recognitions=found, encoder_s=encoder_s, decoder_s=decoder_s)
+
+    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        """Cut at silence, as for every model without timestamps."""
+        del recording, language
+        return None
+
+
+def _library() -> Any:
+    """The package, which names its CPU kernels on standard error while it is imported."""
+    try:
+        with captured_stderr():
+            import transcribe_cpp
+    except ImportError as exc:
+        raise MissingDependencyError("running GGUF needs the package transcribe-cpp; pip install 'sottovoce[gguf]'") from exc
+    transcribe_cpp.set_log_callback(lambda *_: None)
+    return transcribe_cpp

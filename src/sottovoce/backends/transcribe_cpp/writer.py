@@ -1,0 +1,70 @@
+"""GGUF for transcribe.cpp: block types per tensor, float16 for the other matrices, tokenizer and all settings inside."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sottovoce.backends.ggml_blocks import FILE_TYPES, to_blocks
+from sottovoce.backends.source import Source
+from sottovoce.errors import ExportError, MissingDependencyError
+
+
+def write_gguf(source: Source, file: Path) -> dict[str, str]:
+    """Write `file`; what each quantized tensor became, by its name in `transformers`.
+
+    Raises `ExportError` for a family or a grid that the runtime cannot hold, before anything is written.
+    """
+    from sottovoce.backends.transcribe_cpp.families import GGUF_LAYOUTS
+
+    gguf = require_gguf()
+    if source.family not in GGUF_LAYOUTS:
+        raise ExportError(
+            f"a {source.family!r} model has no GGUF layout here; there are {', '.join(sorted(GGUF_LAYOUTS))}; "
+            "its folder runs in transformers as it is"
+        )
+    layout = GGUF_LAYOUTS[source.family]
+    names, floats = layout.names(source), source.floats()
+    if missing := sorted(names.keys() ^ floats.keys()):
+        raise ExportError(f"the model's parameter {missing[0]!r} has no place in the {layout.architecture} layout")
+    blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
+    types: dict[str, str] = {name: kind for name, (kind, _) in blocks.items()}
+    most = max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind)) if types else "F16"
+    writer = gguf.GGUFWriter(str(file), layout.architecture)
+    writer.add_string("general.basename", layout.architecture)
+    writer.add_string("general.size_label", _size_label(sum(array.size for array in floats.values())))
+    writer.add_uint32("general.file_type", FILE_TYPES[most])
+    writer.add_uint32("general.quantization_version", 2)
+    writer.add_string("stt.variant", source.name)
+    layout.settings(source, writer)
+    for name, array in layout.inputs(source).items():
+        writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
+    for name, called in names.items():
+        module = name.removesuffix(".weight")
+        if module in blocks:
+            kind, data = blocks[module]
+            writer.add_tensor(called, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        else:
+            wide = floats[name].ndim < 2 or layout.float32(name)
+            writer.add_tensor(called, np.ascontiguousarray(floats[name], np.float32 if wide else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return types
+
+
+def require_gguf() -> Any:
+    """The package `gguf`. Raises `MissingDependencyError`."""
+    try:
+        import gguf
+    except ImportError as exc:
+        raise MissingDependencyError("writing GGUF needs the package gguf; pip install 'sottovoce[gguf]'") from exc
+    return gguf
+
+
+def _size_label(parameters: int) -> str:
+    for size, letter in ((10**9, "B"), (10**6, "M")):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{letter}" if letter == "B" else f"{parameters / size:.0f}{letter}"
+    return f"{parameters / 1000:.0f}K"

@@ -1,0 +1,1 @@
+"""`.bin` files of whisper.cpp."""

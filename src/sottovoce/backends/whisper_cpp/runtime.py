@@ -1,0 +1,81 @@
+"""A `.bin` file in whisper.cpp (package `pywhispercpp`)."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sottovoce.backends.whisper_cpp.header import read_header
+from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.system.stderr import captured_stderr
+
+# Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
+SETTINGS: dict[str, Any] = {
+    "no_timestamps": True,
+    "single_segment": True,
+    "suppress_nst": True,
+    "temperature_inc": 0.0,
+    "no_context": True,
+    "no_speech_thold": 1.0,
+    "greedy": {"best_of": 1},
+    "print_progress": False,
+    "print_timestamps": False,
+}
+
+
+class WhisperCppRecognizer:
+    """whisper.cpp, one recording after the other."""
+
+    max_duration_s = 30.0
+
+    def __init__(self, file: str | Path, threads: int) -> None:
+        try:
+            import _pywhispercpp
+            from pywhispercpp.model import Model
+        except ImportError as exc:
+            raise MissingDependencyError("running whisper.cpp needs the package pywhispercpp; pip install 'sottovoce[ggml]'") from exc
+        read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
+        self.source, self._calls = str(file), _pywhispercpp
+        with captured_stderr() as logs:
+            self._model = Model(str(file), n_threads=threads, redirect_whispercpp_logs_to=False, **SETTINGS)
+        said = logs[0]
+        if "failed to load model" in said:  # no exception, but a context that ends the process when it is used
+            reason = said.split("whisper_model_load:")[-1].strip().splitlines()[0]
+            raise ExportError(f"{file}: whisper.cpp cannot load it ({reason}); export it again")
+        self._context = vars(self._model)["_ctx"]
+        self._end = _pywhispercpp.whisper_token_eot(self._context)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The whole file, with the vocabulary."""
+        return Path(self.source).stat().st_size
+
+    def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
+        """whisper.cpp reports no times of its parts; all counts as the decoder's."""
+        began, found, calls = time.perf_counter(), list[Recognition](), self._calls
+        for samples in recordings:
+            segments = self._model.transcribe(np.ascontiguousarray(samples, np.float32), language=language or "en")
+            context = self._context
+            tokens = [
+                (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))
+                for i in range(calls.whisper_full_n_segments(context))
+                for j in range(calls.whisper_full_n_tokens(context, i))
+            ]
+            words = [(token, p) for token, p in tokens if token < self._end]
+            found.append(
+                Recognition(
+                    text=" ".join(segment.text.strip() for segment in segments).strip(),
+                    tokens=tuple(token for token, _ in words),
+                    ended=any(token == self._end for token, _ in tokens),
+                    log_probabilities=tuple(float(np.log(max(p, 1e-30))) for _, p in words) if confidence else (),
+                )
+            )
+        return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=time.perf_counter() - began)
+
+    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        """Cut at silence, as for every model without timestamps."""
+        del recording, language
+        return None

@@ -1,0 +1,1 @@
+"""A quantized recognizer as a folder."""

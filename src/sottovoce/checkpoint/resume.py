@@ -1,0 +1,180 @@
+"""What a quantization has achieved so far, beside its output, so that a stopped run can go on to the same bytes.
+
+`.NAME.unfinished/` holds a lock, `inputs.json` (everything that determines the result), `transcripts.jsonl` (calibration transcripts
+as they are made) and one file per solved layer, each written whole. It takes about as much disk as the finished output, and goes when
+that is there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sottovoce.checkpoint.layout import packed_tensors, unpacked_tensor
+from sottovoce.errors import CheckpointError, OutputError, SottovoceError
+from sottovoce.quantization.layer import LayerReport, LayerResult
+from sottovoce.system.atomic_files import clear_leftovers, written_whole
+
+LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
+Keep = Callable[[Mapping[str, Sequence[int]]], None]
+
+
+class RunState:
+    """The folder of one output's unfinished run. Nothing else writes there while it is exclusive_run."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder = target.parent / f".{target.name}.unfinished"
+
+    @property
+    def layers(self) -> list[Path]:
+        """The files of solved layers, in the order they were solved."""
+        return sorted(self.folder.glob(f"{LAYER}-*.safetensors"))
+
+    def transcripts(self) -> dict[str, tuple[int, ...]]:
+        """Calibration transcripts made so far, by recording. A line that was being written when the run was stopped is left out."""
+        found: dict[str, tuple[int, ...]] = {}
+        file = self.folder / TRANSCRIPTS
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            try:
+                name, tokens = json.loads(line)
+            except ValueError:
+                break
+            found[name] = tuple(tokens)
+        return found
+
+    def keep_transcripts(self, made: Mapping[str, Sequence[int]]) -> None:
+        """Add calibration transcripts. Raises `OutputError`."""
+        try:
+            with (self.folder / TRANSCRIPTS).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps([name, list(tokens)]) + "\n" for name, tokens in made.items())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+
+    def solutions(self) -> dict[str, LayerResult]:
+        """The solved layers by name, in their order. One that cannot be read whole is solved again, and all after it."""
+        found: dict[str, LayerResult] = {}
+        for i, file in enumerate(self.layers):
+            try:
+                name, solution = _read_solution(file, i)
+            except (SafetensorError, OSError, CheckpointError, ValueError, KeyError, TypeError):
+                break
+            found[name] = solution
+        for file in self.layers[len(found) :]:
+            file.unlink()
+        return found
+
+    def keep_solution(self, name: str, solution: LayerResult) -> None:
+        """Add the next solved layer. Raises `OutputError`."""
+        file = self.folder / f"{LAYER}-{len(self.layers):05d}.safetensors"
+        partial = file.with_suffix(".partial")
+        tensors = packed_tensors("layer", solution.weight)
+        if solution.bias is not None:
+            tensors["bias"] = solution.bias
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        weight = solution.weight
+        about = {"name": name, "bits": weight.bits, "symmetric": weight.symmetric, "report": asdict(solution.report)}
+        try:
+            save_file(tensors, partial, metadata={"about": json.dumps(about), "sha256": _digest(tensors, about)})
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(file)
+        except (OSError, SafetensorError) as exc:
+            partial.unlink(missing_ok=True)
+            raise self._unwritable(exc) from exc
+
+    def begin(self, inputs: Mapping[str, Any], *, resume: bool) -> None:
+        """Go on with a run of the same `inputs` if asked to, else start over. Raises `OutputError` if the inputs differ."""
+        file, wanted = self.folder / INPUTS, json.loads(json.dumps(inputs))
+        if resume and file.is_file():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known != wanted:
+                different = sorted(key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key))
+                raise OutputError(
+                    f"{self.target}: the unfinished run differs in {', '.join(different).replace('_', ' ')}; give what it had, or leave "
+                    "--resume out and give --overwrite to start over"
+                )
+            return
+        for old in (*self.layers, self.folder / TRANSCRIPTS):
+            old.unlink(missing_ok=True)
+        try:
+            with written_whole(file) as handle:
+                json.dump(wanted, handle)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+
+    def _unwritable(self, exc: Exception) -> OutputError:
+        return OutputError(
+            f"{self.target}: writing failed ({exc}). What is solved so far is kept: make room; the same command with --resume goes on"
+        )
+
+
+@contextmanager
+def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[RunState]:
+    """The unfinished run of `target`, for this process alone.
+
+    Raises `OutputError` if another process is writing `target`, or if there is an unfinished run and neither `resume` nor `overwrite`
+    says what to do with it. It is kept when the run is stopped or the disk is full, and goes away when it ends, or fails for another
+    reason.
+    """
+    work = RunState(target)
+    try:
+        work.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(work.folder / LOCK, timeout=0)
+        lock.acquire()
+        if not (work.folder / LOCK).exists():
+            raise OutputError(f"{target}: another process has just finished writing it; look at that, or try again")
+    except filelock.Timeout as exc:
+        raise OutputError(f"{target}: another process is writing it; wait for that one, or choose another output") from exc
+    except OSError as exc:
+        raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output") from exc
+    finished = False
+    try:
+        if (solved := len(work.layers)) and not (resume or overwrite):
+            raise OutputError(
+                f"{target}: an unfinished run is there, {solved} layers solved; --resume goes on with it, --overwrite starts over"
+            )
+        clear_leftovers(target)
+        yield work
+        finished = True
+    except SottovoceError as exc:
+        # A refusal would come again; a full disk may not.
+        finished = not isinstance(exc, OutputError)
+        raise
+    finally:
+        if finished or not (work.layers or (work.folder / TRANSCRIPTS).is_file()):
+            shutil.rmtree(work.folder, ignore_errors=True)
+        lock.release()
+
+
+def _read_solution(file: Path, index: int) -> tuple[str, LayerResult]:
+    if file.stem != f"{LAYER}-{index:05d}":
+        raise CheckpointError(f"{file}: a layer before it is missing")
+    with safe_open(file, "pt") as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata()
+    about = json.loads(metadata["about"])
+    if metadata["sha256"] != _digest(tensors, about):
+        raise CheckpointError(f"{file}: has changed since it was written")
+    weight = unpacked_tensor("layer", tensors, about["bits"], about["symmetric"])
+    return about["name"], LayerResult(weight, tensors.get("bias"), LayerReport(**about["report"]))
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

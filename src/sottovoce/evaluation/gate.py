@@ -1,0 +1,31 @@
+"""A gate: does a model add failures to those of its reference?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sottovoce.evaluation.failures import FAILURES
+from sottovoce.evaluation.wer import Score
+
+
+@dataclass(frozen=True)
+class Gate:
+    """May the system ship? `added`: by failure, ids that fail and did not fail in the reference system.
+
+    It is open if no failure was added more than `tolerance` times.
+    """
+
+    added: Mapping[str, tuple[str, ...]]
+    tolerance: int
+
+    @property
+    def open(self) -> bool:
+        """Whether every failure is within the tolerance."""
+        return all(len(ids) <= self.tolerance for ids in self.added.values())
+
+
+def gate(score: Score, reference: Score, *, tolerance: int = 0) -> Gate:
+    """Compare the failures of two scores of the same data."""
+    added = {
+        failure: tuple(name for name in getattr(score, failure) if name not in set(getattr(reference, failure))) for failure in FAILURES
+    }
+    return Gate(added, tolerance)

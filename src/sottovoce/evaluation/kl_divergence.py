@@ -1,0 +1,42 @@
+"""How far a model's token distributions are from those of a reference, token for token on the same transcripts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sottovoce.models.batching import Encoded
+from sottovoce.models.speech_model import SpeechModel
+
+
+@torch.no_grad()
+def hidden_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None) -> list[Tensor]:
+    """The head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted.
+
+    `transcripts`: token ids, given to the decoder as they are (teacher forcing).
+    """
+    inputs, mask = model.teacher_forcing(transcripts, language)
+    states = model.decoder_states(encoded, inputs)
+    first = model.prompt_length - 1  # rows before the last prompt token predict the prompt, which decoding never does
+    return [states[i, first : int(mask[i].sum())].clone() for i in range(len(transcripts))]
+
+
+@torch.no_grad()
+def token_divergence(reference: SpeechModel, reference_states: Sequence[Tensor], model: SpeechModel, states: Sequence[Tensor]) -> Tensor:
+    """Kullback-Leibler divergence KL(reference || model) in nats at every token, utterances joined; `[n_tokens]`."""
+    head, other_head = reference.module(reference.head), model.module(model.head)
+    divergences = []
+    for wanted, got in zip(reference_states, states, strict=True):
+        p, q = torch.log_softmax(head(wanted), dim=-1), torch.log_softmax(other_head(got), dim=-1)
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(divergences)
+
+
+@torch.no_grad()
+def token_log_probabilities(model: SpeechModel, states: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Log-probability (natural) that the model gives each of its `tokens` at the head's inputs `states` `[>= n_tokens, d]`.
+
+    Of the plain softmax over the whole vocabulary: what decoding suppresses is not taken out.
+    """
+    rows = torch.log_softmax(model.module(model.head)(states[: len(tokens)]), dim=-1)
+    return rows.gather(1, torch.tensor(list(tokens), dtype=torch.int64).unsqueeze(1)).squeeze(1)

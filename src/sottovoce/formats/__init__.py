@@ -1,1 +1,0 @@
-"""File formats of other runtimes, written from the codes of a quantized model."""

@@ -1,0 +1,160 @@
+"""What every model family provides: features, prompts, greedy decoding, and which linear layers do what."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sottovoce.errors import ModelError
+from sottovoce.models.batching import Encoded, batches_by_language
+from sottovoce.models.languages import DETECT
+from sottovoce.models.layers import AWQMapping, Layer, Positions
+
+WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
+
+
+class SpeechModel(ABC):
+    """An encoder-decoder speech recognizer with everything needed to run it.
+
+    `network`: the `transformers` model, in evaluation mode. `processor`: its tokenizer and feature extractor.
+    `source`: the name it was loaded under. `head`, `encoder`, `embedding`: the names of the output head, the encoder and the token
+    embedding in the network, which every family gives.
+    """
+
+    head: str
+    encoder: str
+    embedding: str
+    max_duration_s: float = 30.0  # seconds of audio one forward pass takes
+    fixed_length: bool = True  # features of all recordings have one length, whatever the recordings'
+    min_bits: Mapping[str, int] = MappingProxyType({})  # bits that layers (by regular expression) keep unless asked otherwise
+
+    def __init__(self, network: Any, processor: Any, source: str) -> None:
+        self.network: Any = network
+        self.processor: Any = processor
+        self.source = source
+
+    @abstractmethod
+    def layers(self) -> list[Layer]:
+        """All quantizable linear layers, the head last."""
+
+    @abstractmethod
+    def awq_mappings(self) -> list[AWQMapping]:
+        """The foldable pairs, in the order in which they may be folded."""
+
+    @abstractmethod
+    def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Encoder inputs of 16 kHz mono recordings."""
+
+    @abstractmethod
+    def encode(self, features: dict[str, Tensor]) -> Encoded:
+        """Encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
+
+    @abstractmethod
+    def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
+        """The head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
+
+    def detect_languages(self, encoded: Encoded) -> list[str]:
+        """The language code of each utterance. Raises `ModelError` where the family cannot tell."""
+        del encoded
+        raise ModelError(f"{self.source}: cannot tell languages apart; name the language")
+
+    def decode_by_language(self, encoded: Encoded, language: str | None) -> tuple[list[tuple[list[int], bool]], list[str | None]]:
+        """As `greedy_decode`, and the language of each utterance: found out where `language` is "auto"."""
+        if language != DETECT:
+            return self.greedy_decode(encoded, language), [language] * len(encoded.states)
+        languages = self.detect_languages(encoded)
+        decoded: dict[int, tuple[list[int], bool]] = {}
+        for rows in batches_by_language(range(len(languages)), languages, len(languages)):
+            decoded.update(zip(rows, self.greedy_decode(encoded[rows], languages[rows[0]]), strict=True))
+        return [decoded[i] for i in range(len(languages))], list(languages)
+
+    @abstractmethod
+    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+        """Greedy transcripts as token ids, prompt and end token left off, and whether each came to its end token."""
+
+    @abstractmethod
+    def max_new_tokens(self, language: str | None) -> int:
+        """How many tokens a transcript can have, prompt and end token not counted."""
+
+    def decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
+        """Greedy transcripts as token ids, prompt and end token left off."""
+        return [tokens for tokens, _ in self.greedy_decode(encoded, language, max_new_tokens)]
+
+    def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
+        """A recording of any length by the model's own long-form procedure, as `greedy_decode`; None if it has none: then recordings
+        beyond `max_duration_s` are cut at silence."""
+        del recording, language
+        return None
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The words of a transcript."""
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> tuple[list[list[int]], list[list[float]]]:
+        """A transcript's tokens, and a value of each, word by word: a word begins where a token begins with a space."""
+        words, of_words = list[list[int]](), list[list[float]]()
+        for token, value in zip(tokens, values, strict=True):
+            piece = self.processor.tokenizer.convert_ids_to_tokens(token) or ""
+            if not words or piece.startswith(WORD_STARTS):
+                words.append([])
+                of_words.append([])
+            words[-1].append(token)
+            of_words[-1].append(value)
+        return words, of_words
+
+    def tokens(self, text: str) -> list[int]:
+        """A transcript as token ids, without prompt and end token."""
+        return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
+
+    @abstractmethod
+    def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
+
+    def teacher_forced_inputs(
+        self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
+    ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
+        """What the whole network takes for recordings and known transcripts, and which positions of each kind count: bool `[B, T_p]`."""
+        inputs, tokens = self.teacher_forcing(transcripts, language)
+        whole = {**self.features(recordings), **inputs, "use_cache": False}
+        return whole, {"frames": self._frame_mask(recordings), "tokens": tokens}
+
+    def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
+        """Which encoder positions hear audio rather than padding; bool `[B, T]`. Of families that have layers of kind "frames"."""
+        raise NotImplementedError
+
+    @property
+    def prompt_length(self) -> int:
+        """Prompt tokens in front of every transcript, the start token included."""
+        inputs, _ = self.teacher_forcing([[]], None)
+        return int(inputs["decoder_input_ids"].shape[1])
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and token embedding are one matrix."""
+        return self.module(self.head).weight is self.module(self.embedding).weight
+
+    def module(self, name: str) -> Any:
+        """The submodule of that name."""
+        return self.network.get_submodule(name)
+
+    def with_network(self, network: nn.Module) -> "SpeechModel":
+        """The same processor and source around another network."""
+        return type(self)(network, self.processor, self.source)
+
+    def digest(self) -> str:
+        """A hash of all weights by name."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.network.named_parameters()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters lie."""
+        return torch.device(next(self.network.parameters()).device)

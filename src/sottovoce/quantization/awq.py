@@ -1,0 +1,43 @@
+"""AWQ for a whole model: search scales, fold them, round."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
+from sottovoce.models.batching import Batch
+from sottovoce.models.network import share_weights
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.collect import collect_statistics
+from sottovoce.quantization.install import round_all_layers, set_parameters
+from sottovoce.quantization.layer import LayerResult
+from sottovoce.quantization.plan import Plan
+from sottovoce.quantization.statistics import LayerStatistics
+from sottovoce.system.progress import Progress
+
+
+def quantize_with_awq(model: SpeechModel, plan: Plan, batches: Sequence[Batch], progress: Progress) -> tuple[Any, dict[str, LayerResult]]:
+    """Search scales on the original network's inputs, fold them all, round what comes out."""
+    network: Any = share_weights(model.network)
+    layers = [layer for layer, _ in plan.layers]
+    seen: dict[str, LayerStatistics] = {}
+    for layer, inputs in collect_statistics([model.network], batches, layers, magnitudes=True):
+        progress(layer.name, len(seen), len(layers))
+        seen[layer.name] = inputs
+    for mapping in model.awq_mappings():
+        names = [name for name in mapping.targets if name in seen]
+        if len(names) < len(mapping.targets):
+            continue  # a target stays in floating point: its inputs must stay as they are
+        found = search_scales(
+            [model.module(name).weight for name in names],
+            [seen[name].total.moments.hessian.matrix.float() for name in names],
+            [plan.grid(name) for name in names],
+            seen[names[0]].magnitude,
+        )
+        source = network.get_submodule(mapping.source)
+        weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), found.scales)
+        set_parameters(source, weight, bias)
+        for name in names:
+            module = network.get_submodule(name)
+            set_parameters(module, scale_inputs(module.weight, found.scales), module.bias)
+    progress("", len(layers), len(layers))
+    return network, round_all_layers(model, network, plan)

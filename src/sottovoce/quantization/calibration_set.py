@@ -1,0 +1,147 @@
+"""Calibration speech: recordings, transcripts, and the batches made from them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
+from sottovoce.data.dataset import DataSet
+from sottovoce.errors import CalibrationError
+from sottovoce.models.batching import Batch, batches_by_language
+from sottovoce.models.languages import DETECT
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionWeights:
+    """How much encoder positions count. `padding`: weight of positions beyond the end of the audio. `stride`: only every
+    stride-th position counts (neighbouring frames of 20 ms say nearly the same)."""
+
+    padding: float = 0.0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.padding <= 1 or self.stride < 1:
+            raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and stride {self.stride} at least 1")
+
+
+def make_batches(
+    model: SpeechModel,
+    recordings: Sequence[np.ndarray],
+    transcripts: Sequence[Sequence[int]],
+    folds: Sequence[int],
+    *,
+    batch_size: int,
+    positions: PositionWeights,
+    languages: Sequence[str | None],
+    names: Sequence[str] = (),
+) -> list[Batch]:
+    """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order but
+    language by language, none of which share a batch.
+
+    (So that all but one batch at most belong to one fold, and their products are computed in one piece.)
+    """
+    if not model.fixed_length:
+        batch_size = 1  # padding would change what the network computes
+    order = sorted(range(len(recordings)), key=lambda i: folds[i])
+    batches = []
+    for which in batches_by_language(order, languages, batch_size):
+        heard = [recordings[i] for i in which]
+        inputs, masks = model.teacher_forced_inputs(heard, [transcripts[i] for i in which], languages[which[0]])
+        weights = {kind: mask.float() for kind, mask in masks.items()}
+        if "frames" in weights:
+            frames = torch.where(masks["frames"], weights["frames"], positions.padding)
+            frames[:, torch.arange(frames.shape[1]) % positions.stride != 0] = 0
+            weights["frames"] = frames
+        called = tuple(names[i] for i in which) if names else ()
+        batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which]), called))
+    return batches
+
+
+LABEL_BATCH = 16  # utterances transcribed at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpeech:
+    """Prepared calibration speech: 16 kHz recordings, their token ids, and how they came about.
+
+    `labelled`: how many transcripts the model made itself. `cut`: ids of recordings that were cut at silence because they
+    were longer than one forward pass takes.
+    """
+
+    ids: tuple[str, ...]
+    recordings: tuple[np.ndarray, ...]
+    transcripts: tuple[tuple[int, ...], ...]
+    languages: tuple[str | None, ...]
+    speakers: tuple[str | None, ...]
+    labelled: int
+    cut: tuple[str, ...]
+    seconds: float
+    label_time_s: float
+
+
+def prepare_speech(
+    model: SpeechModel,
+    data: DataSet,
+    *,
+    language: str | None = None,
+    labels: Mapping[str, Sequence[int]] | None = None,
+    keep: Callable[[Mapping[str, Sequence[int]]], None] | None = None,
+    progress: Progress = silent,
+) -> CalibrationSpeech:
+    """Read the recordings, cut long ones, and find what is said in each.
+
+    A recording with a known text is taught with it; others with the model's own greedy transcript. `language`: of those that have
+    none of their own; "auto": found out by the model. `labels`: such transcripts
+    from an earlier run, as token ids by recording; they are not made again. `keep`: is given those that
+    are made, at once. Raises `AudioError` for a recording that cannot
+    be used.
+    """
+    ids, recordings, texts, speakers, languages, cut = [], [], [], [], list[str | None](), []
+    for utterance in data:
+        samples = utterance.samples()
+        pieces = split_at_silence(samples, model.max_duration_s)
+        if len(pieces) > 1:
+            cut.append(utterance.id)
+        for i, piece in enumerate(pieces):
+            ids.append(utterance.id if len(pieces) == 1 else f"{utterance.id}#{i}")
+            recordings.append(piece)
+            languages.append(utterance.language or language)
+            texts.append(utterance.text if len(pieces) == 1 else None)
+            speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
+    if len(recordings) < 2:
+        raise CalibrationError(f"{data.name}: {len(recordings)} utterance; at least two are needed, better a hundred")
+    started = time.perf_counter()
+    transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
+    missing = [i for i, text in enumerate(texts) if text is None]
+    for i in missing:
+        transcripts[i] = tuple((labels or {}).get(ids[i], ()))
+    unknown = {i for i in missing if labels is None or ids[i] not in labels}
+    # A language that is to be found out is needed for those with a known text as well.
+    heard = [i for i in range(len(ids)) if i in unknown or languages[i] == DETECT]
+    done = 0
+    for which in batches_by_language(heard, languages, LABEL_BATCH):
+        progress("transcribing calibration speech", done, len(heard))
+        encoded = model.encode(model.features([recordings[i] for i in which]))
+        decoded, found = model.decode_by_language(encoded, languages[which[0]])
+        made = {i: tuple(tokens) for i, (tokens, _) in zip(which, decoded, strict=True) if i in unknown}
+        for i, language_found in zip(which, found, strict=True):
+            languages[i], transcripts[i] = language_found, made.get(i, transcripts[i])
+        if keep is not None:
+            keep({ids[i]: transcript for i, transcript in made.items()})
+        done += len(which)
+    return CalibrationSpeech(
+        ids=tuple(ids),
+        recordings=tuple(recordings),
+        transcripts=tuple(transcripts),
+        languages=tuple(languages),
+        speakers=tuple(speakers),
+        labelled=len(missing),
+        cut=tuple(cut),
+        seconds=sum(map(len, recordings)) / SAMPLE_RATE,
+        label_time_s=time.perf_counter() - started,
+    )

@@ -1,0 +1,146 @@
+"""From recordings to the moments of every layer's inputs, in both the original and the quantized network."""
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from sottovoce.errors import CalibrationError
+from sottovoce.models.batching import Batch
+from sottovoce.models.layers import Layer
+from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
+from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
+
+SAMPLED_ROWS = 48  # counted positions kept per batch and fold for measuring errors at the layers' outputs
+
+
+def collect_statistics(
+    networks: Sequence[nn.Module],
+    batches: Sequence[Batch],
+    layers: Collection[Layer],
+    *,
+    magnitudes: bool = False,
+    compensate_residual: bool = False,
+    before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+) -> Iterator[tuple[Layer, LayerStatistics]]:
+    """Walk the networks in lockstep and yield every layer with its moments, in calling order.
+
+    `networks`: the original and the one being quantized, or a single one (then the cross-moments are zero). Whatever the
+    caller changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same
+    tensors share one `LayerStatistics`. `compensate_residual`: for layers that write into a residual stream, what the stream lacks counts as an
+    error of their outputs (WaterSIC, arXiv 2603.04956). `before`: what is to be done when all stand before the module of that name.
+    Raises `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    recent: list[tuple[_Identity, LayerStatistics]] = []
+    writers = {layer.stream: layer.name for layer in layers if compensate_residual and layer.stream is not None}
+    stream_of: dict[str, PausedLayer] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
+    for stop in run_in_lockstep(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
+        if stop.name in before:
+            before[stop.name]()
+            continue
+        if stop.name in writers:
+            stream_of[writers[stop.name]] = stop
+            continue
+        layer = by_name[stop.name]
+        recent = [(identity, seen) for identity, seen in recent if identity.alive()]
+        identity = _Identity(stop)
+        known = next((seen for other, seen in recent if other.same(identity)), None)
+        if known is None:
+            stream = stream_of.pop(layer.name, None)
+            known = _accumulate(stop, batches, layer, _reader(networks[0], layer, stream), magnitudes, stream)
+            del stream
+            recent.append((identity, known))
+        del stop
+        yield layer, known
+
+
+class _Identity:
+    """Recognises the same tensors at a later stop without keeping them alive."""
+
+    def __init__(self, stop: PausedLayer) -> None:
+        self._refs = [weakref.ref(tensor) for row in stop.inputs for tensor in row]
+        self._versions = [tensor._version for row in stop.inputs for tensor in row]
+
+    def alive(self) -> bool:
+        return all(ref() is not None for ref in self._refs)
+
+    def same(self, other: "_Identity") -> bool:
+        return self._versions == other._versions and all(mine() is theirs() for mine, theirs in zip(self._refs, other._refs, strict=True))
+
+
+def _reader(network: nn.Module, layer: Layer, stream: PausedLayer | None) -> Tensor | None:
+    """The layer's weight, if it alone reads its inputs and the cross-moment is to be one of outputs, or is cheaper so."""
+    weight = network.get_parameter(f"{layer.name}.weight")
+    cheaper = layer.mlp_output and 2 * weight.shape[0] < weight.shape[1]
+    return weight if cheaper or stream is not None else None
+
+
+def _accumulate(
+    stop: PausedLayer, batches: Sequence[Batch], layer: Layer, reader: Tensor | None, magnitudes: bool, stream: PausedLayer | None
+) -> LayerStatistics:
+    width = stop.inputs[0][0].shape[-1]
+    sums, samples, quantized_samples = [MomentAccumulator(width, reader), MomentAccumulator(width, reader)], [], []
+    residual_samples: list[Tensor] = []
+    magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
+    for i, batch in enumerate(batches):
+        seen = [stop.inputs[0][i], stop.inputs[-1][i]]
+        same = seen[0] is seen[1] or torch.equal(*seen)
+        if stream is not None:
+            seen += [stream.inputs[0][i], stream.inputs[-1][i]]
+        if layer.positions == "all":
+            # Whatever their shape: such batches hold one utterance, without padding.
+            seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
+            weights = torch.ones(seen[0].shape[:-1])
+        else:
+            weights = batch.weights[layer.positions]
+        if seen[0].shape[:-1] != weights.shape:
+            raise CalibrationError(
+                f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
+            )
+        for fold in (0, 1):
+            counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
+            root = weights[counted].sqrt().unsqueeze(1)
+            rows_hat = _rows(seen[1], counted, root)
+            rows = rows_hat if same else _rows(seen[0], counted, root)
+            gap = None if stream is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
+            sums[fold].add(rows, rows_hat, root, gap)
+            if magnitudes:
+                magnitude += (rows_hat.abs() * root).sum(0, dtype=torch.float64)
+            every = max(1, len(rows) // SAMPLED_ROWS)
+            samples.append(rows[::every].clone())
+            quantized_samples.append(samples[-1] if same else rows_hat[::every].clone())
+            if gap is not None:
+                residual_samples.append(gap[::every].clone())
+    for total in sums:
+        total.flush()
+        if not bool(torch.isfinite(total.hessian).all()):
+            raise CalibrationError(
+                f"{layer.name}: its inputs hold NaN or infinite values{_culprits(stop, batches)}; check the audio and the model's weights"
+            )
+    magnitude /= max(sums[0].weight + sums[1].weight, 1e-12)
+    return LayerStatistics(
+        (sums[0].fold(), sums[1].fold()),
+        torch.cat(samples),
+        torch.cat(quantized_samples),
+        magnitude.float(),
+        torch.cat(residual_samples) if residual_samples else None,
+    )
+
+
+def _culprits(stop: PausedLayer, batches: Sequence[Batch]) -> str:
+    """Where values at this stop are not finite, by the names of the utterances."""
+    found = list[str]()
+    for i, batch in enumerate(batches):
+        for row in stop.inputs:
+            states = row[i].reshape(len(batch.folds), -1)
+            bad = ~torch.isfinite(states).all(1)
+            found += [name for name, is_bad in zip(batch.names, bad.tolist(), strict=False) if is_bad and name not in found]
+    return f" in {', '.join(found)}" if found else ""
+
+
+def _rows(inputs: Tensor, counted: Tensor, root: Tensor) -> Tensor:
+    rows = inputs[counted].float()
+    return rows if bool((root == 1).all()) else rows * root

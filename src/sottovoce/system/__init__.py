@@ -1,0 +1,1 @@
+"""Files, memory, progress, versions, standard error: what any program needs."""

@@ -1,0 +1,35 @@
+"""A small random Whisper with OpenAI's vocabulary and front end, which whisper.cpp insists on."""
+
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from sottovoce.core.affine import Grid
+from sottovoce.models.load import load_model
+from sottovoce.models.whisper import Whisper
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.recipe import Recipe
+
+
+@pytest.fixture(scope="session")
+def openai_like() -> Whisper:
+    original = load_model("bundled:tiny.en")
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        **(original.network.config.to_dict() | {
+            "d_model": 64, "encoder_layers": 4, "decoder_layers": 4, "encoder_attention_heads": 1, "decoder_attention_heads": 1,
+            "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "init_std": 0.3,
+        })
+    )  # fmt: skip
+    network = WhisperForConditionalGeneration(config).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.half().float()
+    network.generation_config = original.network.generation_config
+    return Whisper(network, original.processor, "openai/small-random.en")
+
+
+def rounded(model: Whisper, **grid: object) -> QuantizedModel:
+    """Plain rounding: the codes do not matter here, only that they arrive."""
+    settings = {"bits": 4, "group_size": 32, "symmetric": True} | grid
+    return quantize_model(model, Recipe(method=method_named("rtn"), grid=Grid(**settings)))  # type: ignore[arg-type]

@@ -1,0 +1,295 @@
+"""Export from a quantized folder: written whole and tried, or refused and nothing there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sottovoce import api
+from sottovoce.backends import agreement as verify
+from sottovoce.backends import export as run
+from sottovoce.backends.agreement import agree
+from sottovoce.backends.registry import runtime_of
+from sottovoce.cli.main import main
+from sottovoce.core.affine import Grid
+from sottovoce.data.load import load_data
+from sottovoce.errors import ExportError, MissingDependencyError, OutputError, RecipeError
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.plan import check_target, resolve
+from sottovoce.quantization.recipe import Recipe, Rule
+from sottovoce.quantization.target import target_grid
+from tests.conftest import make_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / "tiny-4bit"
+    recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf"))
+    api.quantize(make_tiny(), out, recipe=recipe, target="gguf")
+    return out
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real tiny.en, rounded."""
+    out = tmp_path_factory.mktemp("quantized") / "whisper-4bit"
+    api.quantize("bundled:tiny.en", out, recipe=Recipe(method=method_named("rtn"), grid=target_grid("gguf")), target="gguf")
+    return out
+
+
+class TestTargets:
+    def test_each_target_has_the_grid_that_its_runtime_holds(self) -> None:
+        assert target_grid("hf") == Grid()
+        assert target_grid("gguf") == Grid(group_size=32, symmetric=True, float16_min=True)
+        assert target_grid("gguf", symmetric=False) == Grid(group_size=32, float16_min=True)
+        assert target_grid("gguf", bits=8, symmetric=None) == Grid(bits=8, group_size=32, symmetric=True, float16_min=True)
+        assert target_grid("onnx", bits=2, group_size=None) == Grid(bits=2, group_size=None)
+        with pytest.raises(RecipeError, match="target 'tflite' is not known"):
+            target_grid("tflite")
+
+    @pytest.mark.parametrize(
+        ("target", "changes", "match"),
+        [
+            ("gguf", {"grid": Grid(bits=4, group_size=32)}, "gguf has no asymmetric blocks of 4 bits"),
+            (
+                "ggml",
+                {"grid": target_grid("ggml"), "head_bits": 8},
+                "one width for all layers, head included; .* 4 and 8 bits",
+            ),
+            ("ggml", {"grid": target_grid("ggml"), "rules": (Rule(match="fc2", bits=16),)}, "4 and 16 bits"),
+        ],
+    )
+    def test_a_recipe_that_does_not_suit_is_refused_before_any_work(
+        self, tmp_path: Path, target: str, changes: dict[str, Any], match: str
+    ) -> None:
+        recipe = Recipe(method=method_named("rtn"), **changes)
+        with pytest.raises(RecipeError, match=match):
+            api.quantize(make_tiny(), tmp_path / "out", recipe=recipe, target=target)
+        assert not (tmp_path / "out").exists()
+
+    def test_groups_that_do_not_fill_blocks_are_named(self) -> None:
+        model = make_tiny(width=48)
+        recipe = Recipe(method=method_named("rtn"), grid=Grid(group_size=None, symmetric=True))
+        with pytest.raises(RecipeError, match="groups of 48 do not fit gguf, which wants multiples of 32"):
+            check_target(resolve(model, recipe), model, "gguf")
+
+    def test_a_rule_may_give_one_layer_minima(self) -> None:
+        model, rule = make_tiny(), Rule(match="proj_out", bits=4, symmetric=False)
+        plan = resolve(model, Recipe(method=method_named("rtn"), grid=target_grid("gguf"), rules=(rule,)))
+        check_target(plan, model, "gguf")
+        assert not plan.grid("proj_out").symmetric
+        assert plan.grid("proj_out").float16_min
+
+    def test_a_rule_may_have_blocks_of_its_own(self) -> None:
+        model, rule = make_tiny(), Rule(match="proj_out", bits=4, symmetric=True)
+        recipe = Recipe(
+            method=method_named("rtn"),
+            grid=target_grid("gguf", symmetric=False),
+            rules=(rule, Rule(match="fc2", bits=8)),
+        )
+        plan = resolve(model, recipe)
+        check_target(plan, model, "gguf")
+        assert plan.grid("proj_out").symmetric
+        assert plan.grid("model.encoder.layers.0.fc2").symmetric  # 8 bits: ggml has no other
+        assert not plan.grid("model.encoder.layers.0.fc1").symmetric
+
+
+class TestExport:
+    def test_a_real_model_is_written_and_tried_in_transcribe_cpp(self, whisper_folder: Path, tmp_path: Path) -> None:
+        done = api.export(whisper_folder, "gguf", tmp_path / "tiny.gguf")
+        assert done.agreement is not None
+        assert done.agreement.utterances == 4
+        assert done.agreement.word_difference <= 0.1
+        assert done.bytes < 27.5e6  # everything at 4 bits, head included
+        assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
+        heard = api.transcribe(tmp_path / "tiny.gguf", [run.CLIPS / "clip-0.ogg"]).transcripts
+        assert "train to the coast" in heard[0].text
+        assert heard[0].duration_s == pytest.approx(4.2)
+
+    def test_the_same_codes_in_whisper_cpp(self, whisper_folder: Path, tmp_path: Path) -> None:
+        done = api.export(whisper_folder, "ggml", tmp_path / "tiny.bin")
+        assert done.agreement is not None
+        assert done.agreement.word_difference <= 0.1
+        assert done.bytes < 26e6
+
+    def test_narrower_codes_are_widened_and_said_so(self, tmp_path: Path) -> None:
+        recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf", bits=3))
+        api.quantize(make_tiny(), tmp_path / "three", recipe=recipe)
+        done = api.export(tmp_path / "three", "gguf", tmp_path / "three.gguf", verify=False)
+        assert len(done.widened) == len(done.types) == 33
+        assert done.agreement is None
+
+    def test_existing_files_stay_unless_overwritten(self, folder: Path, tmp_path: Path) -> None:
+        file = tmp_path / "tiny.gguf"
+        file.write_bytes(b"precious")
+        with pytest.raises(OutputError, match="exists already"):
+            api.export(folder, "gguf", file, verify=False)
+        assert file.read_bytes() == b"precious"
+        api.export(folder, "gguf", file, verify=False, overwrite=True)
+        assert file.read_bytes()[:4] == b"GGUF"
+        (tmp_path / "things").mkdir()
+        (tmp_path / "things" / "diary").write_text("x")
+        with pytest.raises(OutputError, match="is not an export of this format"):
+            api.export(folder, "onnx", tmp_path / "things", overwrite=True)
+
+    def test_a_file_that_says_something_else_is_deleted(
+        self, whisper_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A writer that stores wrong codes: the file loads, and its words give it away."""
+        right = run.WRITERS["gguf"]
+
+        def wrong(source: Any, file: Path) -> dict[str, str]:
+            name = "model.decoder.embed_tokens"
+            weight = source.weights[name]
+            return right(replace(source, weights=source.weights | {name: replace(weight, codes=weight.codes.flip(0))}), file)
+
+        monkeypatch.setitem(run.WRITERS, "gguf", wrong)
+        with pytest.raises(ExportError, match=r"of the words that the gguf runtime hears differ .* the file was deleted"):
+            api.export(whisper_folder, "gguf", tmp_path / "wrong.gguf")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_runtime_that_crashes_takes_only_its_own_process_along(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(verify, "_transcribe", _crash)
+        with pytest.raises(ExportError, match="the gguf runtime crashed on the written file"):
+            api.export(folder, "gguf", tmp_path / "x.gguf", speech=load_data(run.CLIPS).take(1))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_only_onnx_has_a_choice_of_activations(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match="activations of a gguf file are its runtime's own choice"):
+            api.export(folder, "gguf", tmp_path / "x.gguf", activations="float32")
+        with pytest.raises(ExportError, match="activations 'bf16' are not known; choose one of int8, float32"):
+            api.export(folder, "onnx", tmp_path / "x", activations="bf16")
+
+    def test_a_missing_package_is_named_with_its_command(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("gguf", "onnx", "onnxruntime", "transcribe_cpp", "_pywhispercpp"):
+            monkeypatch.setitem(__import__("sys").modules, module, None)
+        for kind, extra in (("gguf", "gguf"), ("onnx", "onnx")):
+            with pytest.raises(MissingDependencyError, match=rf"pip install 'sottovoce\[{extra}\]'"):
+                api.export(folder, kind, tmp_path / "x", verify=False)
+        (tmp_path / "a.gguf").touch()
+        (tmp_path / "a.bin").touch()
+        (tmp_path / "a" / "onnx").mkdir(parents=True)
+        for name, extra in (("a.gguf", "gguf"), ("a.bin", "ggml"), ("a", "onnx")):
+            with pytest.raises(MissingDependencyError, match=rf"pip install 'sottovoce\[{extra}\]'"):
+                api.open_recognizer(tmp_path / name)
+
+
+def _crash(*_: object) -> None:
+    import os
+
+    os.abort()
+
+
+class TestAgreement:
+    def test_words_count_not_commas(self) -> None:
+        ours = [Transcript(id=str(i), text=t, tokens=(), duration_s=1.0) for i, t in enumerate(["A red fox.", "It ran", ""])]
+        theirs = [replace(t, text=x) for t, x in zip(ours, ["a red fox", "It ran away", ""], strict=True)]
+        found = agree(tuple(ours), tuple(theirs))
+        assert (found.utterances, found.equal) == (3, 2)
+        assert found.word_difference == pytest.approx(1 / 5)
+
+    def test_silence_against_words_is_all_wrong(self) -> None:
+        one = Transcript(id="a", text="three words here", tokens=(), duration_s=1.0)
+        assert agree((one,), (replace(one, text=""),)).word_difference == 1
+        assert agree((replace(one, text=""),), (one,)).word_difference == 1
+
+
+class TestCommand:
+    def test_quantize_says_what_comes_next_and_export_does_it(self, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        tiny = make_tiny()
+        tiny.network.save_pretrained(model)
+        tiny.processor.save_pretrained(model)
+        out, file = tmp_path / "four", tmp_path / "four.gguf"
+        done = CliRunner().invoke(main, ["quantize", str(model), str(out), "--method", "rtn", "--target", "gguf"])
+        assert done.exit_code == 0, done.output
+        assert f"next: sottovoce export {out} gguf {file}" in done.stdout
+        done = CliRunner().invoke(main, ["export", str(out), "gguf", str(file), "--no-verify", "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["bytes"] == file.stat().st_size
+        assert set(found["types"].values()) == {"Q4_0"}
+        done = CliRunner().invoke(main, ["export", str(out), "ggml", str(tmp_path / "four.bin")])
+        assert done.exit_code == 1
+        assert "OpenAI's vocabulary" in done.stderr
+
+    def test_evaluate_and_transcribe_run_a_folder_in_another_runtime(self, folder: Path, speech_folder: Path) -> None:
+        done = CliRunner().invoke(main, ["evaluate", str(folder), str(speech_folder), "--runtime", "gguf", "--limit", "2", "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["words"] > 0
+        done = CliRunner().invoke(main, ["transcribe", str(folder), str(speech_folder / "u0.wav"), "--runtime", "gguf"])
+        assert done.exit_code == 0, done.output
+        done = CliRunner().invoke(
+            main,
+            [
+                "transcribe",
+                str(folder),
+                str(speech_folder / "u0.wav"),
+                "--runtime",
+                "gguf",
+                "--json",
+                "--confidence",
+                "raw",
+            ],
+        )
+        assert done.exit_code == 1
+        assert "need the runtime torch or onnx" in done.stderr
+
+    def test_a_file_runs_as_what_it_is(self, folder: Path, tmp_path: Path) -> None:
+        api.export(folder, "gguf", tmp_path / "t.gguf", verify=False)
+        assert runtime_of(tmp_path / "t.gguf") == "gguf"
+        with pytest.raises(RecipeError, match="is made for the runtime gguf, and onnx was asked for"):
+            api.open_recognizer(tmp_path / "t.gguf", "onnx")
+
+
+def test_bench_runs_in_runtimes_too(tmp_path: Path, speech_folder: Path) -> None:
+    """Words of each runtime are rows of their own; what is finished is found again."""
+    model = tmp_path / "model"
+    tiny = make_tiny()
+    tiny.network.save_pretrained(model)
+    tiny.processor.save_pretrained(model)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'models = ["{model}"]\nmethods = ["rtn"]\nbits = [4]\nseeds = [0]\ndata = ["{speech_folder}"]\n'
+        'target = "gguf"\nhead_bits = 4\nruntimes = ["torch", "gguf"]\n'
+    )
+    arguments = ["bench", str(recipe), "--out", str(tmp_path / "out"), "--threads", "2"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "| 4 | rtn, gguf | 1 |" in done.stdout
+    assert "| 4 | rtn | 1 |" in done.stdout
+    done = CliRunner().invoke(main, arguments)
+    assert "0 cells computed" in done.stderr
+    cells = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob("evaluate-*.json")]
+    assert {cell["key"].get("runtime", "torch") for cell in cells} == {"torch", "gguf"}
+    assert not any(p.suffix == ".gguf" for p in (tmp_path / "out" / "cache").iterdir())
+
+
+class _Fake:
+    """A recognizer of a user's own."""
+
+    source, max_duration_s, stored_bytes = "fake", 30.0, 7
+
+    def recognize(self, recordings: list[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
+        return RecognitionBatch(
+            recognitions=[Recognition(text="words of number", tokens=(), ended=True) for _ in recordings],
+            encoder_s=1.0,
+            decoder_s=1.0,
+        )
+
+    def recognize_long(self, recording: np.ndarray, language: str | None) -> None:
+        return None
+
+
+def test_any_recogniser_can_be_evaluated(speech_folder: Path) -> None:
+    found = api.evaluate(_Fake(), speech_folder, limit=4)
+    assert found.model_bytes == 7
+    assert found.score.wer == pytest.approx(1 / 4)

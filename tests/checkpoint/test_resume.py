@@ -1,0 +1,226 @@
+"""Stopped quantizations go on to the same bytes; two at once, a full disk and damaged leftovers do no harm."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sottovoce import api
+from sottovoce.checkpoint.resume import exclusive_run
+from sottovoce.core.affine import Grid
+from sottovoce.errors import CalibrationError, OutputError
+from sottovoce.quantization.recipe import Recipe
+
+KILLS = int(os.environ.get("SOTTOVOCE_KILLS", "3"))
+RECIPE = Recipe(grid=Grid(bits=3, group_size=32))
+LAYERS = 2 * 6 + 2 * 10 + 1  # of the tiny model
+# Quantizes; kills itself where the last argument, a number of solved layers, says so.
+SCRIPT = """
+import os, signal, sys
+import torch
+from sottovoce import api
+from sottovoce.core.affine import Grid
+from sottovoce.quantization.recipe import Recipe
+
+model, speech, out, resume, at = sys.argv[1:]
+torch.set_num_threads(1)
+def progress(doing, done, total):
+    print(doing, done, flush=True)
+    if doing and "transcribing" not in doing and done == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+api.quantize(model, out, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibration=speech, resume=resume == "resume",
+             batch_size=2, progress=progress)
+"""
+
+
+def start(model: Path, speech: Path, out: Path, *, resume: bool, at: int = -1) -> subprocess.Popen[str]:
+    arguments = [str(model), str(speech), str(out), "resume" if resume else "anew", str(at)]
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model_folder: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    process = start(model_folder, speech_folder, out, resume=False)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert [path.name for path in out.parent.iterdir()] == ["out"]  # nothing is left beside it
+    return contents(out)
+
+
+@pytest.mark.parametrize("at", [1, 20, LAYERS - 1] if KILLS < 50 else range(1, LAYERS))
+def test_killed_at_a_layers_border(at: int, model_folder: Path, speech_folder: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    killed = start(model_folder, speech_folder, out, resume=False, at=at)
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert len(list((tmp_path / ".out.unfinished").glob("layer-*"))) == at
+    resumed = start(model_folder, speech_folder, out, resume=True)
+    printed, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    assert "transcribing" not in printed  # what is known is not made again
+    assert len([line for line in printed.splitlines() if line.startswith(("model.", "proj_out"))]) == LAYERS - at
+    assert contents(out) == undisturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.timeout(600 + 60 * KILLS)
+def test_killed_at_random_moments(
+    model_folder: Path,
+    speech_folder: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    moments = random.Random(5)  # noqa: S311 - moments to kill at, no secret
+    for trial in range(KILLS):
+        out = tmp_path / str(trial) / "out"
+        process = start(model_folder, speech_folder, out, resume=True)
+        assert process.stdout is not None
+        process.stdout.readline()  # it has begun
+        time.sleep(1.2 * moments.random())
+        process.kill()
+        process.communicate()
+        again = start(model_folder, speech_folder, out, resume=True)
+        _, errors = again.communicate(timeout=120)
+        # Unless it had finished before it was killed.
+        assert again.returncode == 0 or "exists already" in errors, errors
+        assert contents(out) == undisturbed
+    record_property("kills", KILLS)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_asked_to_stop_it_says_how_to_go_on(name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sottovoce", "quantize", model_folder, tmp_path / "out", "--group-size", "32"]
+    command += ["--calibration", speech_folder, "--batch-size", "1", "--threads", "1", "--frame-stride", "1"]
+    unfinished = tmp_path / ".out.unfinished"
+    for _ in range(5):  # on a busy machine it may be done before it is asked
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        # Where the tests run in the background, Ctrl-C is ignored, and their children would inherit that.
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509
+        )
+        deadline = time.monotonic() + 60
+        while len(list(unfinished.glob("layer-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
+    assert process.returncode == code, errors
+    assert "--resume goes on" in errors
+    assert list(unfinished.glob("layer-*"))
+    again = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "--resume goes on with it, --overwrite starts over" in again.stderr
+    assert subprocess.run([*map(str, command), "--resume"], capture_output=True, check=False).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_inputs_are_not_mixed_in(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    stop_after(2, model_folder, speech_folder, tmp_path / "out")
+    with pytest.raises(OutputError, match="differs in calibration, seed"):
+        api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, seed=1, resume=True)
+    with pytest.raises(OutputError, match="2 layers solved"):
+        api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder)
+    api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, seed=1, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_damaged_layer_is_solved_again(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    whole = api.quantize(model_folder, tmp_path / "whole", recipe=RECIPE, calibration=speech_folder)
+    stop_after(4, model_folder, speech_folder, tmp_path / "out")
+    stored = sorted((tmp_path / ".out.unfinished").glob("layer-*"))[2]
+    raw = bytearray(stored.read_bytes())
+    raw[-3] ^= 1
+    stored.write_bytes(raw)
+    with (tmp_path / ".out.unfinished" / "transcripts.jsonl").open("a") as file:
+        file.write('["u3", [1, 2')  # stopped in the middle of a line
+    again = api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert again.reports == whole.reports
+
+
+def stop_after(layers: int, model: Path, speech: Path, out: Path) -> None:
+    def progress(doing: str, done: int, _total: int) -> None:
+        if "." in doing and done == layers:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.quantize(model, out, recipe=RECIPE, calibration=speech, progress=progress)
+
+
+def test_two_at_once_are_refused(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    with (
+        exclusive_run(tmp_path / "out", resume=False, overwrite=False),
+        pytest.raises(OutputError, match="another process is writing it"),
+    ):
+        api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_leaves_nothing(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    def progress(doing: str, done: int, _total: int) -> None:
+        if "." in doing and done == 3:
+            raise CalibrationError("as if its inputs were not finite")
+
+    with pytest.raises(CalibrationError):
+        api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, progress=progress)
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, sys
+from sottovoce import api
+from sottovoce.core.affine import Grid
+from sottovoce.errors import OutputError
+from sottovoce.quantization.recipe import Recipe
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model, speech, out, most = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
+try:
+    api.quantize(model, out, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibration=speech, batch_size=2, resume=True, overwrite=True)
+except OutputError as exc:
+    print(exc)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("most", [100, 12000, 40000] if KILLS >= 50 else [12000])
+def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    """Simulated by a limit on the size of files: transcripts, a layer, the output itself do not fit."""
+    out = tmp_path / "out"
+    api.quantize(model_folder, out, recipe=Recipe(method=RECIPE.method, grid=Grid(bits=4, group_size=32)), calibration=speech_folder)
+    before = contents(out)
+    arguments = [str(model_folder), str(speech_folder), str(out), str(most)]
+    full = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, check=False)
+    assert full.returncode == 7, full.stderr
+    assert "writing failed" in full.stdout
+    assert contents(out) == before
+    arguments[-1] = str(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, check=False).returncode == 0
+    assert json.loads((out / "sottovoce.json").read_text())["recipe"]["grid"]["bits"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

