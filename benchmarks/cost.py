@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_data
 from sottovoce.models.load import load_model
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    model, recipe = load_model(arguments.model), Recipe(grid=Grid(group_size=128), head_bits=16)
+    model, recipe = load_model(arguments.model), Recipe(format=Affine(group_size=128), head_bits=16)
     speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").sample(arguments.utterances, 0))
     runs = []
     for _ in range(arguments.repeats + 1):
@@ -52,7 +52,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             speech.transcripts,
             assign_folds(speech.speakers),
             batch_size=8,
-            positions=PositionWeights(stride=recipe.frame_subsampling),
+            positions=PositionWeights(subsampling=recipe.frame_subsampling),
             languages=speech.languages,
         )
         started = time.perf_counter()

@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from sottovoce import api
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.load import load_data
 from sottovoce.demo import make_speech
@@ -159,7 +159,7 @@ def main() -> None:
     if unknown := set(wanted) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     if {"many", "long"} & set(wanted):
-        recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32))
+        recipe = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32))
         api.quantize("bundled:moonshine-micro", folder, recipe=recipe, overwrite=True)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in wanted:

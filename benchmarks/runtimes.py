@@ -27,7 +27,7 @@ from sottovoce import api
 from sottovoce.backends.export import export
 from sottovoce.backends.onnx_runtime.layout import ENCODER
 from sottovoce.backends.onnx_runtime.writer import write_onnx
-from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.backends.whisper_cpp.writer import write_ggml
@@ -41,7 +41,6 @@ from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.models.bundled import locate
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule, encoder_rule
-from sottovoce.quantization.target import target_grid
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
 from sottovoce.system.versions import environment
 
@@ -60,7 +59,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "rtn-4bit": {"target": "gguf", "method": "rtn", "bits": 4},
     "rtn-8bit": {"target": "gguf", "method": "rtn", "bits": 8},
     "fade-onnx-4bit": {"target": "onnx", "method": "fade", "bits": 4},
-    "fade-onnx-8bit-encoder": {"target": "onnx", "method": "fade", "bits": 4, "rules": (encoder_rule("onnx", 8),)},
+    "fade-onnx-8bit-encoder": {"target": "onnx", "method": "fade", "bits": 4, "rules": (encoder_rule(target_named("onnx"), 8),)},
     "fade-onnx-2bit": {"target": "onnx", "method": "fade", "bits": 2},
 }
 SYSTEMS: dict[str, tuple[str | None, str]] = {
@@ -200,7 +199,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
         settings = dict(QUANTIZED[quantization])
         target, method = settings.pop("target"), settings.pop("method")
         rules = settings.pop("rules", ())
-        recipe = Recipe(method=method_named(method), grid=target_grid(target, **settings), rules=rules)
+        recipe = Recipe(method=method_named(method), format=target_named(target).format(**settings), rules=rules)
         started = time.perf_counter()
         api.quantize(f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration")
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)

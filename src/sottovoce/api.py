@@ -6,15 +6,16 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sottovoce import __version__
 from sottovoce.backends.export import export
-from sottovoce.backends.registry import open_runtime, runtime_of
-from sottovoce.checkpoint.load import load_quantized
+from sottovoce.backends.registry import DEFAULT_RUNTIME, DEFAULT_TARGET, backend_named, open_runtime, runtime_of, target_named
+from sottovoce.checkpoint.load import load
+from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import refuse_existing, save_quantized
 from sottovoce.checkpoint.verify import verify
@@ -28,18 +29,31 @@ from sottovoce.evaluation.transcribe import Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
-from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
-from sottovoce.quantization.plan import check_target, resolve
+from sottovoce.quantization.plan import Plan, check_plan
+from sottovoce.quantization.plan import make_plan as plan_from_recipe
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.target import target_grid
 from sottovoce.system.memory import peak_memory_bytes
+from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
-__all__ = ["Evaluation", "evaluate", "export", "fit_confidence", "load", "open_recognizer", "quantize", "score", "transcribe", "verify"]
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "export",
+    "fit_confidence",
+    "inspect",
+    "load",
+    "make_plan",
+    "open_recognizer",
+    "quantize",
+    "score",
+    "transcribe",
+    "verify",
+]
 
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
@@ -64,9 +78,13 @@ class Evaluation:
         return self.transcription.audio_s / seconds if seconds else 0.0
 
 
-def load(model: str | Path) -> SpeechModel:
-    """A recognizer by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`."""
-    return load_model(model, quantized_loader=load_quantized)
+def make_plan(model: str | Path | SpeechModel, recipe: Recipe | None = None, *, target: str = DEFAULT_TARGET) -> Plan:
+    """Return which layer of `model` gets which number format by `recipe`, for the runtime `target`.
+
+    Raises `RecipeError` for a recipe that does not fit the model, or a target that cannot hold the result.
+    """
+    wanted = target_named(target)
+    return plan_from_recipe(_loaded(model), recipe or Recipe(format=wanted.format()), wanted)
 
 
 def quantize(
@@ -74,6 +92,7 @@ def quantize(
     out: str | Path,
     *,
     recipe: Recipe | None = None,
+    plan: Plan | None = None,
     calibration: str | Path | DataSet | None = None,
     utterances: int | None = 128,
     seed: int = 0,
@@ -81,80 +100,80 @@ def quantize(
     language: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    target: str = "hf",
+    target: str | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
 
-    `calibration`: speech to calibrate on, of which `utterances` are drawn by `seed`; transcripts are not needed. `target`: the
-    runtime ("hf", "onnx", "gguf", "ggml") that `recipe` must suit (see `target_grid`). Same inputs and seed give the same bytes.
+    `calibration`: speech to calibrate on, of which `utterances` are sampled by `seed`; transcripts are not needed. `target`: the
+    runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result. `plan`: which
+    layer gets which format, in place of what `recipe` and `target` say of that. Same inputs and seed give the same bytes.
     `resume`: go on where an earlier run of the same inputs was stopped, if there is one.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
-    recipe = recipe or Recipe(grid=target_grid(target))
     folder = Path(out).expanduser().absolute()
     refuse_existing(folder, overwrite=overwrite)
-    speech_model = model if isinstance(model, SpeechModel) else load(model)
-    check_target(resolve(speech_model, recipe), speech_model, target)  # what does not fit is refused before any work
-    drawn = None
+    speech_model = _loaded(model)
+    wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
+    recipe = recipe or Recipe(format=wanted.format())
+    if plan is None:
+        plan = plan_from_recipe(speech_model, recipe, wanted)  # what does not fit is refused before any work
+    else:
+        check_plan(plan, speech_model, wanted)
+    sample = None
     if recipe.method.n_networks:
         if calibration is None:
-            raise RecipeError("this method calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
+            raise RecipeError(
+                f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
+            )
         data = calibration if isinstance(calibration, DataSet) else _calibration_data(calibration, utterances)
-        drawn = data.sample(utterances, seed)
+        sample = data.sample(utterances, seed)
     inputs = {
         "model": speech_model.digest(),
-        "recipe": asdict(recipe),
-        "calibration": None if drawn is None else drawn.digest(),
+        "recipe": to_plain(recipe),
+        "plan": to_plain(plan),
+        "calibration": None if sample is None else sample.digest(),
         "seed": seed,
         "batch_size": batch_size,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
     }
-    with exclusive_run(folder, resume=resume, overwrite=overwrite) as work:
-        work.begin(inputs, resume=resume)
+    with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
+        state.begin(inputs, resume=resume)
         speech = None
-        if drawn is not None:
-            speech = prepare_speech(
-                speech_model,
-                drawn,
-                language=language,
-                labels=work.transcripts(),
-                keep=work.keep_transcripts,
-                progress=progress,
-            )
-        result = quantize_model(
-            speech_model,
-            recipe,
-            speech,
-            batch_size=batch_size,
-            seed=seed,
-            solved=work.solutions(),
-            keep=work.keep_solution,
-            progress=progress,
-        )
+        if sample is not None:
+            speech = prepare_speech(speech_model, sample, language=language, state=state, progress=progress)
+        result = quantize_model(speech_model, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
         save_quantized(result, folder, overwrite=overwrite)
     return result
 
 
+def inspect(folder: str | Path) -> Manifest:
+    """Return what a quantized folder is: plan, recipe, calibration, diagnostics, files. Raises `CheckpointError`."""
+    return read_manifest(folder)
+
+
 def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None) -> Recognizer:
-    """What transcribes: `model` in PyTorch, or in `runtime` ("onnx", "gguf", "ggml"), with as many threads as torch is set to.
+    """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
 
     An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first.
     """
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
+    asked = None if runtime is None else backend_named(runtime)
     if made_for is not None:
-        if runtime not in (None, made_for):
-            raise RecipeError(f"{model} is made for the runtime {made_for}, and {runtime} was asked for; leave --runtime out")
+        if asked is not None and asked.name != made_for:
+            raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
-    if runtime in (None, "torch"):
+    if asked is None or asked.name == DEFAULT_RUNTIME:
         return TorchRecognizer(_loaded(model))
     if isinstance(model, SpeechModel):
-        raise RecipeError(f"a loaded model does not run in {runtime}; export it, and name the file")
+        raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
+    if asked.write is None:
+        return asked.open(str(model), torch.get_num_threads())
     folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    exported = export(model, str(runtime), folder / f"model.{runtime}", verify=False)
-    return open_runtime(str(runtime), exported.file, torch.get_num_threads())
+    exported = export(model, asked.name, folder / asked.file_name.format("model"), verify=False)
+    return asked.open(str(exported.file), torch.get_num_threads())
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 import torch
 
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
 from sottovoce.core.rtn import rtn
 from tests.conftest import make_tiny, random_moments
@@ -9,7 +9,7 @@ from tests.conftest import make_tiny, random_moments
 def test_search_equals_trying_every_exponent_on_the_inputs_themselves() -> None:
     _, _, inputs = random_moments(32, seed=0)
     inputs = inputs * torch.logspace(1, -1, 32, dtype=torch.float64)[:, None]
-    weight, grid = torch.randn(6, 32), Grid(bits=3, group_size=32)
+    weight, grid = torch.randn(6, 32), Affine(bits=3, group_size=32)
     magnitude = inputs.abs().mean(1).float()
     found = search_scales([weight], [inputs @ inputs.T], [grid], magnitude)
     errors = []

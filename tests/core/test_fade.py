@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.core.affine import Grid, fit_scaling
+from sottovoce.core.affine import Affine
 from sottovoce.core.error_metrics import outlier_ratio, output_energy, relative_output_error, relative_weight_error
 from sottovoce.core.fade import (
     NO_CORRECTION,
@@ -102,7 +102,7 @@ def test_folds_that_contradict_each_other_get_no_strength() -> None:
 def test_moments_seen_through_the_weight_give_the_same() -> None:
     folds = (random_moments(16, 1, n=40)[0], random_moments(16, 2, n=60)[0])
     weight = torch.randn(6, 16, dtype=torch.float64)
-    seen = tuple(Moments(fold.hessian, weight @ fold.cross, through=True) for fold in folds)
+    seen = tuple(Moments(fold.hessian, weight @ fold.cross, projected=True) for fold in folds)
     some = slice(None, None, 2)
     of_rows = (seen[0].of_rows(some), seen[1].of_rows(some))
     assert astuple(cross_fit(weight, seen)) == pytest.approx(astuple(cross_fit(weight, folds)))
@@ -123,7 +123,7 @@ def test_nothing_heard_gets_no_strength() -> None:
 def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> None:
     folds = (random_moments(64, 1, n=70)[0], random_moments(64, 2, n=70)[0])
     weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    grid, dampings = Grid(bits=3, group_size=32), (0.01, 0.3, 3.0)
+    grid, dampings = Affine(bits=3, group_size=32), (0.01, 0.3, 3.0)
     fits = (cross_fit(weight, folds, (0.3,)), NO_CORRECTION)
     pairs = [(fit, damping) for fit in fits for damping in dampings]
     found = held_out_choice(weight, folds, grid, pairs=pairs, hessian_weighted_scales=weigh)
@@ -135,8 +135,8 @@ def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> N
             for learn, judge in (folds, folds[::-1]):
                 target = corrected_target(weight, learn, strength=fit.strength, ridge=fit.ridge)
                 importance = (learn.hessian.matrix.diagonal() / learn.hessian.mean_diagonal).float() if weigh else None
-                scaling = fit_scaling(target, grid, importance)
-                values = gptq(target, learn.hessian, grid, damping=damping, scaling=scaling).weight.dequantize().double()
+                parameters = grid.fit(target, importance)
+                values = gptq(target, learn.hessian, grid, damping=damping, parameters=parameters).weight.dequantize().double()
                 loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(((weight - values) * (weight @ judge.cross)).sum())
                 extra += output_energy(target.double() - values, judge.hessian.matrix)
             losses[fit, damping], added[fit, damping] = loss, extra / energy
@@ -156,8 +156,8 @@ def test_a_correction_that_only_helps_before_rounding_is_dropped() -> None:
     wild = CrossFit(1.0, 1e-6, 0.0)
     far = Moments(hessian, 100 * cross)
     pairs = [(wild, 0.1), (NO_CORRECTION, 0.1)]
-    kept = held_out_choice(weight, (fold, fold), Grid(bits=2, group_size=32), pairs=pairs)
-    dropped = held_out_choice(weight, (far, fold), Grid(bits=2, group_size=32), pairs=pairs)
+    kept = held_out_choice(weight, (fold, fold), Affine(bits=2, group_size=32), pairs=pairs)
+    dropped = held_out_choice(weight, (far, fold), Affine(bits=2, group_size=32), pairs=pairs)
     assert kept.fit in (wild, NO_CORRECTION)
     assert dropped.fit == NO_CORRECTION
 
@@ -184,4 +184,4 @@ def test_measures() -> None:
     assert relative_weight_error(weight, other) == pytest.approx(1 / 5)
     assert relative_output_error(torch.zeros(1, 2), other, matrix) == 0
     assert outlier_ratio(torch.tensor([[1.0, 1.0, 2.0, 0.0]]), 2) == pytest.approx((1 + math.sqrt(2)) / 2)
-    assert relative_weight_error(weight, rtn(weight.repeat(1, 16), Grid(bits=8, group_size=32)).dequantize()[:, :2]) < 0.01
+    assert relative_weight_error(weight, rtn(weight.repeat(1, 16), Affine(bits=8, group_size=32)).dequantize()[:, :2]) < 0.01

@@ -5,34 +5,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.core.affine import Grid, fit_scaling, round_to_codes
+from sottovoce.core.affine import Affine
 from sottovoce.core.error_metrics import output_energy
 from sottovoce.core.gptq import gptq, round_columns
 from sottovoce.core.hessian import Hessian, inverse_cholesky
 from sottovoce.core.rtn import rtn
-from sottovoce.core.scale_refit import refit_scaling
 from sottovoce.errors import CalibrationError
 from tests.conftest import random_moments
 
 
-def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float, order: str) -> torch.Tensor:
+def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Affine, damping: float, act_order: bool) -> torch.Tensor:
     """Optimal brain quantization, one column after the other; the inverse Hessian of what is left is computed anew each time."""
     weight, n = weight.double().clone(), weight.shape[1]
     size = grid.group_size or n
     hessian = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(n)
     columns = list(range(n))
-    if order == "activation":
+    if act_order:
         columns.sort(key=lambda j: (-float(hessian[j, j]), j))
-    fixed = fit_scaling(weight.float(), grid) if order == "activation" else None
+    fixed = grid.fit(weight.float()) if act_order else None
     scales: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     result = torch.zeros_like(weight)
     for done, i in enumerate(columns):
         group = i // size
         if fixed is not None:
-            scales[group] = (fixed.scale[:, group].double(), fixed.zero_point[:, group].double())
+            scales[group] = (fixed["scale"][:, group].double(), fixed["zero_point"][:, group].double())
         elif i % size == 0:
-            scaling = fit_scaling(weight[:, i : i + size].float(), Grid(bits=grid.bits, group_size=None, scale=grid.scale))
-            scales[group] = (scaling.scale[:, 0].double(), scaling.zero_point[:, 0].double())
+            fitted = Affine(bits=grid.bits, group_size=None, observer=grid.observer).fit(weight[:, i : i + size].float())
+            scales[group] = (fitted["scale"][:, 0].double(), fitted["zero_point"][:, 0].double())
         scale, zero = scales[group]
         left = columns[done:]
         inverse = torch.linalg.inv(hessian[left][:, left])
@@ -43,15 +42,15 @@ def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: 
     return result
 
 
-@pytest.mark.parametrize("order", ["activation", "original"])
+@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize(("bits", "group", "width"), [(4, 32, 96), (3, 64, 128), (2, 128, 256), (3, None, 80)])
-def test_equals_the_slow_reference(order: str, bits: int, group: int | None, width: int) -> None:
+def test_equals_the_slow_reference(act_order: bool, bits: int, group: int | None, width: int) -> None:
     """Widths beyond one block of 64 columns, and groups across a block's border, take part in the comparison."""
     moments, _, _ = random_moments(width, seed=bits, n=3 * width)
     weight = torch.randn(6, width, generator=torch.Generator().manual_seed(7))
-    grid = Grid(bits=bits, group_size=group)
-    fast = gptq(weight, moments.hessian, grid, damping=0.05, order=order).weight.dequantize().double()
-    slow = slow_gptq(weight, moments.hessian.matrix, grid, 0.05, order)
+    grid = Affine(bits=bits, group_size=group)
+    fast = gptq(weight, moments.hessian, grid, damping=0.05, act_order=act_order).weight.dequantize().double()
+    slow = slow_gptq(weight, moments.hessian.matrix, grid, 0.05, act_order)
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
@@ -61,8 +60,8 @@ def test_worked_example() -> None:
     weight = torch.zeros(1, 32)
     weight[0, 0], weight[0, 16] = 0.4, 0.4
     weight[0, 1], weight[0, 2] = -1.0, 2.0  # range -1 .. 2 at 2 bits: levels -1, 0, 1, 2
-    grid = Grid(bits=2, group_size=32, scale="minmax")
-    values = gptq(weight, hessian, grid, damping=1e-6, order="original").weight.dequantize()
+    grid = Affine(bits=2, group_size=32, observer="minmax")
+    values = gptq(weight, hessian, grid, damping=1e-6, act_order=False).weight.dequantize()
     assert rtn(weight, grid).dequantize()[0, [0, 16]].tolist() == [0.0, 0.0]
     assert values[0, [0, 16]].tolist() == [
         0.0,
@@ -72,18 +71,18 @@ def test_worked_example() -> None:
 
 def test_identity_hessian_is_rounding() -> None:
     weight = torch.randn(5, 64)
-    grid = Grid(bits=3, group_size=32)
+    grid = Affine(bits=3, group_size=32)
     values = gptq(weight, Hessian(torch.eye(64, dtype=torch.float64)), grid).weight
     assert torch.equal(values.codes, rtn(weight, grid).codes)
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.sampled_from(["activation", "original"]))
-def test_output_error_is_not_worse_than_rounding(seed: int, bits: int, order: str) -> None:
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.booleans())
+def test_output_error_is_not_worse_than_rounding(seed: int, bits: int, act_order: bool) -> None:
     moments, _, _ = random_moments(64, seed)
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed))
-    grid = Grid(bits=bits, group_size=32)
-    values = gptq(weight, moments.hessian, grid, order=order).weight.dequantize()
+    grid = Affine(bits=bits, group_size=32)
+    values = gptq(weight, moments.hessian, grid, act_order=act_order).weight.dequantize()
     matrix = moments.hessian.matrix
     assert output_energy(weight - values, matrix) <= 1.2 * output_energy(weight - rtn(weight, grid).dequantize(), matrix)
 
@@ -92,7 +91,7 @@ def test_dead_columns_get_weight_zero() -> None:
     moments, _, _ = random_moments(32, seed=0)
     matrix = moments.hessian.matrix.clone()
     matrix[5], matrix[:, 5] = 0, 0
-    result = gptq(torch.randn(3, 32), Hessian(matrix), Grid(bits=4, group_size=32))
+    result = gptq(torch.randn(3, 32), Hessian(matrix), Affine(bits=4, group_size=32))
     assert result.dead == 1
     assert bool((result.weight.dequantize()[:, 5] == 0).all())
 
@@ -100,8 +99,8 @@ def test_dead_columns_get_weight_zero() -> None:
 def test_factor_is_that_of_the_inverse() -> None:
     matrix = random_moments(300, seed=3, n=900)[0].hessian.matrix
     hessian = Hessian(matrix)
-    factor, used = hessian.factor(0.1, "activation")
-    columns = hessian.columns("activation")
+    factor, used = hessian.factor(0.1, True)
+    columns = hessian.columns(True)
     damped = matrix + 0.1 * matrix.diagonal().mean() * torch.eye(300)
     assert used == 0.1
     assert torch.equal(factor, factor.triu())
@@ -122,7 +121,7 @@ def test_inverse_cholesky(n: int) -> None:
 def test_damping_is_raised_until_positive_definite_and_said_so() -> None:
     matrix = torch.eye(32, dtype=torch.float64)
     matrix[0, 1] = matrix[1, 0] = 3.0  # an eigenvalue of -2
-    result = gptq(torch.randn(2, 32), Hessian(matrix), Grid(bits=4, group_size=32), damping=0.01)
+    result = gptq(torch.randn(2, 32), Hessian(matrix), Affine(bits=4, group_size=32), damping=0.01)
     assert result.damping == pytest.approx(10.0)
 
 
@@ -130,11 +129,11 @@ def test_refuses_nan() -> None:
     matrix = torch.full((32, 32), float("nan"), dtype=torch.float64)
     matrix.diagonal().fill_(1.0)
     with pytest.raises(CalibrationError, match="not positive definite"):
-        gptq(torch.randn(2, 32), Hessian(matrix), Grid(bits=4, group_size=32))
+        gptq(torch.randn(2, 32), Hessian(matrix), Affine(bits=4, group_size=32))
 
 
 def test_nothing_seen_is_plain_zero() -> None:
-    result = gptq(torch.randn(2, 32), Hessian(torch.zeros(32, 32, dtype=torch.float64)), Grid(bits=4, group_size=32))
+    result = gptq(torch.randn(2, 32), Hessian(torch.zeros(32, 32, dtype=torch.float64)), Affine(bits=4, group_size=32))
     assert result.dead == 32
     assert bool((result.weight.dequantize() == 0).all())
 
@@ -153,42 +152,44 @@ def explicit_refit(target: torch.Tensor, codes: torch.Tensor, zero: torch.Tensor
     return scales
 
 
-@pytest.mark.parametrize("grid", [Grid(bits=2, group_size=32), Grid(bits=3, group_size=None), Grid(bits=4, group_size=32, symmetric=True)])
-def test_refitted_scales_are_those_of_least_squares(grid: Grid) -> None:
+@pytest.mark.parametrize(
+    "grid", [Affine(bits=2, group_size=32), Affine(bits=3, group_size=None), Affine(bits=4, group_size=32, symmetric=True)]
+)
+def test_refitted_scales_are_those_of_least_squares(grid: Affine) -> None:
     matrix = random_moments(96, seed=1, n=300)[0].hessian.matrix
     target = torch.randn(7, 96, generator=torch.Generator().manual_seed(2))
-    scaling = fit_scaling(target, grid)
-    size = grid.columns_per_group(96)
-    codes, _ = round_columns(target, Hessian(matrix).factor(0.01)[0].float(), grid, torch.arange(96), scaling)
-    wanted = explicit_refit(target, codes, scaling.zero_point, matrix, size)
-    got = refit_scaling(target, codes, scaling, matrix, grid)
-    assert torch.equal(got.scale, got.scale.half().float())
-    assert torch.equal(got.zero_point, scaling.zero_point)
-    near = (wanted / scaling.scale > 0.5) & (wanted / scaling.scale < 2)
+    parameters = grid.fit(target)
+    size = grid.block_size(96)
+    codes, _ = round_columns(target, Hessian(matrix).factor(0.01)[0].float(), grid, torch.arange(96), parameters)
+    wanted = explicit_refit(target, codes, parameters["zero_point"], matrix, size)
+    got = grid.refit(target, codes, parameters, matrix)
+    assert torch.equal(got["scale"], got["scale"].half().float())
+    assert torch.equal(got["zero_point"], parameters["zero_point"])
+    near = (wanted / parameters["scale"] > 0.5) & (wanted / parameters["scale"] < 2)
     assert bool(near.double().mean() > 0.9)
-    torch.testing.assert_close(got.scale.double()[near.all(1)], wanted[near.all(1)], rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(got["scale"].double()[near.all(1)], wanted[near.all(1)], rtol=2e-3, atol=1e-6)
 
 
 def test_scales_of_groups_without_codes_stay() -> None:
-    grid = Grid(bits=4, group_size=32)
+    grid = Affine(bits=4, group_size=32)
     target = torch.randn(3, 96, generator=torch.Generator().manual_seed(3))
     target[:, 32:64] = 0
     target[2] = 0
-    scaling = fit_scaling(target, grid)
-    codes = round_to_codes(target, scaling.scale.repeat_interleave(32, -1), scaling.zero_point.repeat_interleave(32, -1), grid)
-    got = refit_scaling(target, codes, scaling, torch.eye(96), grid)
-    assert torch.equal(got.scale[:, 1], scaling.scale[:, 1])
-    assert torch.equal(got.scale[2], scaling.scale[2])
+    parameters = grid.fit(target)
+    codes = grid.encode(target, parameters)
+    got = grid.refit(target, codes, parameters, torch.eye(96))
+    assert torch.equal(got["scale"][:, 1], parameters["scale"][:, 1])
+    assert torch.equal(got["scale"][2], parameters["scale"][2])
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.sampled_from(["activation", "original"]), st.booleans())
-def test_refits_never_do_harm(seed: int, bits: int, order: str, symmetric: bool) -> None:
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.booleans(), st.booleans())
+def test_refits_never_do_harm(seed: int, bits: int, act_order: bool, symmetric: bool) -> None:
     hessian = random_moments(64, seed)[0].hessian
     target = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed))
-    grid = Grid(bits=bits, group_size=32, symmetric=symmetric)
+    grid = Affine(bits=bits, group_size=32, symmetric=symmetric)
     errors = [
-        output_energy(target - gptq(target, hessian, grid, order=order, refits=n).weight.dequantize(), hessian.damped(0.01))
+        output_energy(target - gptq(target, hessian, grid, act_order=act_order, scale_refits=n).weight.dequantize(), hessian.damped(0.01))
         for n in (0, 1, 3)
     ]
     assert errors[0] * (1 + 1e-6) >= errors[1]
@@ -198,8 +199,8 @@ def test_refits_never_do_harm(seed: int, bits: int, order: str, symmetric: bool)
 def test_refits_win_what_a_search_before_rounding_cannot() -> None:
     matrix = random_moments(128, seed=5, n=400)[0].hessian
     target = torch.randn(64, 128, generator=torch.Generator().manual_seed(6))
-    grid = Grid(bits=2, group_size=32)
+    grid = Affine(bits=2, group_size=32)
     plain, refitted = (
-        output_energy(target - gptq(target, matrix, grid, refits=n).weight.dequantize(), matrix.damped(0.01)) for n in (0, 4)
+        output_energy(target - gptq(target, matrix, grid, scale_refits=n).weight.dequantize(), matrix.damped(0.01)) for n in (0, 4)
     )
     assert refitted < 0.93 * plain

@@ -4,8 +4,10 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sottovoce.core.affine import Affine
 from sottovoce.core.packing import pack_rows, unpack_rows
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.core.rtn import rtn
 from sottovoce.errors import CheckpointError
 
 
@@ -32,34 +34,46 @@ def test_wrong_number_of_words() -> None:
         unpack_rows(torch.zeros(1, 1, dtype=torch.int32), 4, 9)
 
 
-def good(**changes: object) -> QuantizedTensor:
+def good(number_format: Affine | None = None, **changes: torch.Tensor) -> QuantizedTensor:
     parts = {
-        "codes": torch.zeros(2, 8, dtype=torch.uint8),
+        "codes": torch.zeros(2, 64, dtype=torch.uint8),
         "scale": torch.ones(2, 2, dtype=torch.float16),
         "zero_point": torch.zeros(2, 2, dtype=torch.uint8),
-        "bits": 4,
-        "symmetric": False,
-    }
-    return QuantizedTensor(**(parts | changes))
+    } | changes
+    return QuantizedTensor(parts.pop("codes"), parts, number_format or Affine(bits=4, group_size=32))
 
 
 def test_invariants_of_a_quantized_tensor() -> None:
-    assert good().group_size == 4
-    assert good().bits_per_weight == 4 + 20 / 4
-    for changes, words in [
-        ({"codes": torch.zeros(2, 8)}, "wanted uint8"),
-        ({"codes": torch.full((2, 8), 16, dtype=torch.uint8)}, "exceeds 15"),
+    assert good().shape == (2, 64)
+    assert good().bits_per_weight == 4 + 20 / 32
+    half = torch.float16
+    for number_format, changes, words in [
+        (None, {"codes": torch.zeros(2, 64)}, "wanted uint8"),
+        (None, {"codes": torch.full((2, 64), 16, dtype=torch.uint8)}, "exceeds 15"),
+        (None, {"scale": torch.ones(2, 3, dtype=half), "zero_point": torch.zeros(2, 3, dtype=torch.uint8)}, r"wanted \(2, 2\)"),
+        (None, {"scale": torch.ones(2, 2)}, "wanted float16, uint8"),
+        (None, {"scale": torch.zeros(2, 2, dtype=half)}, "positive finite"),
+        (None, {"scale": torch.full((2, 2), float("nan"), dtype=half)}, "positive finite"),
+        (None, {"zero_point": torch.full((2, 2), 16, dtype=torch.uint8)}, "zero point exceeds 15"),
+        (Affine(symmetric=True), {}, "zero point other than 8"),
+        (Affine(symmetric=True), {"scale": torch.zeros(2, 2, dtype=half)}, "other than 0"),
         (
-            {"scale": torch.ones(2, 3, dtype=torch.float16), "zero_point": torch.zeros(2, 3, dtype=torch.uint8)},
-            "do not fit",
+            Affine(float16_min=True),
+            {"scale": torch.full((2, 2), 1.001, dtype=half), "zero_point": torch.full((2, 2), 7, dtype=torch.uint8)},
+            "minimum is not a float16",
         ),
-        ({"scale": torch.zeros(2, 2, dtype=torch.float16)}, "positive finite"),
-        ({"scale": torch.full((2, 2), float("nan"), dtype=torch.float16)}, "positive finite"),
-        ({"symmetric": True}, "zero point other than 8"),
-        (
-            {"scale": torch.ones(3, 2, dtype=torch.float16), "zero_point": torch.zeros(3, 2, dtype=torch.uint8)},
-            "do not fit",
-        ),
+        (None, {"scale": torch.ones(3, 2, dtype=half), "zero_point": torch.zeros(3, 2, dtype=torch.uint8)}, r"wanted \(2, 2\)"),
     ]:
         with pytest.raises(CheckpointError, match=words):
-            good(**changes)
+            good(number_format, **changes)
+
+
+@pytest.mark.parametrize("number_format", [Affine(bits=3), Affine(bits=4, symmetric=True), Affine(bits=2, group_size=None)])
+def test_a_tensor_is_the_same_after_packing(number_format: Affine) -> None:
+    weight = rtn(torch.randn(5, 96, generator=torch.Generator().manual_seed(1)), number_format)
+    again = QuantizedTensor.unpack(weight.pack(), number_format)
+    assert torch.equal(again.codes, weight.codes)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    short = {name: tensor for name, tensor in weight.pack().items() if name != "weight_scale"}
+    with pytest.raises(CheckpointError, match="'weight_scale' is missing"):
+        QuantizedTensor.unpack(short, number_format)

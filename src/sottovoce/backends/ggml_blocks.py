@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sottovoce.backends.backend import StoredType
+from sottovoce.backends.source import affine_parts
+from sottovoce.core.affine import Affine, AffineTensor
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
 
@@ -22,8 +26,23 @@ BLOCK_BYTES: dict[BlockType, int] = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # ggml's numbers for the type of most weights of a file
 
 
-def block_type(name: str, weight: QuantizedTensor) -> BlockType:
-    """The type that holds `weight` exactly. Raises `ExportError` with the reason if none does."""
+STORED_BITS: dict[BlockType, int] = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+
+
+def refusal(runtime: str, number_format: NumberFormat, in_features: int) -> str | None:
+    """Return why no block type holds layers of this format, in a sentence; None: one does."""
+    if not isinstance(number_format, Affine):
+        return f"{runtime} has no blocks for {number_format.title!r}; choose an affine format"
+    size = number_format.block_size(in_features)
+    if size % BLOCK:
+        return f"groups of {size} do not fit {runtime}, which wants multiples of {BLOCK}"
+    if not number_format.symmetric and not number_format.float16_min:
+        return f"{runtime} has no asymmetric blocks of {number_format.bits} bits; choose a symmetric grid"
+    return None
+
+
+def block_type(name: str, weight: AffineTensor) -> BlockType:
+    """Return the type that holds `weight` exactly. Raises `ExportError` with the reason if none does."""
     if weight.group_size % BLOCK:
         raise ExportError(
             f"{name}: groups of {weight.group_size} weights do not fill ggml's blocks of {BLOCK}; quantize with --group-size 32"
@@ -31,23 +50,29 @@ def block_type(name: str, weight: QuantizedTensor) -> BlockType:
     if weight.bits == 8:
         if weight.symmetric:
             return "Q8_0"
-        raise ExportError(f"{name}: ggml has no asymmetric 8-bit blocks; quantize with --symmetric, or with --target gguf")
+        raise ExportError(f"{name}: ggml has no asymmetric 8-bit blocks; quantize with --symmetric, or with --target transcribe.cpp")
     if weight.symmetric:
         return "Q4_0"
     minimum = _minimum(weight)
     if not bool((minimum.half().float() == minimum).all()):
         raise ExportError(
-            f"{name}: the least values of its groups are no float16 numbers, which ggml's Q4_1 stores; quantize with "
-            "--target gguf (or ggml), whose scales are chosen so that they are"
+            f"{name}: the minima of its groups are no float16 numbers, which ggml's Q4_1 stores; quantize with --target transcribe.cpp "
+            "(or whisper.cpp), whose scales are chosen so that they are"
         )
     return "Q4_1"
 
 
-def to_blocks(name: str, weight: QuantizedTensor) -> tuple[BlockType, np.ndarray]:
-    """The type, and the rows as bytes: uint8 `[out, in / 32 * bytes of a block]`.
+def stored_type(kind: BlockType) -> StoredType:
+    """Return a block type as it is reported."""
+    return StoredType(kind, STORED_BITS[kind])
+
+
+def to_blocks(name: str, quantized: QuantizedTensor) -> tuple[BlockType, np.ndarray]:
+    """Return the type, and the rows as bytes: uint8 `[out, in / 32 * bytes of a block]`.
 
     Codes of 2 and 3 bits go into 4-bit blocks: the values stay exactly the same, the size does not shrink.
     """
+    weight = affine_parts(name, quantized)
     kind = block_type(name, weight)
     out, in_features = weight.codes.shape
     repeat = weight.group_size // BLOCK
@@ -67,7 +92,7 @@ def to_blocks(name: str, weight: QuantizedTensor) -> tuple[BlockType, np.ndarray
     return kind, np.ascontiguousarray(blocks.reshape(out, in_features // BLOCK * BLOCK_BYTES[kind]))
 
 
-def _minimum(weight: QuantizedTensor) -> Tensor:
+def _minimum(weight: AffineTensor) -> Tensor:
     return -weight.zero_point.float() * weight.scale.float()
 
 

@@ -1,33 +1,56 @@
-"""Exported files in the runtimes that they are for."""
+"""The backends by name. A new one is a folder here, with a record, and a line in `BACKENDS`."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sottovoce.errors import ModelError
-from sottovoce.evaluation.recognizer import Recognizer
+from sottovoce.backends.backend import Backend
+from sottovoce.backends.compressed_tensors import COMPRESSED_TENSORS
+from sottovoce.backends.onnx_runtime import ONNX_RUNTIME
+from sottovoce.backends.pytorch import PYTORCH
+from sottovoce.backends.transcribe_cpp import TRANSCRIBE_CPP
+from sottovoce.backends.whisper_cpp import WHISPER_CPP
+from sottovoce.errors import RecipeError
 
-PACKAGES = {"gguf": ("transcribe-cpp",), "ggml": ("pywhispercpp",), "onnx": ("onnxruntime",)}  # that run each
+if TYPE_CHECKING:
+    from sottovoce.evaluation.recognizer import Recognizer
+    from sottovoce.quantization.target import Target
 
-
-def open_runtime(runtime: str, file: str | Path, threads: int) -> Recognizer:
-    """A file (for onnx a folder) in its runtime. Raises `ExportError`, or `MissingDependencyError` with the install command."""
-    if runtime == "gguf":
-        from sottovoce.backends.transcribe_cpp.runtime import TranscribeCppRecognizer
-
-        return TranscribeCppRecognizer(file, threads)
-    if runtime == "ggml":
-        from sottovoce.backends.whisper_cpp.runtime import WhisperCppRecognizer
-
-        return WhisperCppRecognizer(file, threads)
-    if runtime == "onnx":
-        from sottovoce.backends.onnx_runtime.runtime import OnnxRecognizer
-
-        return OnnxRecognizer(file, threads)
-    raise ModelError(f"runtime {runtime!r} is not known; choose torch, onnx, gguf or ggml")
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (COMPRESSED_TENSORS, ONNX_RUNTIME, TRANSCRIBE_CPP, WHISPER_CPP, PYTORCH)
+}
+DEFAULT_TARGET = COMPRESSED_TENSORS.name
+DEFAULT_RUNTIME = PYTORCH.name
 
 
-def runtime_of(file: str | Path) -> str | None:
-    """The runtime that `file` is made for, or None if it is no export."""
-    path = Path(file).expanduser()
-    if path.is_dir():
-        return "onnx" if (path / "onnx").is_dir() else None
-    return {".gguf": "gguf", ".bin": "ggml"}.get(path.suffix) if path.is_file() else None
+def backend_named(name: str) -> Backend:
+    """Return the backend called `name`, which may be an alias. Raises `RecipeError` for an unknown name."""
+    for backend in BACKENDS.values():
+        if name in (backend.name, *backend.aliases):
+            return backend
+    raise RecipeError(f"{name!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+
+
+def target_named(name: str) -> Target:
+    """Return what the backend called `name` is as a target of quantization. Raises `RecipeError` for an unknown name."""
+    return backend_named(name).target
+
+
+def exporting_backends() -> dict[str, Backend]:
+    """Return the backends whose files are written from a quantized folder, by name."""
+    return {name: backend for name, backend in BACKENDS.items() if backend.write is not None}
+
+
+def open_runtime(name: str, model: str | Path, threads: int) -> Recognizer:
+    """Open a file (or folder) in the runtime called `name`.
+
+    Raises `ExportError` if it does not load, or `MissingDependencyError` with the install command.
+    """
+    return backend_named(name).open(str(model), threads)
+
+
+def runtime_of(model: str | Path) -> str | None:
+    """Return the name of the backend whose file `model` is, or None if it is no export."""
+    path = Path(model).expanduser()
+    return next((name for name, backend in BACKENDS.items() if backend.recognizes(path)), None)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.checkpoint.load import load_quantized, read_weights
+from sottovoce.checkpoint.layout import stored_name
+from sottovoce.checkpoint.load import load, read_weights
 from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.core.affine import AffineTensor
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
-from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
 
@@ -54,14 +55,19 @@ class Source:
 
 
 def open_source(source: str | Path | QuantizedModel) -> Source:
-    """A folder written by sottovoce, checked file by file, or a result in memory. Raises `CheckpointError`."""
+    """Open a folder written by sottovoce, checked file by file, or a result in memory. Raises `CheckpointError`."""
     if isinstance(source, QuantizedModel):
-        model, weights = source.model, dict(source.weights)
-        if model.tied and model.head in weights:
-            weights[model.embedding] = weights.pop(model.head)
-        return Source(model, weights)
+        return Source(source.model, {stored_name(layer): source.weights[layer.name] for layer in source.plan.layers})
     folder = Path(source).expanduser()
     manifest = read_manifest(folder)
-    model = load_model(folder, quantized_loader=load_quantized)
-    model.source = str(manifest.get("source", model.source))
+    model = load(folder)
+    model.source = manifest.source
     return Source(model, read_weights(folder, manifest))
+
+
+def affine_parts(name: str, weight: QuantizedTensor) -> AffineTensor:
+    """Return the parts of a weight in an affine format. Raises `ExportError` if its format is another."""
+    parts = AffineTensor.of(weight)
+    if parts is None:
+        raise ExportError(f"{name}: is quantized in the format {weight.format.title!r}, and this file holds affine formats only")
+    return parts

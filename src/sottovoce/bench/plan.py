@@ -9,11 +9,11 @@ calibration = "calibration"
 utterances = 128                             # drawn from it by each seed
 
 # optional, with their defaults
-target = "hf"                                # "hf", "onnx", "gguf" or "ggml": whose grid the weights are rounded on
-runtimes = ["torch"]                         # what transcribes: also "onnx", "gguf", "ggml", if the target suits them
+target = "compressed-tensors"                # or "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch"
+runtimes = ["torch"]                         # what transcribes: also other backends, if the target suits them
 group_size = 32                              # 32, 64, 128 or "row"
-symmetric = false                            # (true for gguf and ggml)
-scale = "search"
+symmetric = false                            # (true for transcribe.cpp and whisper.cpp)
+observer = "mse"
 head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature
 frame_subsampling = 3
 padding_weight = 0.0
@@ -32,14 +32,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sottovoce.backends.registry import PACKAGES
+from sottovoce.backends.registry import DEFAULT_RUNTIME, DEFAULT_TARGET, backend_named, target_named
 from sottovoce.errors import RecipeError
 from sottovoce.quantization.methods import METHODS, Method, method_named
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.target import target_grid
 
-GRID_SETTINGS = ("group_size", "symmetric", "scale")
-SETTINGS = (*GRID_SETTINGS, "head_bits", "frame_subsampling", "padding_weight")
+FORMAT_SETTINGS = ("group_size", "symmetric", "observer")
+SETTINGS = (*FORMAT_SETTINGS, "head_bits", "frame_subsampling", "padding_weight")
 KNOWN = {
     "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
     "runtimes", *SETTINGS,
@@ -73,8 +72,8 @@ class BenchPlan:
     utterances: int
     batch_size: int
     language: str | None
-    target: str = "hf"
-    runtimes: tuple[str, ...] = ("torch",)
+    target: str = DEFAULT_TARGET
+    runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
     settings: Mapping[str, Any] = field(default_factory=dict)
     own_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -100,10 +99,10 @@ class BenchPlan:
     def recipe(self, method: str, bits: int) -> Recipe:
         """The recipe of the method called `method` at `bits` bits."""
         own = {**self.settings, **self.own_settings.get(method, {})}
-        grid = {key: own.pop(key) for key in GRID_SETTINGS if key in own}
+        grid = {key: own.pop(key) for key in FORMAT_SETTINGS if key in own}
         if grid.get("group_size") == "row":
             grid["group_size"] = None
-        return Recipe(method=self.methods[method], grid=target_grid(self.target, bits=bits, **grid), **own)
+        return Recipe(method=self.methods[method], format=target_named(self.target).format(bits=bits, **grid), **own)
 
 
 def read_plan(file: str | Path) -> BenchPlan:
@@ -147,17 +146,21 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
         utterances=_one(content, "utterances", int, 128),
         batch_size=_one(content, "batch_size", int, 8),
         language=_one(content, "language", str, None),
-        target=_one(content, "target", str, "hf"),
-        runtimes=_list(content, "runtimes", str) if "runtimes" in content else ("torch",),
+        target=backend_named(_one(content, "target", str, DEFAULT_TARGET)).name,
+        runtimes=_runtimes(content),
         settings=settings,
         own_settings=own_settings,
     )
-    if unknown := set(plan.runtimes) - {"torch", *PACKAGES}:
-        raise RecipeError(f"runtime {min(unknown)!r} is not known; choose from torch, {', '.join(PACKAGES)}")
     if plan.calibration is None and any(method.n_networks for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
     plan.quantizations()  # what is out of range is refused before any work
     return plan
+
+
+def _runtimes(content: dict[str, Any]) -> tuple[str, ...]:
+    if "runtimes" not in content:
+        return (DEFAULT_RUNTIME,)
+    return tuple(backend_named(name).name for name in _list(content, "runtimes", str))
 
 
 def _list(content: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:

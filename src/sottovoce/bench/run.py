@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sottovoce.backends.export import export
-from sottovoce.backends.registry import PACKAGES, open_runtime
+from sottovoce.backends.registry import backend_named, open_runtime, target_named
 from sottovoce.bench.cells import Cell, Results, as_transcript, once
 from sottovoce.bench.plan import BenchPlan, Quantization
 from sottovoce.checkpoint.load import load_quantized
@@ -35,9 +35,10 @@ from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
-from sottovoce.quantization.methods import REFIT_BITS
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
-from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.plan import make_plan
+from sottovoce.quantization.run_state import RunState
+from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
@@ -244,7 +245,8 @@ class _Bench:
             "model": job.model,
             "weights": self.model(job.model)[1],
             "method": job.method,
-            "recipe": _as_key(job.recipe),
+            "recipe": to_plain(job.recipe),
+            "target": self.plan.target,
             "seed": job.seed,
             "environment": self._environment,
         }
@@ -268,7 +270,7 @@ class _Bench:
             "environment": self._environment,
         }
         if runtime != "torch":
-            key |= {"runtime": runtime, "runtime_versions": {name: version(name) for name in PACKAGES[runtime]}}
+            key |= {"runtime": runtime, "runtime_versions": {name: version(name) for name in backend_named(runtime).packages}}
         return Cell("evaluate", key)
 
     def _quantization_cells(self, job: Quantization) -> Iterator[tuple[str, str, str]]:
@@ -315,12 +317,14 @@ class _Bench:
         original, folder = self.model(job.model)[0], self.cache / cell.name
         if self.results.finished(cell) and folder.is_dir():
             return original.with_network(load_quantized(folder)[0])
-        speech = None
+        speech, state = None, RunState()
         if job.seed is not None:
             data = self.data(str(self.plan.calibration))[0].sample(self.plan.utterances, job.seed)
-            speech = prepare_speech(original, data, language=self.plan.language, labels=self._labels(job.model, job.seed))
+            state.add_transcripts(self._labels(job.model, job.seed))
+            speech = prepare_speech(original, data, language=self.plan.language, state=state)
         result: QuantizedModel = quantize_model(
             original,
+            make_plan(original, job.recipe, target_named(self.plan.target)),
             job.recipe,
             speech,
             batch_size=self.plan.batch_size,
@@ -330,7 +334,7 @@ class _Bench:
         self.results.write(
             cell,
             {"solving_s": result.timing.solving_s},
-            result={"layers": [asdict(report) for report in result.reports], "calibration": result.calibration},
+            result={"layers": [asdict(report) for report in result.reports], "calibration": to_plain(result.calibration)},
         )
         return result.model
 
@@ -367,22 +371,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _as_key(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain data. What changes nothing is left out, so that other defaults for it find earlier results."""
-    key = asdict(recipe)
-    if recipe.head_bits == 16 or recipe.method.kind != "gptq":
-        del key["head_embedding_weight"]
-    for setting in ("hessian_weighted_scales", "compensate_residual"):
-        if not key["method"][setting]:
-            del key["method"][setting]
-    widths = {recipe.grid.bits, recipe.head_bits or 16, *(rule.bits for rule in recipe.rules)}
-    if not key["method"]["refits"] or min(widths) > REFIT_BITS:
-        del key["method"]["refits"]
-    if not key["grid"]["float16_min"]:
-        del key["grid"]["float16_min"]
-    return key
-
-
 def _called(job: Quantization) -> str:
     seed = "" if job.seed is None else f", seed {job.seed}"
-    return f"{job.model}, {job.method}, {job.recipe.grid.bits} bits{seed}"
+    return f"{job.model}, {job.method}, {job.recipe.format.code_bits} bits{seed}"

@@ -89,7 +89,7 @@ def read_results(out: str | Path) -> dict[tuple[str, str, int, str], list[Run]]:
             continue
         made = parent["key"]
         method = made["method"] + (f", {key['runtime']}" if "runtime" in key else "")
-        at = (made["model"], method, made["recipe"]["grid"]["bits"], key["data"])
+        at = (made["model"], method, made["recipe"]["format"]["bits"], key["data"])
         kl = result.get("mean_kl", math.nan)
         found[at][made["seed"] or 0] = Run(transcripts, kl, tuple(parent["result"]["layers"]))
     return {at: [runs[seed] for seed in sorted(runs)] for at, runs in found.items()}

@@ -1,73 +1,70 @@
-"""How quantized layers are stored in a folder: compressed-tensors `pack-quantized`."""
+"""How quantized layers are stored in a folder.
+
+Affine layers are compressed-tensors `pack-quantized` (0.18 or later), which `transformers` and vLLM load without this package: per
+layer `weight_packed` int32, `weight_scale`, `weight_shape` and, for asymmetric grids, `weight_zero_point` packed along the rows.
+Other formats store what `NumberFormat.pack` gives; such folders say so in `config.json`, and only sottovoce loads them.
+Everything else is float16.
+"""
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sottovoce.core.packing import pack_rows, unpack_rows
+from sottovoce.core.affine import Affine
 from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.errors import CheckpointError
-from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.pipeline import QuantizedModel
-from sottovoce.quantization.plan import Plan
+from sottovoce.quantization.plan import Plan, PlannedLayer
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+OWN_METHOD = "sottovoce"  # quantization method of folders that hold other than affine layers
 
 
-def packed_tensors(name: str, weight: QuantizedTensor) -> dict[str, Tensor]:
-    """One layer's tensors in the `pack-quantized` layout."""
-    tensors = {
-        f"{name}.weight_packed": pack_rows(weight.codes, weight.bits),
-        f"{name}.weight_scale": weight.scale.float(),
-        f"{name}.weight_shape": torch.tensor(weight.codes.shape),
-    }
-    if not weight.symmetric:
-        tensors[f"{name}.weight_zero_point"] = pack_rows(weight.zero_point.T.contiguous(), weight.bits).T.contiguous()
-    return tensors
+def stored_name(layer: PlannedLayer) -> str:
+    """Return the module name under which a layer is stored: a head that is tied to the token embedding under the embedding's."""
+    return layer.tie_group or layer.name if layer.part == "head" else layer.name
 
 
-def unpacked_tensor(name: str, tensors: dict[str, Tensor], bits: int, symmetric: bool) -> QuantizedTensor:
-    """The inverse of `packed_tensors`. Raises `CheckpointError` for a missing tensor or one that breaks an invariant."""
-    parts = ("weight_packed", "weight_scale", "weight_shape") + (() if symmetric else ("weight_zero_point",))
-    missing = [part for part in parts if f"{name}.{part}" not in tensors]
-    if missing:
-        raise CheckpointError(f"{WEIGHTS} has no {name}.{missing[0]}")
-    out, in_features = map(int, tensors[f"{name}.weight_shape"])
-    scale = tensors[f"{name}.weight_scale"]
-    codes = unpack_rows(tensors[f"{name}.weight_packed"], bits, in_features)
-    if symmetric:
-        zero = torch.full(scale.shape, 1 << (bits - 1), dtype=torch.uint8)
-    else:
-        zero = unpack_rows(tensors[f"{name}.weight_zero_point"].T.contiguous(), bits, out).T.contiguous()
-    return QuantizedTensor(codes, scale.half(), zero, bits, symmetric)
+def layer_tensors(name: str, weight: QuantizedTensor) -> dict[str, Tensor]:
+    """Return one layer's tensors by their names in the file."""
+    return {f"{name}.{suffix}": tensor for suffix, tensor in weight.pack().items()}
 
 
-def quantization_config(result: QuantizedModel) -> dict[str, Any]:
-    """The compressed-tensors description for `config.json`.
+def quantization_config(plan: Plan) -> dict[str, Any]:
+    """Return the description for `config.json`.
 
-    `dequantize` makes `transformers` unpack while loading. Its loader knows a single width per file, so a folder of mixed
-    widths goes without that flag and is refused by it, rather than read wrongly.
+    `dequantize` makes `transformers` unpack while loading. Its loader knows a single width per file, so a folder of mixed widths goes
+    without that flag and is refused by it, rather than read wrongly.
     """
-    groups = quantization_groups(result.model, result.plan)
+    if not is_compressed_tensors(plan):
+        return {"quant_method": OWN_METHOD, "formats": sorted({number_format.name for number_format in plan.formats})}
+    groups = _config_groups(plan)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": list(result.plan.ignored),
+        "ignore": list(plan.ignored),
         **({"dequantize": True} if len(groups) == 1 else {}),
     }
 
 
-def quantization_groups(model: SpeechModel, plan: Plan) -> dict[str, Any]:
-    """The layers of `plan` by grid, as compressed-tensors describes them."""
+def is_compressed_tensors(plan: Plan) -> bool:
+    """Return whether compressed-tensors knows all formats of the plan."""
+    return all(isinstance(number_format, Affine) for number_format in plan.formats)
+
+
+def loads_in_transformers(plan: Plan) -> bool:
+    """Return whether the loader of `transformers` takes a folder of this plan: one affine format for all layers."""
+    return is_compressed_tensors(plan) and len(_config_groups(plan)) == 1
+
+
+def _config_groups(plan: Plan) -> dict[str, Any]:
+    """The layers by format, as compressed-tensors describes them."""
     groups = dict[tuple[int, int | None, bool], list[str]]()
-    for layer, grid in plan.layers:
-        targets = groups.setdefault((grid.bits, grid.group_size, grid.symmetric), [])
-        targets.append(layer.name)
-        if layer.name == model.head and model.tied:
-            targets.append(model.embedding)
+    for layer in plan.layers:
+        assert isinstance(layer.format, Affine)  # noqa: S101 - see is_compressed_tensors
+        targets = groups.setdefault((layer.format.bits, layer.format.group_size, layer.format.symmetric), [])
+        targets += dict.fromkeys((layer.name, stored_name(layer)))
     return {
         f"group_{i}": {
             "targets": targets,

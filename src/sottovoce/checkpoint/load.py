@@ -1,6 +1,6 @@
 """Read a quantized folder."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +8,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sottovoce.checkpoint.layout import WEIGHTS, unpacked_tensor
-from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
-from sottovoce.core.affine import BITS
+from sottovoce.checkpoint.layout import WEIGHTS, stored_name
+from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError
+from sottovoce.models.load import load_model
+from sottovoce.models.speech_model import SpeechModel
+
+
+def load(source: str | Path) -> SpeechModel:
+    """Load a recognizer by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`."""
+    return load_model(source, quantized_loader=load_quantized)
 
 
 def load_quantized(folder: Path | str) -> tuple[Any, Any]:
-    """Network (float32, dequantized) and processor of a folder of ours, every file checked against its sha256.
+    """Return network (float32, dequantized) and processor of a folder of ours, every file checked against its sha256.
 
     Raises `CheckpointError` for a changed, missing or unknown file, an unknown version, or tensors that do not fit.
     """
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, GenerationConfig
 
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    weights = read_weights(folder, manifest)
-    state = {name: tensor.float() for name, tensor in _plain_tensors(folder).items()}
+    weights = read_weights(folder, read_manifest(folder))
+    state = {name: tensor.float() for name, tensor in _plain_tensors(folder, weights).items()}
     state |= {f"{name}.weight": weight.dequantize() for name, weight in weights.items()}
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -49,45 +54,29 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
         raise CheckpointError(f"{folder}: does not make up a recognizer ({type(exc).__name__}: {exc})") from exc
 
 
-def read_weights(folder: Path, manifest: dict[str, Any]) -> dict[str, QuantizedTensor]:
-    """The codes of every quantized layer, by the name under which its tensors are stored."""
+def read_weights(folder: Path, manifest: Manifest) -> dict[str, QuantizedTensor]:
+    """Return the codes of every planned layer, by the name under which its tensors are stored. Raises `CheckpointError`."""
     found = dict[str, QuantizedTensor]()
     with _open_weights(folder) as file:
         names = set(file.keys())
-        for target, bits, symmetric in _described_layers(folder / "config.json"):
-            if f"{target}.weight_packed" not in names:
-                continue  # the head, where it is stored under the embedding's name
-            tensors = {name: file.get_tensor(name) for name in names if name.startswith(f"{target}.weight_")}
+        for layer in manifest.plan.layers:
+            prefix = f"{stored_name(layer)}."
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(f"{prefix}weight_")}
             try:
-                found[target] = unpacked_tensor(target, tensors, bits, symmetric)
-            except (ValueError, RuntimeError, TypeError, OverflowError) as exc:
-                raise CheckpointError(f"{folder / WEIGHTS}: the tensors of {target!r} do not fit together ({exc})") from exc
-    if len(found) != len(manifest["layers"]):
-        raise CheckpointError(f"{folder}: {len(found)} quantized layers in {WEIGHTS}, {len(manifest['layers'])} in {MANIFEST}")
+                weight = QuantizedTensor.unpack(tensors, layer.format)
+            except (ValueError, RuntimeError, TypeError, OverflowError, CheckpointError) as exc:
+                raise CheckpointError(f"{folder / WEIGHTS}: the tensors of {stored_name(layer)!r} do not fit together ({exc})") from exc
+            if weight.shape != layer.shape:
+                raise CheckpointError(f"{folder / WEIGHTS}: {stored_name(layer)!r} is of shape {weight.shape}; its plan says {layer.shape}")
+            found[stored_name(layer)] = weight
     return found
 
 
-def _described_layers(file: Path) -> list[tuple[str, int, bool]]:
-    """Name, bits and symmetry of the layers that `config.json` describes. Raises `CheckpointError`."""
-    try:
-        groups = json.loads(file.read_text(encoding="utf-8"))["quantization_config"]["config_groups"].values()
-        found = [
-            (str(target), scheme["weights"]["num_bits"], scheme["weights"]["symmetric"])
-            for scheme in groups
-            for target in scheme["targets"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise CheckpointError(f"{file}: does not describe quantized layers ({type(exc).__name__}: {exc})") from exc
-    for name, bits, symmetric in found:
-        if type(bits) is not int or bits not in BITS or type(symmetric) is not bool:
-            raise CheckpointError(f"{file}: {name!r} has bits {bits!r} and symmetry {symmetric!r}")
-    return found
-
-
-def _plain_tensors(folder: Path) -> dict[str, Tensor]:
-    packed = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+def _plain_tensors(folder: Path, weights: Mapping[str, QuantizedTensor]) -> dict[str, Tensor]:
+    """All tensors that are not of a quantized layer."""
+    packed = tuple(f"{name}.weight_" for name in weights)
     with _open_weights(folder) as file:
-        return {name: file.get_tensor(name) for name in file.keys() if not name.endswith(packed)}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys() if not name.startswith(packed)}  # noqa: SIM118
 
 
 def _open_weights(folder: Path) -> Any:

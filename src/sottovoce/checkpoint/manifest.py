@@ -6,59 +6,120 @@ Its own digest stands in its last line and is that of the file with zeros in the
 import hashlib
 import json
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sottovoce.errors import CheckpointError, OutputError
-from sottovoce.system.atomic_files import sha256, written_whole
+from safetensors import SafetensorError
 
-FORMAT_VERSION = 1
+from sottovoce.checkpoint.manifest_v1 import upgrade
+from sottovoce.errors import CheckpointError, DataError, OutputError
+from sottovoce.evaluation.confidence import FittedConfidence
+from sottovoce.quantization.layer import LayerReport
+from sottovoce.quantization.pipeline import CalibrationRecord
+from sottovoce.quantization.plan import Plan
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.atomic_files import sha256, written_whole
+from sottovoce.system.plain_data import from_plain, to_plain
+
+FORMAT_VERSION = 2
 MANIFEST = "sottovoce.json"
+SEAL_KEY = "sha256_of_this_file"
 SEAL = re.compile(rb'  "sha256_of_this_file": "([0-9a-f]{64})"\n\}\n\Z')
 OPEN = "0" * 64
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Seal `content` and write it, whole or not at all. Raises `OSError`."""
-    content = {key: value for key, value in content.items() if key != "sha256_of_this_file"}
-    text = json.dumps(content | {"sha256_of_this_file": OPEN}, indent=2, ensure_ascii=False) + "\n"
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """A file of the folder as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceRecord:
+    """Scalings of word confidences that were fitted for this folder, and on what."""
+
+    fitted: FittedConfidence
+    data: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `sottovoce.json`."""
+
+    source: str  # what was quantized
+    recipe: Recipe
+    plan: Plan
+    calibration: CalibrationRecord | None
+    environment: dict[str, str]  # versions that can influence the result
+    layers: tuple[LayerReport, ...]  # diagnostics, in the order the layers were finished
+    files: dict[str, FileRecord]
+    confidence: ConfidenceRecord | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Seal the manifest and write it, whole or not at all. Raises `OSError`."""
+    content = {"format_version": FORMAT_VERSION, **to_plain(manifest), SEAL_KEY: OPEN}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     with written_whole(folder / MANIFEST) as file:
         file.write(text[::-1].replace(OPEN, digest[::-1], 1)[::-1])
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """`sottovoce.json`, after checking its version, its own sha256 and that of every other file. Raises `CheckpointError`."""
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read `sottovoce.json` after checking its version, its own sha256 and that of every other file. Raises `CheckpointError`."""
+    folder = Path(folder).expanduser()
     path = folder / MANIFEST
     try:
         raw = path.read_bytes()
     except OSError as exc:
         raise CheckpointError(f"{folder}: has no readable {MANIFEST}, so it was not written by sottovoce") from exc
-    try:
-        manifest = json.loads(raw.decode("utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
-        wanted = {str(name): str(entry["sha256"]) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: is of format version {version}, this sottovoce reads {FORMAT_VERSION}; install a newer one")
+    content, version = _parsed(raw, path)
     seal = SEAL.search(raw)
-    if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != (seal[1].decode()):
+    if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != seal[1].decode():
         raise CheckpointError(f"{path}: has changed since it was written (wrong sha256); fetch the folder again")
-    for name, digest in wanted.items():
+    try:
+        if version == 1:
+            content = upgrade(content, folder)
+        manifest = from_plain(Manifest, content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError, SafetensorError) as exc:
+        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+    for name, record in manifest.files.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise CheckpointError(f"{folder}: the file {name!r} is missing; fetch the folder again")
-        if sha256(file) != digest:
+        if sha256(file) != record.sha256:
             raise CheckpointError(f"{file}: has changed since it was written (wrong sha256); fetch the folder again")
-    return dict(manifest)
+    return manifest
 
 
-def store_confidence(folder: Path | str, confidence: dict[str, Any]) -> None:
+def _parsed(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
+    """The content without version and seal, and the version. Raises `CheckpointError`."""
+    try:
+        content = json.loads(raw.decode("utf-8"))
+        version = content.pop("format_version")
+        content.pop(SEAL_KEY, None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+    if version not in (1, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path.parent}: is of format version {version}, this sottovoce reads 1 and {FORMAT_VERSION}; install a newer one"
+        )
+    return content, version
+
+
+def store_confidence(folder: Path | str, confidence: ConfidenceRecord) -> None:
     """Put what was fitted to the words of held-out speech into the folder's manifest. Raises `CheckpointError`, `OutputError`."""
     folder = Path(folder).expanduser()
-    manifest = read_manifest(folder) | {"confidence": confidence}
     try:
-        write_manifest(folder, manifest)
+        write_manifest(folder, replace(read_manifest(folder), confidence=confidence))
     except OSError as exc:
         raise OutputError(f"{folder / MANIFEST}: cannot be written ({exc})") from exc

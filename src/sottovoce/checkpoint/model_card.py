@@ -1,73 +1,78 @@
 """The README.md of a quantized folder: a model card for the Hub."""
 
+from huggingface_hub import ModelCardData
+
+from sottovoce.checkpoint.layout import is_compressed_tensors, loads_in_transformers
 from sottovoce.quantization.pipeline import QuantizedModel
-from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.plan import Plan
+
+IN_TRANSFORMERS = """```python
+import torch
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+model = AutoModelForSpeechSeq2Seq.from_pretrained("THIS_FOLDER", dtype=torch.float32)
+processor = AutoProcessor.from_pretrained("THIS_FOLDER")
+```
+
+Needs `transformers` 5 and `compressed-tensors` 0.18 or later. `sottovoce transcribe THIS_FOLDER speech.wav` works too."""
+IN_SOTTOVOCE = """The loader of `transformers` takes one width for all layers and refuses this folder. Load it with `sottovoce`:
+
+```
+sottovoce transcribe THIS_FOLDER speech.wav
+```"""
 
 
 def model_card(result: QuantizedModel) -> str:
-    """Markdown with a metadata block that the Hub understands."""
-    recipe, grid = result.recipe, result.recipe.grid
-    weights = sum(report.weights for report in result.reports)
-    bits = sum(report.weights * report.bits_per_weight for report in result.reports) / weights
-    uniform = len({(report.bits, report.group_size) for report in result.reports}) == 1
+    """Return Markdown with a metadata block that the Hub understands."""
+    plan, source = result.plan, result.model.source
+    widths = sorted({number_format.code_bits for number_format in plan.formats})
+    on_hub = source.count("/") == 1 and ":" not in source and not source.startswith((".", "~", "/"))
+    metadata = ModelCardData(
+        base_model=source if on_hub else None,
+        base_model_relation="quantized" if on_hub else None,
+        library_name="transformers" if loads_in_transformers(plan) else "sottovoce",
+        pipeline_tag="automatic-speech-recognition",
+        tags=["sottovoce", *(["compressed-tensors"] if is_compressed_tensors(plan) else []), *(f"{bits}-bit" for bits in widths)],
+    )
+    rows = {
+        "method": result.recipe.method.title,
+        "target": plan.target,
+        **{f"format of {count} layers": title for title, count in _counts(plan).items()},
+        "head and token embedding": _head(plan),
+        "bits per quantized weight, with scales": f"{plan.bits_per_weight:.2f}",
+    }
     strengths = [report.strength for report in result.reports if report.added_error is not None]
+    if strengths:
+        rows["mean strength of error correction"] = f"{sum(strengths) / len(strengths):.2f}"
+    if result.calibration:
+        rows["calibration"] = f"{len(result.calibration.utterances)} utterances, {result.calibration.seconds:.0f} s"
     lines = [
         "---",
-        f"base_model: {result.model.source}"
-        if "/" in result.model.source and ":" not in result.model.source
-        else "library_name: transformers",
-        "pipeline_tag: automatic-speech-recognition",
-        "tags:",
-        "- sottovoce",
-        "- compressed-tensors",
-        f"- {grid.bits}-bit",
+        metadata.to_yaml(),
         "---",
         "",
-        f"# {result.model.source.rstrip('/').split('/')[-1]}, {grid.bits} bits",
+        f"# {source.rstrip('/').split('/')[-1]}, {' and '.join(map(str, widths))} bits",
         "",
-        f"Quantized from `{result.model.source}` by [sottovoce](https://pypi.org/project/sottovoce/).",
+        f"Quantized from `{source}` by [sottovoce](https://pypi.org/project/sottovoce/).",
         "",
         "| | |",
         "|---|---|",
-        f"| method | {recipe.method.title} |",
-        f"| grid | {grid.bits} bits, groups of {grid.group_size or 'a whole row'}, {'symmetric' if grid.symmetric else 'asymmetric'} |",
-        f"| head and token embedding | {_head(recipe)} |",
-        f"| bits per quantized weight, scales included | {bits:.2f} |",
-        f"| layers quantized | {len(result.reports)} |",
-    ]
-    if strengths:
-        lines.append(f"| mean strength of error correction | {sum(strengths) / len(strengths):.2f} |")
-    if result.calibration:
-        utterances = result.calibration["utterances"]
-        lines.append(f"| calibration | {len(utterances)} utterances, {result.calibration['seconds']:.0f} s |")
-    lines += ["", "## Use", ""]
-    if uniform:
-        lines += [
-            "```python",
-            "import torch",
-            "from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor",
-            "",
-            'model = AutoModelForSpeechSeq2Seq.from_pretrained("THIS_FOLDER", dtype=torch.float32)',
-            'processor = AutoProcessor.from_pretrained("THIS_FOLDER")',
-            "```",
-            "",
-            "Needs `transformers` 5 and `compressed-tensors` 0.18 or later. `sottovoce transcribe THIS_FOLDER speech.wav` works too.",
-        ]
-    else:
-        lines += [
-            "This folder mixes widths, which the loader of `transformers` refuses; load it with `sottovoce`:",
-            "",
-            "```",
-            "sottovoce transcribe THIS_FOLDER speech.wav",
-            "```",
-        ]
-    lines += [
+        *(f"| {name} | {value} |" for name, value in rows.items()),
         "",
-        "Recipe, calibration draw, versions, checksums and diagnostics of every layer are in `sottovoce.json`.",
+        "## Use",
+        "",
+        IN_TRANSFORMERS if loads_in_transformers(plan) else IN_SOTTOVOCE,
+        "",
+        "Plan, recipe, calibration samples, versions, checksums and diagnostics of every layer are in `sottovoce.json`.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _head(recipe: Recipe) -> str:
-    return "16 bits (not quantized)" if recipe.head_bits == 16 else f"{recipe.head_bits or recipe.grid.bits} bits"
+def _counts(plan: Plan) -> dict[str, int]:
+    return {fmt.title: sum(layer.format == fmt for layer in plan.layers) for fmt in plan.formats}
+
+
+def _head(plan: Plan) -> str:
+    heads = [layer.format.title for layer in plan.layers if layer.part == "head"]
+    return heads[0] if heads else "16 bits (not quantized)"

@@ -1,17 +1,17 @@
-"""What a quantization has achieved so far, beside its output, so that a stopped run can go on to the same bytes.
+"""What a quantization has finished so far, beside its output, so that a stopped run can go on to the same bytes.
 
 `.NAME.unfinished/` holds a lock, `inputs.json` (everything that determines the result), `transcripts.jsonl` (calibration transcripts
-as they are made) and one file per solved layer, each written whole. It takes about as much disk as the finished output, and goes when
-that is there.
+as they are made) and one file per finished layer, each written whole. It takes about as much disk as the finished output, and goes
+when that is there.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sottovoce.checkpoint.layout import packed_tensors, unpacked_tensor
-from sottovoce.errors import CheckpointError, OutputError, SottovoceError
+from sottovoce.checkpoint.layout import layer_tensors
+from sottovoce.core.number_format import NumberFormat
+from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.errors import CheckpointError, DataError, OutputError, SottovoceError
 from sottovoce.quantization.layer import LayerReport, LayerResult
+from sottovoce.quantization.run_state import RunState
 from sottovoce.system.atomic_files import clear_leftovers, written_whole
+from sottovoce.system.plain_data import from_plain, to_plain
 
 LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
-Keep = Callable[[Mapping[str, Sequence[int]]], None]
 
 
-class RunState:
-    """The folder of one output's unfinished run. Nothing else writes there while it is exclusive_run."""
+@dataclass(frozen=True, kw_only=True)
+class _StoredLayer:
+    """What is in a layer's file beside its tensors."""
+
+    name: str
+    format: NumberFormat
+    report: LayerReport
+
+
+class StoredRun(RunState):
+    """The folder of one output's unfinished run. Nothing else writes there inside of `exclusive_run`."""
 
     def __init__(self, target: Path) -> None:
+        super().__init__()
         self.target = target
         self.folder = target.parent / f".{target.name}.unfinished"
 
     @property
-    def layers(self) -> list[Path]:
-        """The files of solved layers, in the order they were solved."""
+    def layer_files(self) -> list[Path]:
+        """The files of finished layers, in the order they were finished."""
         return sorted(self.folder.glob(f"{LAYER}-*.safetensors"))
 
     def transcripts(self) -> dict[str, tuple[int, ...]]:
-        """Calibration transcripts made so far, by recording. A line that was being written when the run was stopped is left out."""
+        """Return the calibration transcripts made so far. A line that was being written when the run was stopped is left out."""
         found: dict[str, tuple[int, ...]] = {}
         file = self.folder / TRANSCRIPTS
         for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
@@ -53,7 +66,7 @@ class RunState:
             found[name] = tuple(tokens)
         return found
 
-    def keep_transcripts(self, made: Mapping[str, Sequence[int]]) -> None:
+    def add_transcripts(self, made: Mapping[str, Sequence[int]]) -> None:
         """Add calibration transcripts. Raises `OutputError`."""
         try:
             with (self.folder / TRANSCRIPTS).open("a", encoding="utf-8") as file:
@@ -63,29 +76,28 @@ class RunState:
         except OSError as exc:
             raise self._unwritable(exc) from exc
 
-    def solutions(self) -> dict[str, LayerResult]:
-        """The solved layers by name, in their order. One that cannot be read whole is solved again, and all after it."""
+    def finished_layers(self) -> dict[str, LayerResult]:
+        """Return the finished layers, in their order. One that cannot be read whole is quantized again, and so are all after it."""
         found: dict[str, LayerResult] = {}
-        for i, file in enumerate(self.layers):
+        for i, file in enumerate(self.layer_files):
             try:
-                name, solution = _read_solution(file, i)
-            except (SafetensorError, OSError, CheckpointError, ValueError, KeyError, TypeError):
+                name, result = _read_layer(file, i)
+            except (SafetensorError, OSError, CheckpointError, DataError, ValueError, KeyError, TypeError):
                 break
-            found[name] = solution
-        for file in self.layers[len(found) :]:
+            found[name] = result
+        for file in self.layer_files[len(found) :]:
             file.unlink()
         return found
 
-    def keep_solution(self, name: str, solution: LayerResult) -> None:
-        """Add the next solved layer. Raises `OutputError`."""
-        file = self.folder / f"{LAYER}-{len(self.layers):05d}.safetensors"
+    def add_layer(self, name: str, result: LayerResult) -> None:
+        """Add the next finished layer. Raises `OutputError`."""
+        file = self.folder / f"{LAYER}-{len(self.layer_files):05d}.safetensors"
         partial = file.with_suffix(".partial")
-        tensors = packed_tensors("layer", solution.weight)
-        if solution.bias is not None:
-            tensors["bias"] = solution.bias
+        tensors = layer_tensors(LAYER, result.weight)
+        if result.bias is not None:
+            tensors["bias"] = result.bias
         tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        weight = solution.weight
-        about = {"name": name, "bits": weight.bits, "symmetric": weight.symmetric, "report": asdict(solution.report)}
+        about = to_plain(_StoredLayer(name=name, format=result.weight.format, report=result.report))
         try:
             save_file(tensors, partial, metadata={"about": json.dumps(about), "sha256": _digest(tensors, about)})
             with partial.open("rb") as handle:
@@ -96,7 +108,7 @@ class RunState:
             raise self._unwritable(exc) from exc
 
     def begin(self, inputs: Mapping[str, Any], *, resume: bool) -> None:
-        """Go on with a run of the same `inputs` if asked to, else start over. Raises `OutputError` if the inputs differ."""
+        """Go on with a run of the same `inputs` (plain data) if asked to, else start over. Raises `OutputError` if the inputs differ."""
         file, wanted = self.folder / INPUTS, json.loads(json.dumps(inputs))
         if resume and file.is_file():
             known = json.loads(file.read_text(encoding="utf-8"))
@@ -107,7 +119,7 @@ class RunState:
                     "--resume out and give --overwrite to start over"
                 )
             return
-        for old in (*self.layers, self.folder / TRANSCRIPTS):
+        for old in (*self.layer_files, self.folder / TRANSCRIPTS):
             old.unlink(missing_ok=True)
         try:
             with written_whole(file) as handle:
@@ -117,19 +129,19 @@ class RunState:
 
     def _unwritable(self, exc: Exception) -> OutputError:
         return OutputError(
-            f"{self.target}: writing failed ({exc}). What is solved so far is kept: make room; the same command with --resume goes on"
+            f"{self.target}: writing failed ({exc}). What is finished so far is kept: make room; the same command with --resume goes on"
         )
 
 
 @contextmanager
-def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[RunState]:
-    """The unfinished run of `target`, for this process alone.
+def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[StoredRun]:
+    """Hold the unfinished run of `target` for this process alone.
 
     Raises `OutputError` if another process is writing `target`, or if there is an unfinished run and neither `resume` nor `overwrite`
     says what to do with it. It is kept when the run is stopped or the disk is full, and goes away when it ends, or fails for another
     reason.
     """
-    work = RunState(target)
+    work = StoredRun(target)
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(work.folder / LOCK, timeout=0)
@@ -142,9 +154,9 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[Ru
         raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output") from exc
     finished = False
     try:
-        if (solved := len(work.layers)) and not (resume or overwrite):
+        if (layers := len(work.layer_files)) and not (resume or overwrite):
             raise OutputError(
-                f"{target}: an unfinished run is there, {solved} layers solved; --resume goes on with it, --overwrite starts over"
+                f"{target}: an unfinished run is there, {layers} layers finished; --resume goes on with it, --overwrite starts over"
             )
         clear_leftovers(target)
         yield work
@@ -154,12 +166,12 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[Ru
         finished = not isinstance(exc, OutputError)
         raise
     finally:
-        if finished or not (work.layers or (work.folder / TRANSCRIPTS).is_file()):
+        if finished or not (work.layer_files or (work.folder / TRANSCRIPTS).is_file()):
             shutil.rmtree(work.folder, ignore_errors=True)
         lock.release()
 
 
-def _read_solution(file: Path, index: int) -> tuple[str, LayerResult]:
+def _read_layer(file: Path, index: int) -> tuple[str, LayerResult]:
     if file.stem != f"{LAYER}-{index:05d}":
         raise CheckpointError(f"{file}: a layer before it is missing")
     with safe_open(file, "pt") as stored:
@@ -168,8 +180,10 @@ def _read_solution(file: Path, index: int) -> tuple[str, LayerResult]:
     about = json.loads(metadata["about"])
     if metadata["sha256"] != _digest(tensors, about):
         raise CheckpointError(f"{file}: has changed since it was written")
-    weight = unpacked_tensor("layer", tensors, about["bits"], about["symmetric"])
-    return about["name"], LayerResult(weight, tensors.get("bias"), LayerReport(**about["report"]))
+    layer = from_plain(_StoredLayer, about)
+    bias = tensors.pop("bias", None)
+    weight = QuantizedTensor.unpack({key.removeprefix(f"{LAYER}."): tensor for key, tensor in tensors.items()}, layer.format)
+    return layer.name, LayerResult(weight, bias, layer.report)
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:

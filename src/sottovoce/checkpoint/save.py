@@ -1,22 +1,18 @@
-"""A quantized recognizer as a folder that `transformers` and vLLM load without this package.
+"""Write a quantized recognizer as a folder that `transformers` and vLLM load without this package.
 
-Weights are compressed-tensors `pack-quantized` (0.18 or later): per layer `weight_packed` int32, `weight_scale`, `weight_shape`
-and, for asymmetric grids, `weight_zero_point` packed along the rows. Scales are float16 numbers stored as float32, so that a
-reader computes `(codes - zero_point) * scale` exactly. Everything else is float16. `sottovoce.json` carries the recipe, the
-calibration draw, versions, per-layer diagnostics and a sha256 of every other file.
+`sottovoce.json` carries the plan, the recipe, the calibration samples, versions, per-layer diagnostics and a sha256 of every other
+file.
 """
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sottovoce.checkpoint.layout import WEIGHTS, packed_tensors, quantization_config
-from sottovoce.checkpoint.manifest import FORMAT_VERSION, MANIFEST, write_manifest
+from sottovoce.checkpoint.layout import CONFIG, WEIGHTS, layer_tensors, quantization_config, stored_name
+from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest
 from sottovoce.checkpoint.model_card import model_card
 from sottovoce.errors import OutputError
 from sottovoce.quantization.pipeline import QuantizedModel
@@ -52,22 +48,21 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 def _write_files(result: QuantizedModel, folder: Path) -> None:
     network = result.model.network
     save_file(_state(result), folder / WEIGHTS, metadata={"format": "pt"})
-    config = network.config.to_dict() | {"dtype": "float16", "quantization_config": quantization_config(result)}
+    config = network.config.to_dict() | {"dtype": "float16", "quantization_config": quantization_config(result.plan)}
     config.pop("_name_or_path", None)
-    _write_json(folder / "config.json", config)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     network.generation_config.save_pretrained(folder)
     result.model.processor.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(result), encoding="utf-8")
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "source": result.model.source,
-        "recipe": asdict(result.recipe),
-        "calibration": result.calibration,
-        "environment": environment(),
-        "layers": [asdict(report) for report in result.reports],
-        "left_in_floating_point": list(result.plan.ignored),
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())},
-    }
+    manifest = Manifest(
+        source=result.model.source,
+        recipe=result.recipe,
+        plan=result.plan,
+        calibration=result.calibration,
+        environment=environment(),
+        layers=result.reports,
+        files={file.name: FileRecord(bytes=file.stat().st_size, sha256=sha256(file)) for file in sorted(folder.iterdir())},
+    )
     write_manifest(folder, manifest)
     for file in folder.iterdir():
         file.chmod(0o644)
@@ -78,17 +73,11 @@ def _write_files(result: QuantizedModel, folder: Path) -> None:
 def _state(result: QuantizedModel) -> dict[str, Tensor]:
     """The tensors of `model.safetensors`. A head tied to the token embedding is stored once, under the embedding's name."""
     model, state = result.model, dict[str, Tensor]()
+    packed = {stored_name(layer): result.weights[layer.name] for layer in result.plan.layers}
+    once = {model.head} if model.tied else set()
     for name, tensor in model.network.state_dict().items():
-        module = name.removesuffix(".weight")
-        if module in result.weights or (model.tied and module in (model.head, model.embedding) and model.head in result.weights):
-            continue
-        if model.tied and module == model.head:
-            continue
-        state[name] = tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
-    for name, weight in result.weights.items():
-        state.update(packed_tensors(model.embedding if name == model.head and model.tied else name, weight))
+        if name.removesuffix(".weight") not in packed.keys() | once:
+            state[name] = tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+    for name, weight in packed.items():
+        state |= layer_tensors(name, weight)
     return {name: state[name].clone() for name in sorted(state)}
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

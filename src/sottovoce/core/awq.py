@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sottovoce.core.affine import Grid
 from sottovoce.core.error_metrics import output_energy
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.rtn import rtn
 
 STEPS = 20
@@ -29,12 +29,12 @@ class ChannelScales:
 def search_scales(
     weights: Sequence[Tensor],
     hessians: Sequence[Tensor],
-    grids: Sequence[Grid],
+    formats: Sequence[NumberFormat],
     magnitude: Tensor,
     *,
     steps: int = STEPS,
 ) -> ChannelScales:
-    """Scales shared by several weights `[out, in]` that read the same channels.
+    """Search scales shared by several weights `[out, in]` that read the same channels.
 
     `hessians` `[in, in]`: second moment of each weight's inputs; `magnitude` `[in]`: mean absolute input of each channel.
     """
@@ -44,8 +44,8 @@ def search_scales(
         scales = magnitude.clamp(min=SMALLEST) ** exponent
         scales = scales / (scales.max() * scales.min()).sqrt()
         error = sum(
-            output_energy(weight - rtn(weight * scales, grid).dequantize() / scales, hessian)
-            for weight, hessian, grid in zip(weights, hessians, grids, strict=True)
+            output_energy(weight - rtn(weight * scales, number_format).dequantize() / scales, hessian)
+            for weight, hessian, number_format in zip(weights, hessians, formats, strict=True)
         )
         if best is None or error < best.error:
             best = ChannelScales(scales, exponent, error)
@@ -55,11 +55,11 @@ def search_scales(
 
 
 def scale_inputs(weight: Tensor, scales: Tensor) -> Tensor:
-    """The weights for inputs that were divided by `scales` `[in]`."""
+    """Return the weights for inputs that were divided by `scales` `[in]`."""
     return weight * scales
 
 
 def divide_outputs(weight: Tensor, bias: Tensor | None, scales: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A LayerNorm's (`[out]`) or linear's (`[out, in]`) parameters with its outputs divided by `scales` `[out]`."""
+    """Return a LayerNorm's (`[out]`) or linear's (`[out, in]`) parameters with its outputs divided by `scales` `[out]`."""
     divided = weight / (scales if weight.ndim == 1 else scales.unsqueeze(1))
     return divided, None if bias is None else bias / scales

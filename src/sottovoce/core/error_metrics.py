@@ -5,25 +5,25 @@ from torch import Tensor
 
 
 def output_energy(weight: Tensor, hessian: Tensor) -> float:
-    """`tr(W H W^T)`: the summed squared outputs of `weight` `[out, in]` on inputs with second moment `hessian` `[in, in]`."""
+    """Return `tr(W H W^T)`: the summed squared outputs of `weight` `[out, in]` on inputs with second moment `hessian` `[in, in]`."""
     weight = weight.to(hessian.dtype)
     return float(((weight @ hessian) * weight).sum())
 
 
 def relative_output_error(weight: Tensor, other: Tensor, hessian: Tensor) -> float:
-    """`E(Z) = tr((W - Z) H (W - Z)^T) / tr(W H W^T)`; 0 where the layer puts out nothing at all."""
+    """Return `E(Z) = tr((W - Z) H (W - Z)^T) / tr(W H W^T)`; 0 where the layer puts out nothing at all."""
     whole = output_energy(weight, hessian)
     return output_energy(weight.float() - other.float(), hessian) / whole if whole > 0 else 0.0
 
 
 def relative_weight_error(weight: Tensor, other: Tensor) -> float:
-    """`||W - Z|| / ||W||` (Frobenius); of RTN's weights it is the layer's vulnerability."""
+    """Return `||W - Z|| / ||W||` (Frobenius); of RTN's weights it is the layer's vulnerability."""
     whole = float(torch.linalg.vector_norm(weight.float()))
     return float(torch.linalg.vector_norm(weight.float() - other.float())) / whole if whole > 0 else 0.0
 
 
 def outlier_ratio(weight: Tensor, group_size: int) -> float:
-    """Mean over the groups of `max|w| / rms(w)`; at least 1. Groups of zeros are left out."""
+    """Return the mean over the groups of `max|w| / rms(w)`; at least 1. Groups of zeros are left out."""
     grouped = weight.float().reshape(len(weight), -1, group_size)
     rms = grouped.square().mean(-1).sqrt()
     seen = rms > 0

@@ -22,12 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.core.affine import Grid, Scaling, fit_scaling
 from sottovoce.core.error_metrics import output_energy
 from sottovoce.core.gptq import round_columns
-from sottovoce.core.hessian import Order
+from sottovoce.core.number_format import NumberFormat, Parameters, stack
 from sottovoce.core.qep import Moments, correction
-from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 
 CANDIDATES = (0.1, 0.3, 1.0)  # ridges and dampings tried, in units of the mean diagonal
 
@@ -45,14 +43,14 @@ def cross_fit(weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[f
     """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
     a, b = folds
     weight = weight.to(a.cross.dtype)
-    pull_a, pull_b = a.cross_output(weight), b.cross_output(weight)
+    output_a, output_b = a.cross_output(weight), b.cross_output(weight)
     energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
     best = CrossFit(0.0, max(ridges), 0.0)
     if energy <= 0:
         return best
     for ridge in ridges:
-        from_a, from_b = a.hessian.solve(pull_a, ridge), b.hessian.solve(pull_b, ridge)
-        agreement = float((from_a * pull_b).sum() + (from_b * pull_a).sum())
+        from_a, from_b = a.hessian.solve(output_a, ridge), b.hessian.solve(output_b, ridge)
+        agreement = float((from_a * output_b).sum() + (from_b * output_a).sum())
         size = output_energy(from_a, b.hessian.matrix) + output_energy(from_b, a.hessian.matrix)
         if size <= 0:
             continue
@@ -83,50 +81,51 @@ NO_CORRECTION = CrossFit(0.0, max(CANDIDATES), 0.0)
 def held_out_choice(
     weight: Tensor,
     folds: tuple[Moments, Moments],
-    grid: Grid,
+    number_format: NumberFormat,
     *,
     pairs: Sequence[tuple[CrossFit, float]],
-    order: Order = "activation",
+    act_order: bool = True,
     hessian_weighted_scales: bool = False,
 ) -> HeldOut:
     """Quantize with one fold and judge on the other, for every pair of a correction and a damping at once.
 
     Judged by the output error `||W X - Q X^||^2`, up to the part of it that no `Q` can change; of equals the first wins. Each
-    correction is learnt on the same fold as the Hessian. Scales are fitted to each target, `hessian_weighted_scales` by the Hessian's diagonal.
+    correction is learnt on the same fold as the Hessian. Parameters are fitted to each target; `hessian_weighted_scales`: weighted
+    by the Hessian's diagonal.
     """
     weight = weight.to(folds[0].cross.dtype)
-    targets, scalings, factors = [], [], []
+    targets: list[list[Tensor]] = []
+    parameters: list[list[Parameters]] = []
+    factors = []
     for fold in folds:
-        of_fit = {fit: _target(weight, fold, fit) for fit, _ in pairs}
         importance = fold.hessian.importance if hessian_weighted_scales else None
-        scaling_of = {fit: fit_scaling(target, grid, importance) for fit, target in of_fit.items()}
-        targets.append(torch.stack([of_fit[fit] for fit, _ in pairs]))
-        scalings.append([scaling_of[fit] for fit, _ in pairs])
-        factors.append(torch.stack([fold.hessian.factor(damping, order)[0].float() for _, damping in pairs]))
+        target_of = {fit: _target(weight, fold, fit) for fit, _ in pairs}
+        fitted = {fit: number_format.fit(target, importance) for fit, target in target_of.items()}
+        targets.append([target_of[fit] for fit, _ in pairs])
+        parameters.append([fitted[fit] for fit, _ in pairs])
+        factors.append(torch.stack([fold.hessian.factor(damping, act_order)[0].float() for _, damping in pairs]))
     codes, _ = round_columns(
-        torch.stack(targets),  # [fold, pair, out, in]
+        torch.stack([torch.stack(row) for row in targets]),  # [fold, pair, out, in]
         torch.stack(factors),
-        grid,
-        torch.stack([fold.hessian.columns(order) for fold in folds]).unsqueeze(1).expand(-1, len(pairs), -1),
-        Scaling(
-            torch.stack([torch.stack([scaling.scale for scaling in row]) for row in scalings]),
-            torch.stack([torch.stack([scaling.zero_point for scaling in row]) for row in scalings]),
-        ),
+        number_format,
+        torch.stack([fold.hessian.columns(act_order) for fold in folds]).unsqueeze(1).expand(-1, len(pairs), -1),
+        stack([stack(row) for row in parameters]),
     )
+    judges = (folds[1], folds[0])
+    values = [[number_format.decode(codes[i, j], parameters[i][j]) for j in range(len(pairs))] for i in range(2)]
     losses = [0.0] * len(pairs)
-    values: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for i, judge in enumerate((folds[1], folds[0])):
-        pull = judge.cross_output(weight)
+    for i, judge in enumerate(judges):
+        cross_output = judge.cross_output(weight)
         for j in range(len(pairs)):
-            values[i].append(QuantizedTensor.from_scaling(codes[i, j], scalings[i][j], grid).dequantize())
             error = weight - values[i][j]
-            losses[j] += output_energy(error, judge.hessian.matrix) + 2 * float((error * pull).sum())
+            losses[j] += output_energy(error, judge.hessian.matrix) + 2 * float((error * cross_output).sum())
     best = min(range(len(pairs)), key=lambda j: losses[j])
     energy, rounded, added = 0.0, 0.0, 0.0
-    for i, judge in enumerate((folds[1], folds[0])):
-        target, plain = targets[i][best], round_to_nearest(targets[i][best], scalings[i][best], grid)
+    for i, judge in enumerate(judges):
+        target = targets[i][best]
+        plain = number_format.decode(number_format.encode(target, parameters[i][best]), parameters[i][best])
         energy += output_energy(weight, judge.hessian.matrix)
-        rounded += output_energy(target - plain.dequantize(), judge.hessian.matrix)
+        rounded += output_energy(target - plain, judge.hessian.matrix)
         added += output_energy(target - values[i][best], judge.hessian.matrix)
     energy = energy if energy > 0 else 1.0
     return HeldOut(*pairs[best], rounded / energy, added / energy)

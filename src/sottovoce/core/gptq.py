@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.core.affine import Grid, Scaling, fit_scaling, round_to_codes
 from sottovoce.core.error_metrics import output_energy
-from sottovoce.core.hessian import Hessian, Order
+from sottovoce.core.hessian import Hessian
+from sottovoce.core.number_format import NumberFormat, Parameters, join_blocks
 from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.core.scale_refit import refit_scaling
 
 BLOCK = 32
 
@@ -33,92 +32,95 @@ class GptqResult:
 def gptq(
     weight: Tensor,
     hessian: Hessian,
-    grid: Grid,
+    number_format: NumberFormat,
     *,
     damping: float = 0.01,
-    order: Order = "activation",
-    scaling: Scaling | None = None,
-    refits: int = 0,
+    act_order: bool = True,
+    parameters: Parameters | None = None,
+    scale_refits: int = 0,
 ) -> GptqResult:
-    """Quantize `weight` `[out, in]` against `hessian`.
+    """Quantize `weight` `[out, in]` against `hessian` (`damping`: dampening_frac or percdamp elsewhere).
 
-    `order`: "activation" takes columns by decreasing diagonal, which needs scales fixed beforehand (from `weight`, or
-    `scaling`); "original" takes them as they stand and fits each group's scale to the weights as compensated so far,
-    unless `scaling` is given. Columns with a zero diagonal are dead: their weight becomes 0.
-    `refits`: how often scales are fitted again to the codes (`core.refit`), which are rounded again in between; the best is kept.
+    `act_order` takes columns by decreasing diagonal (desc_act, actorder), which needs parameters fixed beforehand (from `weight`,
+    or `parameters`); otherwise columns come as they stand, and each block's parameters are fitted to the weights as compensated so
+    far, unless `parameters` are given. Columns with a zero diagonal are dead: their weight becomes 0.
+    `scale_refits`: how often parameters are fitted again to the codes, which are rounded again in between; the best is kept.
     Raises `CalibrationError` if no damping up to 10^4 makes the Hessian positive definite.
     """
     dead = hessian.dead
     weight = torch.where(dead, 0.0, weight.float())
-    columns = hessian.columns(order)
-    factor, used = hessian.factor(damping, order)
-    if order == "activation" and scaling is None:
-        scaling = fit_scaling(weight, grid)
+    columns = hessian.columns(act_order)
+    factor, used = hessian.factor(damping, act_order)
+    if act_order and parameters is None:
+        parameters = number_format.fit(weight)
     factor = factor.float()
-    codes, scaling = round_columns(weight, factor, grid, columns, scaling)
-    best = QuantizedTensor.from_scaling(codes, scaling, grid)
-    if refits:
+    codes, parameters = round_columns(weight, factor, number_format, columns, parameters)
+    best = QuantizedTensor.from_codes(codes, parameters, number_format)
+    if scale_refits:
         matrix = hessian.damped(used)
         least = output_energy(weight - best.dequantize(), matrix)
-        for i in range(refits):
+        for i in range(scale_refits):
             if i:
-                codes, _ = round_columns(weight, factor, grid, columns, scaling)
-            scaling = refit_scaling(weight, codes, scaling, matrix, grid)
-            refitted = QuantizedTensor.from_scaling(codes, scaling, grid)
+                codes, _ = round_columns(weight, factor, number_format, columns, parameters)
+            fitted = number_format.refit(weight, codes, parameters, matrix)
+            if fitted is None:
+                break
+            parameters = fitted
+            refitted = QuantizedTensor.from_codes(codes, parameters, number_format)
             if (error := output_energy(weight - refitted.dequantize(), matrix)) < least:
                 best, least = refitted, error
     return GptqResult(best, used, int(dead.sum()))
 
 
-def round_columns(weight: Tensor, factor: Tensor, grid: Grid, columns: Tensor, scaling: Scaling | None) -> tuple[Tensor, Scaling]:
-    """The column loop, over any leading batch dimensions.
+def round_columns(
+    weight: Tensor, factor: Tensor, number_format: NumberFormat, columns: Tensor, parameters: Parameters | None
+) -> tuple[Tensor, Parameters]:
+    """Run the column loop, over any leading batch dimensions.
 
-    `weight` `[..., out, in]`; `factor` `[..., in, in]` in rounding order; `columns` `[..., in]` or `[in]`: which column is
-    rounded when; `scaling` `[..., out, groups]`, or None to fit each
-    group when it begins (columns in original order only). Returns codes (float, original order) and the scaling.
+    `weight` `[..., out, in]`; `factor` `[..., in, in]` in rounding order; `columns` `[..., in]` or `[in]`: which column is rounded
+    when; `parameters`: of all of `weight`, or None to fit each block when it begins (columns in original order only). Returns codes
+    (float32, original order) and the parameters.
     """
     n = weight.shape[-1]
-    batch, size = weight.shape[:-2], grid.columns_per_group(n)
-    index = columns.expand(*batch, n).unsqueeze(-2).expand(weight.shape)
-    # Columns first, so that each column is one contiguous piece of memory.
-    work = torch.gather(weight, -1, index).transpose(-1, -2).contiguous()
-    if scaling is not None:
-        groups = (columns // size).expand(*batch, n).unsqueeze(-1).expand(work.shape)
-        scale = torch.gather(scaling.scale.transpose(-1, -2).expand(*batch, -1, -1), -2, groups)
-        zero = torch.gather(scaling.zero_point.transpose(-1, -2).expand(*batch, -1, -1), -2, groups)
-    else:
-        scale, zero = torch.empty_like(work), torch.empty_like(work)
+    size = number_format.block_size(n)
+    index = columns.expand(*weight.shape[:-2], n).unsqueeze(-2).expand(weight.shape)
+
+    def in_order(tensor: Tensor) -> Tensor:
+        # Columns first, so that each column is one contiguous piece of memory.
+        return torch.gather(tensor, -1, index).transpose(-1, -2).contiguous()
+
+    work = in_order(weight)
+    fixed = None if parameters is None else tuple(in_order(t.expand(weight.shape)) for t in number_format.expand(parameters, n))
+    fitted: list[Parameters] = []
+    of_block: tuple[Tensor, ...] = ()
     codes = torch.empty_like(work)
-    fitted: list[Scaling] = []
     rows = factor / factor.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # row i is U_i / U_ii: errors stay in weight units
     for start in range(0, n, BLOCK):
         end = min(start + BLOCK, n)
         errors = torch.empty_like(work[..., start:end, :])
         for i in range(start, end):
-            if scaling is None and i % size == 0:
-                # The group may reach beyond this block: bring those columns up to date before fitting.
-                group = _up_to_date(work, errors, rows, start, i, end, i + size)
-                fitted.append(fit_scaling(group.transpose(-1, -2), grid))
-                scale[..., i : i + size, :] = fitted[-1].scale.transpose(-1, -2)
-                zero[..., i : i + size, :] = fitted[-1].zero_point.transpose(-1, -2)
-            column, s, z = work[..., i, :], scale[..., i, :], zero[..., i, :]
-            code = round_to_codes(column, s, z, grid)
+            if fixed is None and i % size == 0:
+                # The block may reach beyond this piece: bring those columns up to date before fitting.
+                block = _up_to_date(work, errors, rows, start, i, end, i + size).transpose(-1, -2)
+                fitted.append(number_format.fit(block))
+                of_block = tuple(t.transpose(-1, -2).contiguous() for t in number_format.expand(fitted[-1], size))
+            at_column = tuple(t[..., i, :] for t in fixed) if fixed is not None else tuple(t[..., i % size, :] for t in of_block)
+            column = work[..., i, :]
+            code = number_format.nearest(column, *at_column)
             codes[..., i, :] = code
-            error = torch.sub(column, code.sub_(z).mul_(s), out=errors[..., i - start, :])
+            error = torch.sub(column, number_format.values(code, *at_column), out=errors[..., i - start, :])
             if i + 1 < end:
                 behind = rows[..., i, i + 1 : end].unsqueeze(-1)
                 work[..., i + 1 : end, :].addcmul_(behind, error.unsqueeze(-2), value=-1)
         if end < n:
             work[..., end:, :] -= rows[..., start:end, end:].transpose(-1, -2) @ errors
-    if scaling is None:
-        scaling = Scaling(torch.cat([f.scale for f in fitted], -1), torch.cat([f.zero_point for f in fitted], -1))
     result = torch.empty_like(weight)
     result.scatter_(-1, index, codes.transpose(-1, -2))
-    return result, scaling
+    return result, join_blocks(fitted) if parameters is None else parameters
 
 
 def _up_to_date(work: Tensor, errors: Tensor, rows: Tensor, start: int, i: int, end: int, stop: int) -> Tensor:
-    """Columns `i` to `stop`, with this block's errors so far also taken out of the columns behind the block."""
+    """Return columns `i` to `stop`, with this piece's errors so far also taken out of the columns behind the piece."""
     group = work[..., i:stop, :]
     if stop <= end or i == start:
         return group

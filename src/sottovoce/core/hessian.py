@@ -5,8 +5,6 @@ inverse of the upper triangular `R` of `H = R R^T`, taken from a Cholesky factor
 explicit inverse of `H` is formed.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,6 @@ DAMPING_LIMIT = 1e4
 LEAST_IMPORTANCE = 1e-3
 LEAF = 128  # factors are built from matrix products above this size
 
-Order = Literal["activation", "original"]
-
 
 class Hessian:
     """`matrix` `[in, in]`, symmetric, with its column orders and factors. Layers that share an input share this object."""
@@ -27,8 +23,8 @@ class Hessian:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise CalibrationError(f"a Hessian is square; got shape {tuple(matrix.shape)}")
         self.matrix = matrix
-        self._columns: dict[Order, Tensor] = {}
-        self._factors: dict[tuple[float, Order], tuple[Tensor, float]] = {}
+        self._columns: dict[bool, Tensor] = {}
+        self._factors: dict[tuple[float, bool], tuple[Tensor, float]] = {}
 
     def __add__(self, other: "Hessian") -> "Hessian":
         return Hessian(self.matrix + other.matrix)
@@ -46,37 +42,37 @@ class Hessian:
 
     @property
     def dead(self) -> Tensor:
-        """Columns that never see an input; bool `[in]`."""
+        """Columns that never see an input, bool `[in]`."""
         return self.matrix.diagonal() <= 0
 
-    def columns(self, order: Order) -> Tensor:
-        """The columns in the order they are rounded, int64 `[in]`: by decreasing diagonal, or as they stand."""
-        if order not in self._columns:
+    def columns(self, act_order: bool) -> Tensor:
+        """Return the columns in the order they are rounded, int64 `[in]`: by decreasing diagonal, or as they stand."""
+        if act_order not in self._columns:
             diagonal = self.matrix.diagonal()
             by_activation = torch.argsort(diagonal, descending=True, stable=True)
-            self._columns[order] = by_activation if order == "activation" else torch.arange(len(diagonal))
-        return self._columns[order]
+            self._columns[act_order] = by_activation if act_order else torch.arange(len(diagonal), device=diagonal.device)
+        return self._columns[act_order]
 
-    def factor(self, damping: float, order: Order = "original") -> tuple[Tensor, float]:
-        """`U` in the dtype of `matrix`, rows and columns in `order`, and the damping that was used.
+    def factor(self, damping: float, act_order: bool = False) -> tuple[Tensor, float]:
+        """Return `U` in the dtype of `matrix`, rows and columns in rounding order, and the damping that was used.
 
         The damping is raised tenfold until the factorization succeeds. Raises `CalibrationError` past 10^4.
         """
-        key = (damping, order)
+        key = (damping, act_order)
         if key not in self._factors:
-            self._factors[key] = self._factorize(damping, self.columns(order))
+            self._factors[key] = self._factorize(damping, self.columns(act_order))
         return self._factors[key]
 
     def damped(self, damping: float) -> Tensor:
-        """`H + damping * mean(diag H) * I` in float32."""
+        """Return `H + damping * mean(diag H) * I` in float32."""
         matrix = self.matrix.float().clone()
         matrix.diagonal().add_(damping * self.mean_diagonal)
         return matrix
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
-        """`right @ (H + ridge * mean(diag H) * I)^-1` for `right` `[rows, in]`."""
-        columns = self.columns("activation")
-        factor, _ = self.factor(ridge, "activation")
+        """Return `right @ (H + ridge * mean(diag H) * I)^-1` for `right` `[rows, in]`."""
+        columns = self.columns(True)
+        factor, _ = self.factor(ridge, True)
         result = torch.empty_like(right, dtype=factor.dtype)
         result[:, columns] = (right.to(factor.dtype)[:, columns] @ factor.T) @ factor
         return result
@@ -84,7 +80,7 @@ class Hessian:
     def _factorize(self, damping: float, columns: Tensor) -> tuple[Tensor, float]:
         mean = self.mean_diagonal
         if not mean > 0:  # nothing was ever seen: plain rounding, and every column is dead
-            return torch.eye(len(columns), dtype=self.matrix.dtype), damping
+            return torch.eye(len(columns), dtype=self.matrix.dtype, device=self.matrix.device), damping
         backwards = columns.flip(0)
         reordered = self.matrix.index_select(0, backwards).index_select(1, backwards)
         diagonal = reordered.diagonal().clone()
@@ -103,7 +99,7 @@ class Hessian:
 
 
 def inverse_cholesky(matrix: Tensor) -> Tensor | None:
-    """`L^-1` of `matrix = L L^T`, or None if the matrix is not positive definite.
+    """Return `L^-1` of `matrix = L L^T`, or None if the matrix is not positive definite.
 
     By halves, so that nearly all of the work is matrix products (twice as fast as LAPACK's factor and a triangular inverse):
     with `A11 = L11 L11^T`, `L21 = A21 L11^-T` and `A22 - L21 L21^T = L22 L22^T`, the inverse is
@@ -114,7 +110,7 @@ def inverse_cholesky(matrix: Tensor) -> Tensor | None:
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if failed or not bool(torch.isfinite(lower.diagonal()).all()):
             return None
-        leaf: Tensor = torch.linalg.solve_triangular(lower, torch.eye(n, dtype=matrix.dtype), upper=False)
+        leaf: Tensor = torch.linalg.solve_triangular(lower, torch.eye(n, dtype=matrix.dtype, device=matrix.device), upper=False)
         return leaf
     half = n // 2
     first = inverse_cholesky(matrix[:half, :half])

@@ -2,10 +2,13 @@
 
 from torch import Tensor
 
-from sottovoce.core.affine import Grid, fit_scaling
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor, round_to_nearest
 
 
-def rtn(weight: Tensor, grid: Grid) -> QuantizedTensor:
-    """`weight` `[out, in]` rounded to the nearest level of its own grid. Raises `RecipeError` if groups do not divide `in`."""
-    return round_to_nearest(weight, fit_scaling(weight, grid), grid)
+def rtn(weight: Tensor, number_format: NumberFormat) -> QuantizedTensor:
+    """Round `weight` `[out, in]` to the nearest values of the format fitted to it.
+
+    Raises `RecipeError` if the format's blocks do not divide `in`.
+    """
+    return round_to_nearest(weight, number_format.fit(weight), number_format)

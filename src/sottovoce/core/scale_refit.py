@@ -1,7 +1,7 @@
 """Scales fitted again to codes: GPTQ's objective, minimized over scales and codes in turn.
 
-With codes and zero points kept, what a row stands for is linear in its scales: `sum_g s_g v_g`, where `v_g` holds the group's
-`q - z` and zeros elsewhere. The scales that minimize `(t - sum_g s_g v_g) H (t - sum_g s_g v_g)^T` solve, row by row,
+With codes kept, what a row stands for is linear in its group scales: `sum_g s_g v_g`, where `v_g` holds the values of the group's
+codes at scale 1 and zeros elsewhere. The scales that minimize `(t - sum_g s_g v_g) H (t - sum_g s_g v_g)^T` solve, row by row,
 
     A s = b,   A_gh = v_g H v_h^T,   b_g = v_g H t^T
 
@@ -12,33 +12,31 @@ rounding does not (only its diagonal).
 import torch
 from torch import Tensor
 
-from sottovoce.core.affine import Grid, Scaling, storable
-
-RIDGE = 1e-6  # of the mean of A's diagonal: groups whose codes are all zero points have no say
+RIDGE = 1e-6  # of the mean of A's diagonal: groups whose codes all stand for zero have no say
 FARTHEST = 2.0  # a scale that would change by more is left: its group's codes say too little of it
 
 
-def refit_scaling(target: Tensor, codes: Tensor, scaling: Scaling, hessian: Tensor, grid: Grid) -> Scaling:
-    """The scales with which `codes` `[out, in]` come nearest to `target` `[out, in]`, seen through `hessian` `[in, in]`.
+def refit_group_scales(target: Tensor, basis: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
+    """Return the scales `[out, groups]` with which `scale * basis` comes nearest to `target`, seen through `hessian` `[in, in]`.
 
-    Zero points stay, and so do the signs of scales; the result is what a file can store.
+    `target`, `basis` `[out, in]`: weights, and the values of their codes at scale 1. `scale` `[out, groups]`: the scales so far;
+    groups are of equal size. Signs stay. The caller rounds the result to what a file can store.
     """
     rows, columns = target.shape
-    size = grid.columns_per_group(columns)
-    groups = columns // size
+    groups = scale.shape[1]
+    size = columns // groups
     hessian = hessian.float()
-    values = codes.float() - scaling.zero_point.repeat_interleave(size, -1)
-    normal = torch.empty(rows, groups, groups, dtype=torch.float64)
+    normal = torch.empty(rows, groups, groups, dtype=torch.float64, device=target.device)
     for group in range(groups):
         own = slice(group * size, (group + 1) * size)
-        seen = values[:, own] @ hessian[own]
-        normal[:, group] = seen.mul_(values).reshape(rows, groups, size).sum(-1)
+        seen = basis[:, own] @ hessian[own]
+        normal[:, group] = seen.mul_(basis).reshape(rows, groups, size).sum(-1)
     # In terms of the change: what the scales as they are leave over.
-    left = target - values * scaling.scale.repeat_interleave(size, -1)
-    right = (left @ hessian).mul_(values).reshape(rows, groups, size).sum(-1).double()
+    left = target - basis * scale.repeat_interleave(size, -1)
+    right = (left @ hessian).mul_(basis).reshape(rows, groups, size).sum(-1).double()
     mean = normal.diagonal(dim1=-2, dim2=-1).mean(-1)
     normal.diagonal(dim1=-2, dim2=-1).add_((RIDGE * mean + torch.finfo(torch.float32).tiny).unsqueeze(-1))
-    scale = scaling.scale + torch.linalg.solve(normal, right).float()
-    change = scale / scaling.scale
+    fitted = scale + torch.linalg.solve(normal, right).float()
+    change = fitted / scale
     kept = (change > 1 / FARTHEST) & (change < FARTHEST)
-    return Scaling(storable(torch.where(kept, scale, scaling.scale), grid), scaling.zero_point)
+    return torch.where(kept, fitted, scale)

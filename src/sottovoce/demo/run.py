@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sottovoce import api
 from sottovoce.api import Evaluation
-from sottovoce.core.affine import Grid
+from sottovoce.checkpoint.layout import WEIGHTS
+from sottovoce.core.affine import Affine
 from sottovoce.demo import make_speech
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import QuantizedModel
@@ -49,9 +50,9 @@ def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
         quantized=result,
         folder=folders["FADE"],
         evaluations=evaluations,
-        bytes={"float": float_bytes} | {name: (folder / "model.safetensors").stat().st_size for name, folder in folders.items()},
+        bytes={"float": float_bytes} | {name: (folder / WEIGHTS).stat().st_size for name, folder in folders.items()},
     )
 
 
 def _recipe(method: str, bits: int) -> Recipe:
-    return Recipe(method=METHODS[method], grid=Grid(bits=bits))
+    return Recipe(method=METHODS[method], format=Affine(bits=bits))

@@ -52,7 +52,7 @@ class ConfidenceMetrics:
 
     `expected_calibration_error`: mean gap between confidence and share of right words over bins, weighted by their size.
     `normalized_cross_entropy`: share of the entropy of "right or wrong" that the confidences explain (1: all; below 0: worse
-    than always saying the mean). `bins`: mean confidence, share right, and count of each bin (NaN where it is empty).
+    than always saying the mean). `bins`: mean confidence, share right, and count of each bin (None where it is empty).
     """
 
     words: int
@@ -60,7 +60,7 @@ class ConfidenceMetrics:
     mean_confidence: float
     expected_calibration_error: float
     normalized_cross_entropy: float
-    bins: tuple[tuple[float, float, int], ...]
+    bins: tuple[tuple[float | None, float | None, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +167,9 @@ def confidence_metrics(confidences: np.ndarray, right: np.ndarray) -> Confidence
     for i in range(BINS):
         inside = at == i
         count = int(inside.sum())
-        mean, share = (float(confidences[inside].mean()), float(right[inside].mean())) if count else (math.nan, math.nan)
+        mean, share = (float(confidences[inside].mean()), float(right[inside].mean())) if count else (None, None)
         bins.append((mean, share, count))
-        gap += count * abs(mean - share) if count else 0.0
+        gap += count * abs(mean - share) if mean is not None and share is not None else 0.0
     accuracy = float(right.mean())
     entropy = -float(np.where(right, np.log(kept), np.log1p(-kept)).mean())
     whole = 0.0 if accuracy in (0.0, 1.0) else -(accuracy * math.log(accuracy) + (1 - accuracy) * math.log(1 - accuracy))

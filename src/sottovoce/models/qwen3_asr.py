@@ -31,7 +31,7 @@ class Qwen3ASR(SpeechModel):
 
     head, encoder, embedding = "lm_head", AUDIO, f"{TEXT}.embed_tokens"
     fixed_length = False
-    min_bits = MappingProxyType({"audio_tower": 8})  # with less, long recordings were seen to loop
+    min_bits = MappingProxyType({"encoder": 8})  # with less, long recordings were seen to loop
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         super().__init__(network, processor, source)

@@ -8,7 +8,7 @@ from sottovoce.models.batching import Batch
 from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.collect import collect_statistics
-from sottovoce.quantization.install import round_all_layers, set_parameters
+from sottovoce.quantization.install import planned_layers, round_all_layers, set_parameters
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.statistics import LayerStatistics
@@ -16,13 +16,13 @@ from sottovoce.system.progress import Progress
 
 
 def quantize_with_awq(model: SpeechModel, plan: Plan, batches: Sequence[Batch], progress: Progress) -> tuple[Any, dict[str, LayerResult]]:
-    """Search scales on the original network's inputs, fold them all, round what comes out."""
+    """Search scales on the original network's inputs, fold them all, and round. Return the network and its layers."""
     network: Any = share_weights(model.network)
-    layers = [layer for layer, _ in plan.layers]
+    layers = planned_layers(model, plan)
     seen: dict[str, LayerStatistics] = {}
-    for layer, inputs in collect_statistics([model.network], batches, layers, magnitudes=True):
+    for layer, statistics in collect_statistics([model.network], batches, layers, magnitudes=True):
         progress(layer.name, len(seen), len(layers))
-        seen[layer.name] = inputs
+        seen[layer.name] = statistics
     for mapping in model.awq_mappings():
         names = [name for name in mapping.targets if name in seen]
         if len(names) < len(mapping.targets):
@@ -30,7 +30,7 @@ def quantize_with_awq(model: SpeechModel, plan: Plan, batches: Sequence[Batch], 
         found = search_scales(
             [model.module(name).weight for name in names],
             [seen[name].total.moments.hessian.matrix.float() for name in names],
-            [plan.grid(name) for name in names],
+            [plan.format(name) for name in names],
             seen[names[0]].magnitude,
         )
         source = network.get_submodule(mapping.source)

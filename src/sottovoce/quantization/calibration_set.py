@@ -1,7 +1,7 @@
 """Calibration speech: recordings, transcripts, and the batches made from them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,20 +13,21 @@ from sottovoce.errors import CalibrationError
 from sottovoce.models.batching import Batch, batches_by_language
 from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.run_state import RunState
 from sottovoce.system.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionWeights:
-    """How much encoder positions count. `padding`: weight of positions beyond the end of the audio. `stride`: only every
-    stride-th position counts (neighbouring frames of 20 ms say nearly the same)."""
+    """How much encoder positions count. `padding`: weight of positions beyond the end of the audio, 0 to 1. `subsampling`: only every
+    n-th position counts (neighboring frames of 20 ms are nearly the same)."""
 
     padding: float = 0.0
-    stride: int = 1
+    subsampling: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.padding <= 1 or self.stride < 1:
-            raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and stride {self.stride} at least 1")
+        if not 0 <= self.padding <= 1 or self.subsampling < 1:
+            raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and subsampling {self.subsampling} at least 1")
 
 
 def make_batches(
@@ -55,7 +56,7 @@ def make_batches(
         weights = {kind: mask.float() for kind, mask in masks.items()}
         if "frames" in weights:
             frames = torch.where(masks["frames"], weights["frames"], positions.padding)
-            frames[:, torch.arange(frames.shape[1]) % positions.stride != 0] = 0
+            frames[:, torch.arange(frames.shape[1]) % positions.subsampling != 0] = 0
             weights["frames"] = frames
         called = tuple(names[i] for i in which) if names else ()
         batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which]), called))
@@ -89,18 +90,16 @@ def prepare_speech(
     data: DataSet,
     *,
     language: str | None = None,
-    labels: Mapping[str, Sequence[int]] | None = None,
-    keep: Callable[[Mapping[str, Sequence[int]]], None] | None = None,
+    state: RunState | None = None,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
     A recording with a known text is taught with it; others with the model's own greedy transcript. `language`: of those that have
-    none of their own; "auto": found out by the model. `labels`: such transcripts
-    from an earlier run, as token ids by recording; they are not made again. `keep`: is given those that
-    are made, at once. Raises `AudioError` for a recording that cannot
-    be used.
+    none of their own; "auto": the model detects it. Transcripts that `state` has are not made again; those that are made are added to it
+    at once. Raises `AudioError` for a recording that cannot be used.
     """
+    state = state or RunState()
     ids, recordings, texts, speakers, languages, cut = [], [], [], [], list[str | None](), []
     for utterance in data:
         samples = utterance.samples()
@@ -118,9 +117,10 @@ def prepare_speech(
     started = time.perf_counter()
     transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
     missing = [i for i, text in enumerate(texts) if text is None]
+    known = state.transcripts()
     for i in missing:
-        transcripts[i] = tuple((labels or {}).get(ids[i], ()))
-    unknown = {i for i in missing if labels is None or ids[i] not in labels}
+        transcripts[i] = known.get(ids[i], ())
+    unknown = {i for i in missing if ids[i] not in known}
     # A language that is to be found out is needed for those with a known text as well.
     heard = [i for i in range(len(ids)) if i in unknown or languages[i] == DETECT]
     done = 0
@@ -131,8 +131,7 @@ def prepare_speech(
         made = {i: tuple(tokens) for i, (tokens, _) in zip(which, decoded, strict=True) if i in unknown}
         for i, language_found in zip(which, found, strict=True):
             languages[i], transcripts[i] = language_found, made.get(i, transcripts[i])
-        if keep is not None:
-            keep({ids[i]: transcript for i, transcript in made.items()})
+        state.add_transcripts({ids[i]: transcript for i, transcript in made.items()})
         done += len(which)
     return CalibrationSpeech(
         ids=tuple(ids),

@@ -25,44 +25,44 @@ def collect_statistics(
     compensate_residual: bool = False,
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> Iterator[tuple[Layer, LayerStatistics]]:
-    """Walk the networks in lockstep and yield every layer with its moments, in calling order.
+    """Run the networks in lockstep and yield every layer with its statistics, in calling order.
 
-    `networks`: the original and the one being quantized, or a single one (then the cross-moments are zero). Whatever the
-    caller changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same
-    tensors share one `LayerStatistics`. `compensate_residual`: for layers that write into a residual stream, what the stream lacks counts as an
-    error of their outputs (WaterSIC, arXiv 2603.04956). `before`: what is to be done when all stand before the module of that name.
-    Raises `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
+    `networks`: the original and the one being quantized, or a single one (then the cross-moments are zero). Whatever the caller
+    changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same tensors share
+    one `LayerStatistics`. `compensate_residual`: for layers that write into a residual stream, what the stream lacks counts as an
+    error of their outputs (WaterSIC, arXiv 2603.04956). `before`: callbacks by module name, run when all passes are paused in front
+    of it. Raises `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerStatistics]] = []
     writers = {layer.stream: layer.name for layer in layers if compensate_residual and layer.stream is not None}
-    stream_of: dict[str, PausedLayer] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
-    for stop in run_in_lockstep(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
-        if stop.name in before:
-            before[stop.name]()
+    residual_of: dict[str, PausedLayer] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
+    for paused in run_in_lockstep(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
+        if paused.name in before:
+            before[paused.name]()
             continue
-        if stop.name in writers:
-            stream_of[writers[stop.name]] = stop
+        if paused.name in writers:
+            residual_of[writers[paused.name]] = paused
             continue
-        layer = by_name[stop.name]
-        recent = [(identity, seen) for identity, seen in recent if identity.alive()]
-        identity = _Identity(stop)
-        known = next((seen for other, seen in recent if other.same(identity)), None)
+        layer = by_name[paused.name]
+        recent = [(identity, statistics) for identity, statistics in recent if identity.alive()]
+        identity = _Identity(paused)
+        known = next((statistics for other, statistics in recent if other.same(identity)), None)
         if known is None:
-            stream = stream_of.pop(layer.name, None)
-            known = _accumulate(stop, batches, layer, _reader(networks[0], layer, stream), magnitudes, stream)
-            del stream
+            residual = residual_of.pop(layer.name, None)
+            known = _accumulate(paused, batches, layer, _projection(networks[0], layer, residual), magnitudes, residual)
+            del residual
             recent.append((identity, known))
-        del stop
+        del paused
         yield layer, known
 
 
 class _Identity:
-    """Recognises the same tensors at a later stop without keeping them alive."""
+    """Recognizes the same tensors at a later layer without keeping them alive."""
 
-    def __init__(self, stop: PausedLayer) -> None:
-        self._refs = [weakref.ref(tensor) for row in stop.inputs for tensor in row]
-        self._versions = [tensor._version for row in stop.inputs for tensor in row]
+    def __init__(self, paused: PausedLayer) -> None:
+        self._refs = [weakref.ref(tensor) for row in paused.inputs for tensor in row]
+        self._versions = [tensor._version for row in paused.inputs for tensor in row]
 
     def alive(self) -> bool:
         return all(ref() is not None for ref in self._refs)
@@ -71,25 +71,30 @@ class _Identity:
         return self._versions == other._versions and all(mine() is theirs() for mine, theirs in zip(self._refs, other._refs, strict=True))
 
 
-def _reader(network: nn.Module, layer: Layer, stream: PausedLayer | None) -> Tensor | None:
+def _projection(network: nn.Module, layer: Layer, residual: PausedLayer | None) -> Tensor | None:
     """The layer's weight, if it alone reads its inputs and the cross-moment is to be one of outputs, or is cheaper so."""
     weight = network.get_parameter(f"{layer.name}.weight")
     cheaper = layer.mlp_output and 2 * weight.shape[0] < weight.shape[1]
-    return weight if cheaper or stream is not None else None
+    return weight if cheaper or residual is not None else None
 
 
 def _accumulate(
-    stop: PausedLayer, batches: Sequence[Batch], layer: Layer, reader: Tensor | None, magnitudes: bool, stream: PausedLayer | None
+    paused: PausedLayer,
+    batches: Sequence[Batch],
+    layer: Layer,
+    projection: Tensor | None,
+    magnitudes: bool,
+    residual: PausedLayer | None,
 ) -> LayerStatistics:
-    width = stop.inputs[0][0].shape[-1]
-    sums, samples, quantized_samples = [MomentAccumulator(width, reader), MomentAccumulator(width, reader)], [], []
-    residual_samples: list[Tensor] = []
+    width = paused.inputs[0][0].shape[-1]
+    accumulators = (MomentAccumulator(width, projection), MomentAccumulator(width, projection))
+    samples, quantized_samples, residual_samples = list[Tensor](), list[Tensor](), list[Tensor]()
     magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
     for i, batch in enumerate(batches):
-        seen = [stop.inputs[0][i], stop.inputs[-1][i]]
+        seen = [paused.inputs[0][i], paused.inputs[-1][i]]
         same = seen[0] is seen[1] or torch.equal(*seen)
-        if stream is not None:
-            seen += [stream.inputs[0][i], stream.inputs[-1][i]]
+        if residual is not None:
+            seen += [residual.inputs[0][i], residual.inputs[-1][i]]
         if layer.positions == "all":
             # Whatever their shape: such batches hold one utterance, without padding.
             seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
@@ -103,26 +108,25 @@ def _accumulate(
         for fold in (0, 1):
             counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
             root = weights[counted].sqrt().unsqueeze(1)
-            rows_hat = _rows(seen[1], counted, root)
-            rows = rows_hat if same else _rows(seen[0], counted, root)
-            gap = None if stream is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
-            sums[fold].add(rows, rows_hat, root, gap)
+            quantized_rows = _rows(seen[1], counted, root)
+            rows = quantized_rows if same else _rows(seen[0], counted, root)
+            error = None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
+            accumulators[fold].add(rows, quantized_rows, root, error)
             if magnitudes:
-                magnitude += (rows_hat.abs() * root).sum(0, dtype=torch.float64)
+                magnitude += (quantized_rows.abs() * root).sum(0, dtype=torch.float64)
             every = max(1, len(rows) // SAMPLED_ROWS)
             samples.append(rows[::every].clone())
-            quantized_samples.append(samples[-1] if same else rows_hat[::every].clone())
-            if gap is not None:
-                residual_samples.append(gap[::every].clone())
-    for total in sums:
-        total.flush()
-        if not bool(torch.isfinite(total.hessian).all()):
-            raise CalibrationError(
-                f"{layer.name}: its inputs hold NaN or infinite values{_culprits(stop, batches)}; check the audio and the model's weights"
-            )
-    magnitude /= max(sums[0].weight + sums[1].weight, 1e-12)
+            quantized_samples.append(samples[-1] if same else quantized_rows[::every].clone())
+            if error is not None:
+                residual_samples.append(error[::every].clone())
+    folds = accumulators[0].finish(), accumulators[1].finish()
+    if not all(bool(torch.isfinite(fold.moments.hessian.matrix).all()) for fold in folds):
+        raise CalibrationError(
+            f"{layer.name}: its inputs hold NaN or infinite values{_culprits(paused, batches)}; check the audio and the model's weights"
+        )
+    magnitude /= max(folds[0].weight + folds[1].weight, 1e-12)
     return LayerStatistics(
-        (sums[0].fold(), sums[1].fold()),
+        folds,
         torch.cat(samples),
         torch.cat(quantized_samples),
         magnitude.float(),
@@ -130,11 +134,11 @@ def _accumulate(
     )
 
 
-def _culprits(stop: PausedLayer, batches: Sequence[Batch]) -> str:
-    """Where values at this stop are not finite, by the names of the utterances."""
+def _culprits(paused: PausedLayer, batches: Sequence[Batch]) -> str:
+    """Name the utterances whose values are not finite."""
     found = list[str]()
     for i, batch in enumerate(batches):
-        for row in stop.inputs:
+        for row in paused.inputs:
             states = row[i].reshape(len(batch.folds), -1)
             bad = ~torch.isfinite(states).all(1)
             found += [name for name, is_bad in zip(batch.names, bad.tolist(), strict=False) if is_bad and name not in found]

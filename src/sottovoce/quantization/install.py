@@ -10,26 +10,32 @@ from sottovoce.quantization.layer import LayerResult, round_layer
 from sottovoce.quantization.plan import Plan
 
 
+def planned_layers(model: SpeechModel, plan: Plan) -> list[Layer]:
+    """Return the layers of `model` that `plan` quantizes, in the model's order."""
+    return [layer for layer in model.layers() if layer.name in plan]
+
+
 def round_all_layers(model: SpeechModel, network: Any, plan: Plan) -> dict[str, LayerResult]:
-    """Round every planned layer of `network` to nearest and install what comes out."""
-    solutions = {}
-    for layer, grid in plan.layers:
-        solutions[layer.name] = round_layer(layer, network.get_submodule(layer.name).weight, grid)
-        install_layer(model, network, layer, solutions[layer.name])
-    return solutions
+    """Round every planned layer of `network` to nearest and install the result."""
+    finished = {}
+    for layer in planned_layers(model, plan):
+        finished[layer.name] = round_layer(layer, network.get_submodule(layer.name).weight, plan.format(layer.name))
+        install_layer(model, network, layer, finished[layer.name])
+    return finished
 
 
-def install_layer(model: SpeechModel, network: Any, layer: Layer, solution: LayerResult) -> None:
+def install_layer(model: SpeechModel, network: Any, layer: Layer, result: LayerResult) -> None:
+    """Replace the layer's weight and bias in `network`; a token embedding that is tied to the layer goes with it."""
     module = network.get_submodule(layer.name)
-    set_parameters(module, solution.weight.dequantize(), module.bias if solution.bias is None else solution.bias)
+    set_parameters(module, result.weight.dequantize(), module.bias if result.bias is None else result.bias)
     if layer.name == model.head and model.tied:
         network.get_submodule(model.embedding).weight = module.weight
 
 
 def round_floats_to_float16(network: nn.Module, plan: Plan) -> None:
-    """What stays in floating point is stored as float16: round it now, so that what is measured is what is written."""
+    """Round what stays in floating point to float16, as it will be stored: so what is measured is what is written."""
     # Planned weights stay, and with them the embedding that is tied to a planned head.
-    planned = [network.get_parameter(f"{layer.name}.weight") for layer, _ in plan.layers]
+    planned = [network.get_parameter(f"{layer.name}.weight") for layer in plan.layers]
     done = {id(parameter): parameter for parameter in planned}
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -40,7 +46,7 @@ def round_floats_to_float16(network: nn.Module, plan: Plan) -> None:
 
 
 def set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """New parameters, since the old tensors are shared with the original network."""
+    """Give `module` new parameters, since the old tensors are shared with the original network."""
     module.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)

@@ -1,117 +1,168 @@
-"""Methods by name and their settings."""
+"""Methods by name: a settings class for each, and presets.
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+A new method is an algorithm in `core/`, a settings class here, and a line in `METHODS`.
+"""
 
-from sottovoce.core.affine import Grid
-from sottovoce.core.hessian import Order
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
 from sottovoce.errors import RecipeError
+from sottovoce.system.plain_data import register_tagged_classes
 
-Strength = float | Literal["diagnostic", "cross-fit"]
-
+if TYPE_CHECKING:
+    from sottovoce.core.number_format import NumberFormat
 
 HELD_OUT: Literal["held-out"] = "held-out"
+MOST_SCALE_REFITS = 20
+SCALE_REFIT_BITS = 2  # with more bits, refitted scales gain next to nothing (docs/fade.md)
+
+Strength = float | Literal["cross-fit", "diagnostic"]
+HeldOut = float | Literal["held-out"]
 
 
-MOST_REFITS = 20
-
-
-REFIT_BITS = 2  # on wider grids the codes lose next to nothing to their scales (docs/fade.md)
+def _check_positive(name: str, value: HeldOut) -> None:
+    if value != HELD_OUT and not (isinstance(value, int | float) and 0 < value <= 100):
+        raise RecipeError(f"{name} {value!r} is out of range; above 0, at most 100, or '{HELD_OUT}'")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How codes are found.
+    """How codes are found. The fields of a subclass are its settings."""
 
-    `kind`: "rtn" rounds; "awq" scales channels, then rounds; "gptq" rounds column by column against the Hessian.
-    The rest is for "gptq": `strength` of the correction for inherited error (0: plain GPTQ; a number: QEP; "diagnostic" or
-    "cross-fit": FADE), `ridge` of the correction and `damping` of the Hessian (both in units of the mean diagonal, or
-    "held-out": chosen per layer), `order` of the columns, `hessian_weighted_scales`: search each scale with errors weighted by the Hessian's
-    diagonal (needs order "activation"), `refits`: how often scales are fitted again to the codes of 2-bit grids, which are rounded
-    again in between, `absorb_bias`: put the mean output error into the bias, `correct_mlp_output`: whether the second linear of
-    feed-forward blocks is corrected too, `compensate_residual`: whether layers that write into a residual stream correct for what it lacks.
-    """
-
-    kind: Literal["rtn", "awq", "gptq"]
-    strength: Strength = 0.0
-    ridge: float | Literal["held-out"] = 0.01
-    damping: float | Literal["held-out"] = 0.01
-    order: Order = "original"
-    hessian_weighted_scales: bool = False
-    refits: int = 0
-    absorb_bias: bool = False
-    correct_mlp_output: bool = True
-    compensate_residual: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("rtn", "awq", "gptq"):
-            raise RecipeError(f"method kind {self.kind!r} is not known; choose 'rtn', 'awq' or 'gptq'")
-        if not isinstance(self.strength, str) and not 0 <= self.strength <= 2:
-            raise RecipeError(f"strength {self.strength} is out of range; 0 to 2, 'diagnostic' or 'cross-fit'")
-        for name in ("ridge", "damping"):
-            value = getattr(self, name)
-            if value != HELD_OUT and not (isinstance(value, int | float) and 0 < value <= 100):
-                raise RecipeError(f"{name} {value!r} is out of range; above 0, at most 100, or '{HELD_OUT}'")
-        if not 0 <= self.refits <= MOST_REFITS:
-            raise RecipeError(f"refits {self.refits!r} is out of range; 0 to {MOST_REFITS}")
-        if self.damping == HELD_OUT and self.order != "activation":
-            raise RecipeError("held-out damping needs order 'activation', whose scales are fixed beforehand")
-        if self.hessian_weighted_scales and self.order != "activation":
-            raise RecipeError("weighted scales need order 'activation', whose scales are fixed beforehand")
-
-    @property
-    def n_networks(self) -> int:
-        """Networks that calibration runs: 0 (no data needed), 1, or 2."""
-        return {"rtn": 0, "awq": 1, "gptq": 1 if self.strength == 0 else 2}[self.kind]
-
-    def refits_on(self, grid: Grid) -> int:
-        """How often scales are fitted again on `grid`."""
-        return self.refits if grid.bits <= REFIT_BITS else 0
+    algorithm: ClassVar[str]
+    n_networks: ClassVar[int]  # that calibration runs side by side; 0: it needs no data
 
     @property
     def title(self) -> str:
         """The method in words."""
-        if self.kind != "gptq":
-            return self.kind.upper()
+        return self.algorithm.upper()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RTN(Method):
+    """Round to nearest: no calibration data."""
+
+    algorithm: ClassVar[str] = "rtn"
+    n_networks: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWQ(Method):
+    """Activation-aware scaling of input channels, then rounding (arXiv 2306.00978)."""
+
+    algorithm: ClassVar[str] = "awq"
+    n_networks: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQ(Method):
+    """Rounding column by column against the Hessian (arXiv 2210.17323)."""
+
+    algorithm: ClassVar[str] = "gptq"
+    n_networks: ClassVar[int] = 1
+
+    # Added to the Hessian's diagonal, in units of its mean: above 0, at most 100, or "held-out": chosen per layer on a held-out fold
+    # (ours). Other tools call it percdamp or dampening_frac; 0.01 is the paper's value.
+    damping: HeldOut = 0.01
+    # Whether columns are rounded by decreasing diagonal of the Hessian (desc_act, actorder in GPTQ's published code).
+    act_order: bool = False
+    # Whether the search of scales weights each column's error by the Hessian's diagonal (llm-compressor: imatrix). Needs act_order.
+    hessian_weighted_scales: bool = False
+    # How often scales are fitted again to the codes of 2-bit layers, which are rounded again in between: 0 to 20 (ours).
+    scale_refits: int = 0
+    # Whether the mean output error goes into the bias, where there is one (bias correction, arXiv 1906.04721).
+    absorb_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("damping", self.damping)
+        if not 0 <= self.scale_refits <= MOST_SCALE_REFITS:
+            raise RecipeError(f"scale_refits {self.scale_refits!r} is out of range; 0 to {MOST_SCALE_REFITS}")
+        if self.damping == HELD_OUT and not self.act_order:
+            raise RecipeError("held-out damping needs act_order, whose scales are fixed beforehand")
+        if self.hessian_weighted_scales and not self.act_order:
+            raise RecipeError("Hessian-weighted scales need act_order, whose scales are fixed beforehand")
+
+    def scale_refits_for(self, number_format: "NumberFormat") -> int:
+        """Return how often the parameters of a layer in this format are fitted again."""
+        return self.scale_refits if number_format.code_bits <= SCALE_REFIT_BITS else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QEP(GPTQ):
+    """GPTQ whose target is corrected for the error that earlier layers pass on (arXiv 2504.09629), with one strength for all layers."""
+
+    algorithm: ClassVar[str] = "qep"
+    n_networks: ClassVar[int] = 2
+
+    strength: Strength = 0.5  # of the correction: 0 (plain GPTQ) to 2; the paper's value is 0.5
+    # Added to the Hessian's diagonal where the correction is solved, in units of its mean: above 0, at most 100, or "held-out".
+    ridge: HeldOut = 0.01
+    # Whether the second linear of feed-forward blocks is corrected too; the paper leaves it.
+    correct_mlp_output: bool = False
+    # Whether layers that write into the residual stream correct for what the stream lacks (WaterSIC, arXiv 2603.04956).
+    compensate_residual: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive("ridge", self.ridge)
+        if isinstance(self.strength, str):
+            if self.algorithm != FADE.algorithm:
+                raise RecipeError(f"strength {self.strength!r} is a rule of FADE; QEP takes a number from 0 to 2")
+            if self.strength not in ("cross-fit", "diagnostic"):
+                raise RecipeError(f"strength {self.strength!r} is not known; a number from 0 to 2, 'cross-fit' or 'diagnostic'")
+        elif not 0 <= self.strength <= 2:
+            raise RecipeError(f"strength {self.strength!r} is out of range; 0 to 2, or of FADE 'cross-fit' or 'diagnostic'")
+
+    @property
+    def title(self) -> str:
+        return f"GPTQ with QEP, strength {self.strength:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FADE(QEP):
+    """QEP with a strength per layer that diagnostics choose (arXiv 2601.02455; the rules are ours, see `core.fade`)."""
+
+    algorithm: ClassVar[str] = "fade"
+
+    # "cross-fit": what is learnt on one fold is judged on the other. "diagnostic": sigmoid of vulnerability and reliability.
+    strength: Strength = "cross-fit"
+    ridge: HeldOut = HELD_OUT
+    damping: HeldOut = HELD_OUT
+    act_order: bool = True
+    hessian_weighted_scales: bool = True
+    scale_refits: int = 4
+    absorb_bias: bool = True
+    correct_mlp_output: bool = True
+    compensate_residual: bool = True
+
+    @property
+    def title(self) -> str:
         if isinstance(self.strength, str):
             return f"FADE, strength per layer by the rule {self.strength}"
-        return "GPTQ" if self.strength == 0 else f"GPTQ with QEP, strength {self.strength:g}"
+        return f"FADE, strength {self.strength:g}"
 
 
+ALGORITHMS: dict[str, type[Method]] = {kind.algorithm: kind for kind in (RTN, AWQ, GPTQ, QEP, FADE)}
 METHODS: dict[str, Method] = {
-    "rtn": Method(kind="rtn"),
-    "awq": Method(kind="awq"),
-    "gptq": Method(kind="gptq"),
-    "qep": Method(kind="gptq", strength=0.5, correct_mlp_output=False),
-    "fade-diagnostic": Method(
-        kind="gptq",
-        strength="diagnostic",
-        ridge=HELD_OUT,
-        damping=HELD_OUT,
-        order="activation",
-        hessian_weighted_scales=True,
-        refits=4,
-        absorb_bias=True,
-    ),
-    "fade": Method(
-        kind="gptq",
-        strength="cross-fit",
-        ridge=HELD_OUT,
-        damping=HELD_OUT,
-        order="activation",
-        hessian_weighted_scales=True,
-        refits=4,
-        absorb_bias=True,
-        compensate_residual=True,
-    ),
+    "rtn": RTN(),
+    "awq": AWQ(),
+    "gptq": GPTQ(),
+    "qep": QEP(),
+    "fade-diagnostic": FADE(strength="diagnostic", compensate_residual=False),
+    "fade": FADE(),
 }
-
-
 DEFAULT_METHOD = "fade"
+
+register_tagged_classes(Method, ALGORITHMS, tag="algorithm")
 
 
 def method_named(name: str, **changes: Any) -> Method:
-    """The method called `name` with some settings changed. Raises `RecipeError` for an unknown name."""
+    """Return the method called `name` with some settings changed. Raises `RecipeError` for an unknown name or setting."""
     if name not in METHODS:
         raise RecipeError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
-    return replace(METHODS[name], **changes)
+    method = METHODS[name]
+    known = [field.name for field in fields(method)]
+    if unknown := sorted(changes.keys() - set(known)):
+        has = f"it has {', '.join(known)}" if known else "it has no settings"
+        raise RecipeError(f"method {name!r} has no setting {unknown[0]!r}; {has}")
+    return replace(method, **changes)

@@ -1,88 +1,179 @@
-"""Which layer gets which number format."""
+"""The plan: which layer gets which number format. Made once, carried out, and stored with the result."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from sottovoce.core.affine import MAX_FLOAT16_MIN_BITS, Grid
+from sottovoce.core.affine import Affine
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import RecipeError
-from sottovoce.models.layers import Layer
+from sottovoce.models.layers import Layer, Part
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.target import TARGETS
+from sottovoce.quantization.methods import AWQ
+from sottovoce.quantization.recipe import FLOAT_BITS, Recipe, Rule
+from sottovoce.quantization.target import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayer:
+    """What happens to one layer."""
+
+    name: str
+    part: Part
+    format: NumberFormat
+    shape: tuple[int, int]  # [out, in]
+    tie_group: str | None = None  # layers of one group are one to the runtime: they must have the same format
+    rounds_activations: bool = False  # whether the target's kernels round the layer's inputs to 8 bits
+
+    @property
+    def weights(self) -> int:
+        """How many weights it has."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, parameters included."""
+        return self.format.bits_per_weight(self.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The layers to quantize with their grids, in the model's order, and the names of those left in floating point."""
+    """The layers to quantize, in the model's order, and the names of those left in floating point, for one target."""
 
-    layers: tuple[tuple[Layer, Grid], ...]
-    ignored: tuple[str, ...]
+    target: str
+    layers: tuple[PlannedLayer, ...]
+    ignored: tuple[str, ...] = ()
 
-    def grid(self, name: str) -> Grid:
-        """The grid of the layer `name`."""
-        return next(grid for layer, grid in self.layers if layer.name == name)
+    @cached_property
+    def _by_name(self) -> dict[str, PlannedLayer]:
+        return {layer.name: layer for layer in self.layers}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def format(self, name: str) -> NumberFormat:
+        """Return the format of the layer `name`."""
+        return self._by_name[name].format
+
+    @property
+    def formats(self) -> tuple[NumberFormat, ...]:
+        """The formats that occur, in order of appearance."""
+        return tuple(dict.fromkeys(layer.format for layer in self.layers))
+
+    @property
+    def weights(self) -> int:
+        """How many weights are quantized."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per quantized weight, on average."""
+        return sum(layer.weights * layer.bits_per_weight for layer in self.layers) / self.weights
 
 
-def resolve(model: SpeechModel, recipe: Recipe) -> Plan:
-    """Apply `recipe` to the layers of `model`. Layers for which its family has a floor keep that many bits, unless a rule names them.
+def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
+    """Apply `recipe` to the layers of `model`. Parts for which its family has a minimum keep that many bits, unless a rule names them.
 
-    Raises `RecipeError` if a rule matches no layer, if groups do not divide a layer's rows (naming the groups that do), or
-    if nothing is left to quantize.
+    Raises `RecipeError` if a rule covers no layer, if blocks do not divide a layer's rows (naming what does), if nothing is left to
+    quantize, or if `target` cannot hold the result.
     """
     layers = model.layers()
-    if recipe.method.kind == "awq":
+    if isinstance(recipe.method, AWQ):
         model.awq_mappings()  # a family may not know them
     for rule in recipe.rules:
-        if not any(re.search(rule.match, layer.name) for layer in layers):
-            raise RecipeError(f"the rule {rule.match!r} matches no layer of {model.source}; layers look like {layers[0].name!r}")
-    steps, left = [], []
+        if not any(rule.covers(layer) for layer in layers):
+            raise RecipeError(f"the rule for {rule.title} covers no layer of {model.source}; layers look like {layers[0].name!r}")
+    planned, ignored = [], []
     for layer in layers:
-        grid = _grid_of(layer, recipe, model.min_bits)
-        if grid is None:
-            left.append(layer.name)
+        number_format = _format_of(layer, recipe, model.min_bits)
+        if number_format is None:
+            ignored.append(layer.name)
             continue
-        in_features = model.module(layer.name).weight.shape[1]
+        out_features, in_features = model.module(layer.name).weight.shape
         try:
-            grid.columns_per_group(in_features)
+            number_format.block_size(in_features)
         except RecipeError as exc:
             raise RecipeError(f"{layer.name}: {exc}") from exc
-        steps.append((layer, grid))
-    if not steps:
-        raise RecipeError("the recipe leaves every layer in floating point; nothing to quantize")
-    return Plan(tuple(steps), tuple(left))
-
-
-def check_target(plan: Plan, model: SpeechModel, target: str) -> None:
-    """Raises `RecipeError` with the reason if the format of `target` cannot hold what `plan` makes."""
-    wanted = TARGETS[target]
-    for layer, grid in plan.layers:
-        size = grid.columns_per_group(model.module(layer.name).weight.shape[1])
-        if size % wanted.multiple:
-            raise RecipeError(f"{layer.name}: groups of {size} do not fit {target}, which wants multiples of {wanted.multiple}")
-        if wanted.float16_min and not (grid.symmetric or grid.float16_min):
-            raise RecipeError(f"{layer.name}: {target} has no asymmetric blocks of {grid.bits} bits; choose a symmetric grid")
-    widths = sorted({grid.bits for _, grid in plan.layers} | ({16} if plan.ignored else set()))
-    if wanted.one_width and len(widths) > 1:
-        raise RecipeError(
-            f"{target} holds one width for all layers, head included; the recipe asks for {' and '.join(map(str, widths))} bits"
+        planned.append(
+            PlannedLayer(
+                name=layer.name,
+                part=layer.part,
+                format=number_format,
+                shape=(out_features, in_features),
+                tie_group=_tie_group(layer, model, target),
+                rounds_activations=target.rounds_activations,
+            )
         )
+    if not planned:
+        raise RecipeError("the recipe leaves every layer in floating point; nothing to quantize")
+    plan = Plan(target=target.name, layers=tuple(planned), ignored=tuple(ignored))
+    check_target(plan, target)
+    return plan
 
 
-def _grid_of(layer: Layer, recipe: Recipe, min_bits: Mapping[str, int]) -> Grid | None:
-    bits, group_size, symmetric = recipe.grid.bits, recipe.grid.group_size, recipe.grid.symmetric
-    for match, least in min_bits.items():
-        if re.search(match, layer.name):
-            bits = max(bits, least)
+def check_plan(plan: Plan, model: SpeechModel, target: Target) -> None:
+    """Check that a given plan fits `model` and `target`. Raises `RecipeError`."""
+    shapes = {layer.name: tuple(model.module(layer.name).weight.shape) for layer in model.layers()}
+    named = [layer.name for layer in plan.layers] + list(plan.ignored)
+    if odd := sorted(set(named) ^ set(shapes)):
+        known = "does not have" if odd[0] in named else "has, and the plan does not name"
+        raise RecipeError(f"the plan does not fit {model.source}: the model {known} the layer {odd[0]!r}")
+    if len(set(named)) < len(named):
+        raise RecipeError("the plan names a layer twice")
+    for layer in plan.layers:
+        if layer.shape != shapes[layer.name]:
+            raise RecipeError(f"{layer.name}: the plan is for a layer of shape {layer.shape}; the model's is {shapes[layer.name]}")
+    if plan.target != target.name:
+        raise RecipeError(f"the plan is made for the target {plan.target}, and {target.name} was asked for; name its own target")
+    check_target(plan, target)
+
+
+def check_target(plan: Plan, target: Target) -> None:
+    """Raise `RecipeError` with the reason if the file of `target` cannot hold what `plan` makes."""
+    for layer in plan.layers:
+        if (reason := target.refusal(layer.format, layer.part, layer.shape[1])) is not None:
+            raise RecipeError(f"{layer.name}: {reason}")
+    if target.one_format and (len(plan.formats) > 1 or plan.ignored):
+        found = [number_format.title for number_format in plan.formats] + (["floating point"] if plan.ignored else [])
+        raise RecipeError(f"{target.name} holds one format for all layers, head included; the plan has {' and '.join(found)}")
+
+
+def _tie_group(layer: Layer, model: SpeechModel, target: Target) -> str | None:
+    if target.one_format:
+        return "all"
+    return model.embedding if layer.name == model.head and model.tied else None
+
+
+def _format_of(layer: Layer, recipe: Recipe, min_bits: Mapping[Part, int]) -> NumberFormat | None:
+    """The layer's format, or None: it stays in floating point."""
+    found: NumberFormat | None = recipe.format
+    least = min_bits.get(layer.part, 0)
+    if isinstance(found, Affine) and found.bits < least:
+        found = found.with_bits(least)
     if layer.part == "head" and recipe.head_bits is not None:
-        bits = recipe.head_bits
+        found = _affine_at(recipe, recipe.head_bits, {}, "head_bits")
+    # Rules that say "same" take the groups of the rule before.
+    changes = dict[str, Any]()
     for rule in recipe.rules:
-        if re.search(rule.match, layer.name):
-            bits = rule.bits
-            group_size = group_size if rule.group_size == "same" else rule.group_size
-            symmetric = symmetric if rule.symmetric == "same" else rule.symmetric
-    if bits == 16:
+        if not rule.covers(layer):
+            continue
+        if rule.format is not None:
+            found, changes = rule.format, {}
+            continue
+        changes |= _changes(rule)
+        found = _affine_at(recipe, int(rule.bits or 0), changes, f"the rule for {rule.title}")
+    return found
+
+
+def _changes(rule: Rule) -> dict[str, Any]:
+    given = {"group_size": rule.group_size, "symmetric": rule.symmetric}
+    return {name: value for name, value in given.items() if value != "same"}
+
+
+def _affine_at(recipe: Recipe, bits: int, changes: dict[str, Any], where: str) -> NumberFormat | None:
+    if bits == FLOAT_BITS:
         return None
-    # Beside 4-bit blocks with a minimum, ggml's 8-bit blocks have none.
-    symmetric = symmetric or (recipe.grid.float16_min and bits > MAX_FLOAT16_MIN_BITS)
-    return replace(recipe.grid, bits=bits, group_size=group_size, symmetric=symmetric)
+    if not isinstance(recipe.format, Affine):
+        raise RecipeError(f"{where} gives bits, and the recipe's format is {recipe.format.title!r}; give a format in its place")
+    return recipe.format.with_bits(bits, **changes)

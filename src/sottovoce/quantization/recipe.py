@@ -1,75 +1,77 @@
-"""What to do with which layer: methods, grids, rules, and the plan they make for a model."""
+"""A recipe: the method and, by part and name, the number formats that a plan is made from."""
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, get_args
 
-from sottovoce.core.affine import BITS, Grid
+import sottovoce.core.formats  # noqa: F401 - so that recipes and plans can be read from files
+from sottovoce.core.affine import BITS, Affine
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import RecipeError
+from sottovoce.models.layers import Layer, Part
 from sottovoce.quantization.methods import DEFAULT_METHOD, METHODS, Method
-from sottovoce.quantization.target import TARGETS
+from sottovoce.quantization.target import Target
 
-ENCODER_LAYERS = r"(^|\.)encoder\."  # names of an encoder's layers, not of what in a decoder looks at it
+FLOAT_BITS = 16  # the width that stands for: leave the layer in floating point
+Same = Literal["same"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Another grid for the layers whose name matches the regular expression `match` (anywhere in the name).
+    """Another format for some layers: those of a `part`, those whose name matches `match`, or those for which both hold."""
 
-    `bits`: their width, or 16 to leave them in floating point. `group_size`: their groups, `symmetric`: whether their grid has no
-    zero points, or "same".
-    """
-
-    match: str
-    bits: int
-    group_size: int | None | Literal["same"] = "same"
-    symmetric: bool | Literal["same"] = "same"
+    part: Part | None = None  # "encoder", "decoder self", "decoder cross", "decoder mlp" or "head"
+    match: str | None = None  # a regular expression, found anywhere in the layer's name
+    format: NumberFormat | None = None  # any format; or, in its place:
+    bits: int | None = None  # the recipe's affine format at this width; 16 leaves the layers in floating point
+    group_size: int | None | Same = "same"  # of that affine format
+    symmetric: bool | Same = "same"  # of that affine format
 
     def __post_init__(self) -> None:
-        if self.bits not in (*BITS, 16):
-            raise RecipeError(f"rule {self.match!r}: bits = {self.bits} is not supported; choose one of {(*BITS, 16)}")
+        if self.part is None and self.match is None:
+            raise RecipeError("a rule names no layers; give it a part, a regular expression, or both")
+        if self.part is not None and self.part not in get_args(Part):
+            raise RecipeError(f"rule for part {self.part!r}: parts are {', '.join(get_args(Part))}")
+        if (self.format is None) == (self.bits is None):
+            raise RecipeError(f"rule for {self.title}: give either a format or bits")
+        if self.bits is not None and self.bits not in (*BITS, FLOAT_BITS):
+            raise RecipeError(f"rule for {self.title}: bits = {self.bits} is not supported; choose one of {(*BITS, FLOAT_BITS)}")
         try:
-            re.compile(self.match)
+            re.compile(self.match or "")
         except re.error as exc:
             raise RecipeError(f"rule {self.match!r} is not a regular expression: {exc}") from exc
+
+    @property
+    def title(self) -> str:
+        """The layers it is for, in words."""
+        parts = ([f"the part {self.part!r}"] if self.part else []) + ([f"names with {self.match!r}"] if self.match is not None else [])
+        return " and ".join(parts)
+
+    def covers(self, layer: Layer) -> bool:
+        """Return whether the rule is for `layer`."""
+        return (self.part is None or layer.part == self.part) and (self.match is None or bool(re.search(self.match, layer.name)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that determines the codes, but for the model and the calibration data.
-
-    `grid`: of the encoder's and decoder's linears. `head_bits`: of the output head (with the token embedding, where the
-    two are one); None for those of the grid, 16 to leave it in floating point. `head_embedding_weight`: weight of the token look-up
-    beside the head's own inputs, in units of the mean diagonal of their moments. `padding_weight`, `frame_subsampling`: how
-    encoder positions count (see `calibrate.PositionWeights`). `rules`: exceptions, later ones win.
-    """
+    """Everything that determines the codes, but for the model, the target and the calibration data."""
 
     method: Method = field(default_factory=lambda: METHODS[DEFAULT_METHOD])
-    grid: Grid = field(default_factory=Grid)
-    head_bits: int | None = None
+    format: NumberFormat = field(default_factory=Affine)  # of the linears of encoder and decoder
+    head_bits: int | None = None  # of the output head (with the token embedding, where the two are one); None: as `format`; 16: float
+    # Weight of the token look-up beside the head's own inputs, in units of the mean diagonal of their Hessian.
     head_embedding_weight: float = 0.01
-    padding_weight: float = 0.0
-    frame_subsampling: int = 3
-    rules: tuple[Rule, ...] = ()
+    padding_weight: float = 0.0  # of audio frames beyond the end of the recording, 0 to 1
+    frame_subsampling: int = 3  # only every n-th audio frame counts
+    rules: tuple[Rule, ...] = ()  # exceptions; later ones win
 
     def __post_init__(self) -> None:
-        if self.head_bits not in (None, *BITS, 16):
-            raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, 16)}")
+        if self.head_bits not in (None, *BITS, FLOAT_BITS):
+            raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, FLOAT_BITS)}")
 
 
-def recipe_from(content: dict[str, Any]) -> Recipe:
-    """A recipe as it stands in `sottovoce.json`. Raises `RecipeError` or `TypeError` for what is none."""
-    parts = dict(content)
-    return Recipe(
-        method=Method(**parts.pop("method")),
-        grid=Grid(**parts.pop("grid")),
-        rules=tuple(Rule(**rule) for rule in parts.pop("rules")),
-        **parts,
-    )
-
-
-def encoder_rule(target: str, bits: int) -> Rule:
-    """Other `bits` for the encoder, on the grid that `target` is fastest with."""
-    if bits == 8 and TARGETS[target].int8_rows:
-        return Rule(match=ENCODER_LAYERS, bits=bits, group_size=None, symmetric=True)
-    return Rule(match=ENCODER_LAYERS, bits=bits)
+def encoder_rule(target: Target, bits: int) -> Rule:
+    """Return a rule that gives the encoder other `bits`, in the format that `target` is fastest with."""
+    if bits == 8 and target.int8_rows:
+        return Rule(part="encoder", bits=bits, group_size=None, symmetric=True)
+    return Rule(part="encoder", bits=bits)

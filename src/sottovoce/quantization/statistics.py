@@ -1,4 +1,7 @@
-"""Second moments of one layer's inputs, summed over positions, fold by fold."""
+"""Second moments of one layer's inputs, summed over positions, fold by fold.
+
+Sums can be added: `MomentAccumulator.merge` joins what was seen on shards of the calibration speech.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,50 +13,49 @@ from sottovoce.core.hessian import Hessian
 from sottovoce.core.qep import Moments
 
 CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
-
-
 PRODUCT_ROWS = 2048  # positions multiplied at once: enough that adding up the products takes little of the time
-
-
 SYMMETRIC_BLOCK = 256  # columns per block when only the upper triangle of a product is computed
-
-
-NO_GAP = torch.zeros((), dtype=torch.float64)  # of a stream that is not corrected
+NO_RESIDUAL_ERROR = torch.zeros((), dtype=torch.float64)  # of a residual stream that is not compensated
 
 
 @dataclass(frozen=True, eq=False)
 class FoldStatistics:
-    """Sums over one fold's counted positions: second moments (float64), means `[in]` in both networks, total weight.
+    """Sums over one fold's counted positions, in float64.
 
-    `reader`: the one weight `[out, in]` through which the cross-moment is seen, if it is; then the cross-moment and `mean_residual_error`
-    `[out]` hold what the residual stream lacks as well, where that is asked for (else `mean_residual_error` is the scalar zero).
+    `moments`: second moments; `mean`, `quantized_mean` `[in]`: of the inputs in the original and in the quantized network; `weight`:
+    sum of the positions' weights. `projection`: the one weight `[out, in]` that is applied to the cross-moment already, if it is;
+    then the cross-moment and `mean_residual_error` `[out]` include what the residual stream lacks, where that is asked for (else
+    `mean_residual_error` is the scalar zero).
     """
 
     moments: Moments
     mean: Tensor
-    mean_hat: Tensor
+    quantized_mean: Tensor
     weight: float
-    reader: Tensor | None = None
-    mean_residual_error: Tensor = NO_GAP
+    projection: Tensor | None = None
+    mean_residual_error: Tensor = NO_RESIDUAL_ERROR
 
     @cached_property
     def centered(self) -> Moments:
         """The moments about the means. A channel that was active but constant keeps a trace of its energy: it is not dead."""
         raw = self.moments.hessian.matrix
-        hessian = raw - self.weight * torch.outer(self.mean_hat, self.mean_hat)
+        hessian = raw - self.weight * torch.outer(self.quantized_mean, self.quantized_mean)
         hessian.diagonal().copy_(torch.maximum(hessian.diagonal(), CONSTANT_SHARE * raw.diagonal()))
-        gap = self.mean - self.mean_hat
-        if self.reader is not None:
-            gap = self.reader.double() @ gap
-        shift = self.weight * torch.outer(gap + self.mean_residual_error, self.mean_hat)
-        return Moments(Hessian(hessian), self.moments.cross - shift, self.moments.through)
+        error = self.mean - self.quantized_mean
+        if self.projection is not None:
+            error = self.projection.double() @ error
+        shift = self.weight * torch.outer(error + self.mean_residual_error, self.quantized_mean)
+        return Moments(Hessian(hessian), self.moments.cross - shift, self.moments.projected)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """What one layer sees: two folds; a sample of its inputs `[n, in]` in the original (`samples`) and quantized network
-    (`quantized_samples`); the mean absolute input of each channel in the quantized network, `magnitude` `[in]` (or `[0]`: not asked for); and
-    for the same sample what the quantized network's residual stream lacks, `residual_samples` `[n, out]` (None: not asked for)."""
+    """What one layer sees.
+
+    `folds`: sums over two halves of the utterances. `samples`, `quantized_samples` `[n, in]`: some of its inputs in the original and
+    in the quantized network. `magnitude` `[in]`: mean absolute input of each channel in the quantized network (or `[0]`: not asked
+    for). `residual_samples` `[n, out]`: what the quantized network's residual stream lacks at the samples (None: not asked for).
+    """
 
     folds: tuple[FoldStatistics, FoldStatistics]
     samples: Tensor
@@ -70,9 +72,9 @@ class LayerStatistics:
         return FoldStatistics(
             a.moments + b.moments,
             share * a.mean + (1 - share) * b.mean,
-            share * a.mean_hat + (1 - share) * b.mean_hat,
+            share * a.quantized_mean + (1 - share) * b.quantized_mean,
             weight,
-            a.reader,
+            a.projection,
             share * a.mean_residual_error + (1 - share) * b.mean_residual_error,
         )
 
@@ -90,7 +92,7 @@ class LayerStatistics:
 class MomentViews:
     """The same moments for several purposes. Layers that share an input share these objects and the factors within.
 
-    `total`: both folds, float64. `single`: the same in float32, good enough where the Hessian is damped by a tenth of its mean
+    `total`: both folds, float64. `float32`: the same in float32, good enough where the Hessian is damped by a tenth of its mean
     diagonal or more. `folds`: the folds in float32, which steer choices.
     """
 
@@ -99,62 +101,86 @@ class MomentViews:
         self._folds = folds
 
     @cached_property
-    def single(self) -> Moments:
-        return self.total.single()
+    def float32(self) -> Moments:
+        return self.total.float32()
 
     @cached_property
     def folds(self) -> tuple[Moments, Moments]:
-        return self._folds[0].single(), self._folds[1].single()
+        return self._folds[0].float32(), self._folds[1].float32()
 
 
 class MomentAccumulator:
-    """Running sums in float64 of float32 products over some thousand positions at a time."""
+    """Running sums in float64 of float32 products over some thousand positions at a time.
 
-    def __init__(self, width: int, reader: Tensor | None) -> None:
-        self.reader = reader
+    `width`: channels of the inputs. `projection` `[out, width]` (optional): applied to the error of the inputs before the
+    cross-moment is taken.
+    """
+
+    def __init__(self, width: int, projection: Tensor | None = None) -> None:
+        self.projection = projection
         self.hessian = torch.zeros(width, width, dtype=torch.float64)
-        self.cross = torch.zeros(width if reader is None else len(reader), width, dtype=torch.float64)
+        self.cross = torch.zeros(width if projection is None else len(projection), width, dtype=torch.float64)
         self.total = torch.zeros(width, dtype=torch.float64)
-        self.total_hat = torch.zeros(width, dtype=torch.float64)
-        self.total_residual_error = NO_GAP
+        self.quantized_total = torch.zeros(width, dtype=torch.float64)
+        self.total_residual_error = NO_RESIDUAL_ERROR
         self.weight = 0.0
-        self.waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
-    def add(self, rows: Tensor, rows_hat: Tensor, root: Tensor, gap: Tensor | None = None) -> None:
-        root = root.squeeze(1).double()
+    def add(self, rows: Tensor, quantized_rows: Tensor, root_weights: Tensor, residual_error: Tensor | None = None) -> None:
+        """Add positions.
+
+        `rows`, `quantized_rows` `[n, width]`: inputs in the original and in the quantized network, each times the square root of its
+        position's weight, `root_weights` `[n, 1]`. `residual_error` `[n, out]`: what the residual stream lacks there, likewise.
+        """
+        root = root_weights.squeeze(1).double()
         self.total += root @ rows.double()
-        self.total_hat += root @ rows_hat.double()
-        if gap is not None:
-            self.total_residual_error = self.total_residual_error + root @ gap.double()
+        self.quantized_total += root @ quantized_rows.double()
+        if residual_error is not None:
+            self.total_residual_error = self.total_residual_error + root @ residual_error.double()
         self.weight += float(root.square().sum())
-        self.waiting.append((rows, rows_hat, gap))
-        if sum(len(rows) for rows, _, _ in self.waiting) >= PRODUCT_ROWS:
-            self.flush()
+        self._waiting.append((rows, quantized_rows, residual_error))
+        if sum(len(rows) for rows, _, _ in self._waiting) >= PRODUCT_ROWS:
+            self._flush()
 
-    def flush(self) -> None:
-        if not self.waiting:
-            return
-        same = all(rows is rows_hat and gap is None for rows, rows_hat, gap in self.waiting)
-        rows_hat = torch.cat([rows_hat for _, rows_hat, _ in self.waiting])
-        width = rows_hat.shape[1]
-        for start in range(0, width, SYMMETRIC_BLOCK):
-            block = slice(start, start + SYMMETRIC_BLOCK)
-            self.hessian[block, start:] += rows_hat[:, block].T @ rows_hat[:, start:]
-        if not same:
-            difference = torch.cat([rows - rows_hat for rows, rows_hat, _ in self.waiting])
-            if self.reader is not None:
-                difference = difference @ self.reader.T
-            gaps = [gap for _, _, gap in self.waiting if gap is not None]
-            if gaps:
-                difference += torch.cat(gaps)
-            self.cross += difference.T @ rows_hat
-        self.waiting = []
+    def merge(self, other: "MomentAccumulator") -> None:
+        """Add what another accumulator of the same layer has seen. Raises `ValueError` if it is of another shape."""
+        if self.cross.shape != other.cross.shape or self.hessian.shape != other.hessian.shape:
+            raise ValueError(f"moments of shape {tuple(other.cross.shape)} cannot be added to those of {tuple(self.cross.shape)}")
+        self._flush()
+        other._flush()
+        self.hessian += other.hessian
+        self.cross += other.cross
+        self.total += other.total
+        self.quantized_total += other.quantized_total
+        self.total_residual_error = self.total_residual_error + other.total_residual_error
+        self.weight += other.weight
 
-    def fold(self) -> FoldStatistics:
+    def finish(self) -> FoldStatistics:
+        """Return the statistics of all that was added."""
+        self._flush()
         upper = self.hessian.triu()
         hessian = upper + upper.triu(1).T
-        mean, mean_hat, mean_residual_error = (
-            total / self.weight if self.weight > 0 else total for total in (self.total, self.total_hat, self.total_residual_error)
+        mean, quantized_mean, mean_residual_error = (
+            total / self.weight if self.weight > 0 else total for total in (self.total, self.quantized_total, self.total_residual_error)
         )
-        moments = Moments(Hessian(hessian), self.cross, self.reader is not None)
-        return FoldStatistics(moments, mean, mean_hat, self.weight, self.reader, mean_residual_error)
+        moments = Moments(Hessian(hessian), self.cross, self.projection is not None)
+        return FoldStatistics(moments, mean, quantized_mean, self.weight, self.projection, mean_residual_error)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        same = all(rows is quantized and residual is None for rows, quantized, residual in self._waiting)
+        quantized_rows = torch.cat([quantized for _, quantized, _ in self._waiting])
+        width = quantized_rows.shape[1]
+        for start in range(0, width, SYMMETRIC_BLOCK):
+            block = slice(start, start + SYMMETRIC_BLOCK)
+            self.hessian[block, start:] += quantized_rows[:, block].T @ quantized_rows[:, start:]
+        if not same:
+            difference = torch.cat([rows - quantized for rows, quantized, _ in self._waiting])
+            if self.projection is not None:
+                difference = difference @ self.projection.T
+            residuals = [residual for _, _, residual in self._waiting if residual is not None]
+            if residuals:
+                difference += torch.cat(residuals)
+            self.cross += difference.T @ quantized_rows
+        self._waiting = []

@@ -1,53 +1,47 @@
-"""What a runtime's file can hold."""
+"""What a runtime's file can hold, as far as planning must know it. Each backend has one (see `backends`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from sottovoce.core.affine import MAX_FLOAT16_MIN_BITS, Grid
-from sottovoce.errors import RecipeError
+if TYPE_CHECKING:
+    from sottovoce.core.affine import Affine, Observer
+    from sottovoce.core.number_format import NumberFormat
+    from sottovoce.models.layers import Part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a runtime's format can hold: whether its grid is symmetric by default, and what groups have to be multiples of.
+    """A runtime as a target of quantization.
 
-    `one_width`: all layers must have the same bits, head included. `float16_min`: asymmetric groups need float16 minima. `int8_rows`:
-    has a faster product for 8-bit layers that have one symmetric scale a row.
+    `refusal(format, part, in_features)`: a sentence that says why a layer in this format cannot be stored, and what can; None: it can.
     """
 
-    symmetric: bool
-    multiple: int = 1
-    float16_min: bool = False
-    one_width: bool = False
-    int8_rows: bool = False
+    name: str
+    refusal: "Callable[[NumberFormat, Part, int], str | None]"
+    symmetric: bool = False  # whether affine grids have no zero points by default
+    float16_min: bool = False  # asymmetric groups are stored with a float16 minimum
+    one_format: bool = False  # all layers must have the same format, head included
+    int8_rows: bool = False  # has a faster product for 8-bit layers with one symmetric scale a row
+    rounds_activations: bool = False  # kernels round the inputs of a product to 8 bits
 
+    def format(
+        self,
+        *,
+        bits: int = 4,
+        group_size: int | None = 32,
+        symmetric: bool | None = None,
+        observer: "Observer" = "mse",
+    ) -> "Affine":
+        """Return the affine grid of this target, with what is given in place of its defaults. Raises `RecipeError`."""
+        from sottovoce.core.affine import MAX_FLOAT16_MIN_BITS, Affine
 
-TARGETS: dict[str, Target] = {
-    "hf": Target(symmetric=False),
-    "onnx": Target(symmetric=False, multiple=16, int8_rows=True),
-    "gguf": Target(symmetric=True, multiple=32, float16_min=True),
-    "ggml": Target(symmetric=True, multiple=32, float16_min=True, one_width=True),
-}
-
-
-def target_grid(
-    target: str,
-    *,
-    bits: int = 4,
-    group_size: int | None = 32,
-    symmetric: bool | None = None,
-    scale: Literal["minmax", "search"] = "search",
-) -> Grid:
-    """The grid of `target` with what is given in place of its defaults. Raises `RecipeError` for an unknown target."""
-    if target not in TARGETS:
-        raise RecipeError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
-    wanted = TARGETS[target]
-    # ggml's 8-bit blocks have no minimum.
-    symmetric = (wanted.symmetric or (wanted.float16_min and bits > MAX_FLOAT16_MIN_BITS)) if symmetric is None else symmetric
-    return Grid(
-        bits=bits,
-        group_size=group_size,
-        symmetric=symmetric,
-        scale=scale,
-        float16_min=wanted.float16_min,  # also for rules that make single layers asymmetric
-    )
+        if symmetric is None:  # ggml's 8-bit blocks have no minimum
+            symmetric = self.symmetric or (self.float16_min and bits > MAX_FLOAT16_MIN_BITS)
+        return Affine(
+            bits=bits,
+            group_size=group_size,
+            symmetric=symmetric,
+            observer=observer,
+            float16_min=self.float16_min,  # also for rules that make single layers asymmetric
+        )

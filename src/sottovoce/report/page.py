@@ -9,17 +9,21 @@ from typing import Any
 
 from sottovoce import __version__
 from sottovoce.bench.figures import draw_figures
-from sottovoce.bench.table import Row, Run, summarize
+from sottovoce.bench.table import Row, Run, read_results, summarize
+from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
+from sottovoce.evaluation.confidence import FittedConfidence
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import gate
-from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.transcripts import Transcript, read_transcripts
 from sottovoce.evaluation.wer import score_transcripts
-from sottovoce.quantization.recipe import recipe_from
+from sottovoce.quantization.layer import LayerReport
+from sottovoce.quantization.plan import Plan
 from sottovoce.report.charts import depth_chart, inline, reliability_chart
 from sottovoce.report.words import worst_first
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.plain_data import to_plain
 
 WORST = 40  # utterances shown
 # What the table of layers shows: key, heading, explanation, whether more is worse (None: neither).
@@ -36,28 +40,52 @@ SCALINGS = {"raw_metrics": "as it is", "temperature_metrics": "temperature", "pl
 CURVES = {"inherited": "inherited_error", "added": "added_error", "outgoing": "outgoing_error"}
 
 
+def write_report(
+    folder: str | Path,
+    *,
+    transcripts: str | Path | None = None,
+    against: str | Path | None = None,
+    html: str | Path | None = None,
+) -> Path:
+    """Write one HTML page about a quantized folder, or about the results of a bench, and return where it lies.
+
+    `transcripts`: file of the model's transcripts; `against`: of the original's, of the same speech. `html`: the page (default: beside
+    the folder, with its name). Raises `CheckpointError`, `DataError` or `OutputError`.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if (folder / "cells").is_dir():
+        page = bench_page(folder.name, read_results(folder))
+    else:
+        page = folder_page(
+            folder,
+            None if transcripts is None else read_transcripts(transcripts),
+            None if against is None else read_transcripts(against),
+        )
+    return write_page(page, html or folder.with_name(f"{folder.name}.html"))
+
+
 def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = None, against: Sequence[Transcript] | None = None) -> str:
-    """A quantized folder, with what it heard (`transcripts`) and what the original heard of the same (`against`), if given."""
+    """Return the page of a quantized folder, with the model's transcripts and the original's of the same speech, if given."""
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    layers = manifest["layers"]
+    reports = manifest.layers
     score = None if transcripts is None else score_transcripts(transcripts, against)
     reference = None if against is None else score_transcripts(against)
-    weights = sum(row["weights"] for row in layers)
+    fitted = manifest.confidence.fitted if manifest.confidence else None
     return _render(
         "folder.html.j2",
-        title=f"{manifest['source']}, {sum(r['weights'] * r['bits_per_weight'] for r in layers) / weights:.2f} bits per weight",
+        title=f"{manifest.source}, {manifest.plan.bits_per_weight:.2f} bits per weight",
         name=folder.resolve().name,
         manifest=manifest,
-        method=recipe_from(manifest["recipe"]).method.title,
-        bytes=manifest["files"]["model.safetensors"]["bytes"],
-        bits=sum(row["weights"] * row["bits_per_weight"] for row in layers) / weights,
-        layers=[_layer(row, layers) for row in layers],
-        parts=list(dict.fromkeys(row["part"] for row in layers)),
+        method=manifest.recipe.method.title,
+        bytes=manifest.files[WEIGHTS].bytes,
+        bits=manifest.plan.bits_per_weight,
+        layers=[_layer(report, reports, manifest.plan) for report in reports],
+        parts=list(dict.fromkeys(report.part for report in reports)),
         measures=[measure[:3] for measure in MEASURES],
-        errors=_error_chart(layers),
+        errors=_error_chart(reports),
         strengths=depth_chart(
-            {half: {"strength": [row["strength"] for row in rows]} for half, rows in _halves(layers).items()},
+            {half: {"strength": [report.strength for report in own]} for half, own in _halves(reports).items()},
             "strength",
         ),
         score=score,
@@ -65,10 +93,10 @@ def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = N
         gate=gate(score, reference) if score and reference else None,
         failures=FAILURES,
         utterances=worst_first(transcripts, against)[:WORST] if transcripts is not None else [],
-        confidence=manifest.get("confidence"),
-        diagram=_reliability(manifest.get("confidence")),
+        confidence=to_plain(fitted) if fitted else None,
+        diagram=_reliability(fitted),
         scalings=SCALINGS,
-        recipe=json.dumps(manifest["recipe"], indent=2, ensure_ascii=False),
+        recipe=json.dumps(to_plain(manifest.recipe), indent=2, ensure_ascii=False),
     )
 
 
@@ -91,34 +119,37 @@ def write_page(page: str, file: str | Path) -> Path:
     return target
 
 
-def _layer(row: dict[str, Any], layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _layer(report: LayerReport, reports: Sequence[LayerReport], plan: Plan) -> dict[str, Any]:
     cells = []
     for key, _, _, worse in MEASURES:
-        known = [other[key] for other in layers if other[key] is not None]
-        value = row[key]
+        known = [value for other in reports if (value := getattr(other, key)) is not None]
+        value = getattr(report, key)
         low, high = (min(known), max(known)) if known else (0.0, 0.0)
         share = (value - low) / (high - low) if value is not None and high > low else 0.0
         # Shade by how far a value is towards the side that deserves a look.
         cells.append({"value": value, "shade": round(100 * (1 - share if worse is False else share)) if known else 0})
-    return {"name": row["name"].removeprefix("model."), "part": row["part"], "bits": row["bits"], "cells": cells}
+    name = report.name.removeprefix("model.")
+    return {"name": name, "part": report.part, "bits": report.bits, "format": plan.format(report.name).title, "cells": cells}
 
 
-def _halves(layers: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _halves(reports: Sequence[LayerReport]) -> dict[str, list[LayerReport]]:
     halves = {
-        "encoder": [row for row in layers if row["part"] == "encoder"],
-        "decoder": [row for row in layers if row["part"].startswith("decoder")],
+        "encoder": [report for report in reports if report.part == "encoder"],
+        "decoder": [report for report in reports if report.part.startswith("decoder")],
     }
-    return {half: rows for half, rows in halves.items() if rows}
+    return {half: own for half, own in halves.items() if own}
 
 
-def _reliability(confidence: dict[str, Any] | None) -> str | None:
-    if confidence is None:
+def _reliability(fitted: FittedConfidence | None) -> str | None:
+    if fitted is None:
         return None
-    return reliability_chart({name: confidence[key]["bins"] for key, name in SCALINGS.items()})
+    return reliability_chart({name: getattr(fitted, key).bins for key, name in SCALINGS.items()})
 
 
-def _error_chart(layers: Sequence[dict[str, Any]]) -> str:
-    halves = {half: {name: [row[key] for row in rows] for name, key in CURVES.items()} for half, rows in _halves(layers).items()}
+def _error_chart(reports: Sequence[LayerReport]) -> str:
+    halves = {
+        half: {name: [getattr(report, key) for report in own] for name, key in CURVES.items()} for half, own in _halves(reports).items()
+    }
     return depth_chart(halves, "share of the output's energy", logarithmic=True)
 
 

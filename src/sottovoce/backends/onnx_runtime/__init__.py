@@ -1,1 +1,50 @@
-"""ONNX folders for ONNX Runtime."""
+"""ONNX folders for ONNX Runtime, transformers.js and onnx-asr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.quantization.target import Target
+
+if TYPE_CHECKING:
+    from sottovoce.backends.source import Source
+    from sottovoce.core.number_format import NumberFormat
+    from sottovoce.evaluation.recognizer import Recognizer
+
+NAME = "onnxruntime"
+
+
+def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
+    from sottovoce.backends.onnx_runtime.operators import refusal
+
+    return refusal(number_format, in_features)
+
+
+def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredType]:
+    from sottovoce.backends.onnx_runtime.writer import write_onnx
+
+    return write_onnx(source, folder, activations)
+
+
+def _open(model: str, threads: int) -> Recognizer:
+    from sottovoce.backends.onnx_runtime.runtime import OnnxRecognizer
+
+    return OnnxRecognizer(model, threads)
+
+
+ONNX_RUNTIME = Backend(
+    name=NAME,
+    title="ONNX Runtime (a folder)",
+    aliases=("onnx",),
+    target=Target(name=NAME, refusal=_refusal, int8_rows=True, rounds_activations=True),
+    open=_open,
+    extra="onnx",
+    packages=("onnxruntime",),
+    write=_write,
+    file_name="{}-onnx",
+    is_folder=True,
+    activations=("int8", "float32"),
+    recognizes=lambda path: (path / "onnx").is_dir(),
+)

@@ -30,7 +30,7 @@ ATTENTION = "sottovoce_onnx"
 EXAMPLE_BATCH, EXAMPLE_TOKENS, EXAMPLE_PAST, EXAMPLE_FRAMES = 2, 3, 5, 7  # sizes that the exporter sees; none is kept
 
 
-class _Encoder(nn.Module):
+class EncoderGraph(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.encoder = network.model.encoder
@@ -40,7 +40,7 @@ class _Encoder(nn.Module):
         return states
 
 
-class _FirstStep(nn.Module):
+class FirstStep(nn.Module):
     """The prompt: no cache yet."""
 
     def __init__(self, network: Any) -> None:
@@ -63,7 +63,7 @@ class _FirstStep(nn.Module):
         return (logits, *present)
 
 
-class _LaterStep(nn.Module):
+class LaterStep(nn.Module):
     """What follows: the cache holds keys and values of the tokens so far, and those of the audio."""
 
     def __init__(self, network: Any) -> None:
@@ -98,7 +98,7 @@ def _decoder_layers(network: Any) -> int:
 _Example = tuple[tuple[Any, ...], list[str], list[str], Any]
 
 
-def _encoder_example(source: Source) -> _Example:
+def encoder_example(source: Source) -> _Example:
     """Arguments, names of inputs and outputs, and which of their sizes are free."""
     model = source.model
     rng = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def _encoder_example(source: Source) -> _Example:
     return (features,), [name], ["last_hidden_state"], (free,)
 
 
-def _first_example(source: Source) -> _Example:
+def first_example(source: Source) -> _Example:
     network = source.model.network
     width, frames = network.config.hidden_size, EXAMPLE_FRAMES
     ids = torch.full((EXAMPLE_BATCH, EXAMPLE_TOKENS), 1)
@@ -130,7 +130,7 @@ def _first_example(source: Source) -> _Example:
     )
 
 
-def _later_example(source: Source) -> _Example:
+def later_example(source: Source) -> _Example:
     network = source.model.network
     layers = _decoder_layers(network)
     attention = network.model.decoder.layers[0].self_attn
@@ -154,7 +154,7 @@ def _later_example(source: Source) -> _Example:
 
 
 @contextlib.contextmanager
-def _exporting(network: Any) -> Iterator[None]:
+def exporting(network: Any) -> Iterator[None]:
     """Attention in operators that ONNX Runtime is fast at; the exporter's chatter held back."""
     from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
@@ -208,7 +208,7 @@ def _attention(
     return result.reshape(batch, steps, heads, size), None
 
 
-def _exported(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], outputs: list[str], free: Any) -> Any:
+def export_graph(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], outputs: list[str], free: Any) -> Any:
     program = torch.onnx.export(
         module.eval(),
         arguments,
@@ -226,7 +226,7 @@ def _exported(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], 
     return program.model_proto
 
 
-def _merged(onnx: Any, first: Any, later: Any) -> Any:
+def merge_decoders(onnx: Any, first: Any, later: Any) -> Any:
     """One graph: `use_cache_branch` chooses between the two, which share all weights."""
     helper, prefixes = onnx.helper, ("first", "later")
     weights, branches = dict[str, Any](), []

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sottovoce.backends.source import affine_parts
+from sottovoce.core.affine import Affine, AffineTensor
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
 
@@ -27,7 +30,17 @@ def runtime_bits(bits: int) -> int:
     return 4 if bits == 3 else bits
 
 
-def packed(name: str, weight: QuantizedTensor) -> dict[str, Tensor]:
+def refusal(number_format: NumberFormat, in_features: int) -> str | None:
+    """Return why the operators hold no layers of this format, in a sentence; None: they do."""
+    if not isinstance(number_format, Affine):
+        return f"onnxruntime has no operator for {number_format.title!r}; choose an affine format"
+    size = number_format.block_size(in_features)
+    if size % SMALLEST_BLOCK:
+        return f"groups of {size} do not fit onnxruntime, which wants multiples of {SMALLEST_BLOCK}"
+    return None
+
+
+def packed(name: str, weight: AffineTensor) -> dict[str, Tensor]:
     """`codes` `[out, blocks, bytes]`, `scales` `[out, blocks]` float16 and, unless it is the middle everywhere, packed `zero_points`.
 
     Raises `ExportError` if no block of the operator fits the groups.
@@ -46,7 +59,7 @@ def packed(name: str, weight: QuantizedTensor) -> dict[str, Tensor]:
     return tensors
 
 
-def _block(name: str, weight: QuantizedTensor) -> int:
+def _block(name: str, weight: AffineTensor) -> int:
     """The largest power of two that divides the groups."""
     block = weight.group_size & -weight.group_size
     if block < SMALLEST_BLOCK:
@@ -69,8 +82,9 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(result)
 
 
-def low_bit_linear(name: str, weight: QuantizedTensor, bias: Tensor | None, activations: str) -> nn.Module:
+def low_bit_linear(name: str, quantized: QuantizedTensor, bias: Tensor | None, activations: str) -> nn.Module:
     """The operator for a linear layer of these codes. `activations`: "int8" or "float32" inputs. Raises `ExportError` as `packed` does."""
+    weight = affine_parts(name, quantized)
     whole_rows = weight.symmetric and weight.bits == 8 and weight.scale.shape[1] == 1
     if whole_rows and activations == "int8":
         return Int8Linear(weight, bias)
@@ -92,7 +106,7 @@ class Int8Linear(nn.Module):
     scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: AffineTensor, bias: Tensor | None) -> None:
         super().__init__()
         self.codes = nn.Buffer((weight.codes.short() - 128).to(torch.int8).T.contiguous())
         self.scales = nn.Buffer(weight.scale[:, 0].contiguous())
@@ -112,7 +126,7 @@ class NBitsLinear(nn.Module):
     bias: Tensor | None
     shape: tuple[int, ...]
 
-    def __init__(self, name: str, weight: QuantizedTensor, bias: Tensor | None, activations: str = "int8") -> None:
+    def __init__(self, name: str, weight: AffineTensor, bias: Tensor | None, activations: str = "int8") -> None:
         super().__init__()
         tensors = packed(name, weight)
         self.accuracy_level = ACTIVATIONS[activations]

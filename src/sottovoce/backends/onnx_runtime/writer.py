@@ -4,20 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sottovoce.backends.backend import StoredType
 from sottovoce.backends.onnx_runtime.graph import (
-    _Encoder,
-    _encoder_example,
-    _exported,
-    _exporting,
-    _first_example,
-    _FirstStep,
-    _later_example,
-    _LaterStep,
-    _merged,
+    EncoderGraph,
+    FirstStep,
+    LaterStep,
+    encoder_example,
+    export_graph,
+    exporting,
+    first_example,
+    later_example,
+    merge_decoders,
 )
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.backends.onnx_runtime.operators import NBitsEmbedding, NBitsLinear, low_bit_linear, runtime_bits
-from sottovoce.backends.source import Source
+from sottovoce.backends.source import Source, affine_parts
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.models.network import share_weights
 
@@ -30,8 +31,8 @@ LARGEST_PROTOBUF = 2**31 - 2**20  # bytes; beyond, weights go into a file beside
 HALF_FROM = 4096  # floats from which on a tensor is stored as float16
 
 
-def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[str, str]:
-    """Write the folder; what each quantized tensor became, by its name in `transformers`.
+def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[str, StoredType]:
+    """Write the folder; return what each quantized tensor became, by its name in `transformers`.
 
     `activations`: whether the operators round their inputs to 8 bits ("int8") or not ("float32"). Raises `ExportError` for a grid that
     the operators cannot hold.
@@ -43,12 +44,12 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
         )
     network = _with_operators(source, activations)
     (folder / "onnx").mkdir(parents=True)
-    with _exporting(network):
-        encoder = _exported(_Encoder(network), *_encoder_example(source))
-        first = _exported(_FirstStep(network), *_first_example(source))
-        later = _exported(_LaterStep(network), *_later_example(source))
+    with exporting(network):
+        encoder = export_graph(EncoderGraph(network), *encoder_example(source))
+        first = export_graph(FirstStep(network), *first_example(source))
+        later = export_graph(LaterStep(network), *later_example(source))
     _save(onnx, _halved(onnx, encoder), folder / ENCODER)
-    _save(onnx, _halved(onnx, _merged(onnx, first, later)), folder / DECODER)
+    _save(onnx, _halved(onnx, merge_decoders(onnx, first, later)), folder / DECODER)
     config = network.config.to_dict()
     config.pop("_name_or_path", None)
     config.pop("_attn_implementation", None)
@@ -57,7 +58,8 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
     source.model.processor.save_pretrained(folder)
     source.model.processor.feature_extractor.save_pretrained(folder)  # for readers that know no processor_config.json
     _save_vocabulary(source, folder)
-    return {name: f"{runtime_bits(weight.bits)} bits" for name, weight in source.weights.items()}
+    bits = {name: runtime_bits(weight.format.code_bits) for name, weight in source.weights.items()}
+    return {name: StoredType(f"{width} bits", width) for name, width in bits.items()}
 
 
 def require_onnx() -> Any:
@@ -76,7 +78,7 @@ def _with_operators(source: Source, activations: str) -> Any:
     network: Any = share_weights(model.network)
     for name, weight in source.weights.items():
         if name == model.embedding and model.tied:
-            head = NBitsLinear(name, weight, None, activations)
+            head = NBitsLinear(name, affine_parts(name, weight), None, activations)
             network.set_submodule(model.head, head)
             network.set_submodule(model.embedding, NBitsEmbedding(head))
         else:

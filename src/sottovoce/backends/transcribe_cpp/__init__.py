@@ -1,1 +1,48 @@
 """GGUF files of transcribe.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.quantization.target import Target
+
+if TYPE_CHECKING:
+    from sottovoce.backends.source import Source
+    from sottovoce.core.number_format import NumberFormat
+    from sottovoce.evaluation.recognizer import Recognizer
+
+NAME = "transcribe.cpp"
+
+
+def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
+    from sottovoce.backends.ggml_blocks import refusal
+
+    return refusal(NAME, number_format, in_features)
+
+
+def _write(source: Source, file: Path, _activations: str) -> dict[str, StoredType]:
+    from sottovoce.backends.transcribe_cpp.writer import write_gguf
+
+    return write_gguf(source, file)
+
+
+def _open(model: str, threads: int) -> Recognizer:
+    from sottovoce.backends.transcribe_cpp.runtime import TranscribeCppRecognizer
+
+    return TranscribeCppRecognizer(model, threads)
+
+
+TRANSCRIBE_CPP = Backend(
+    name=NAME,
+    title="transcribe.cpp (GGUF)",
+    aliases=("gguf",),
+    target=Target(name=NAME, refusal=_refusal, symmetric=True, float16_min=True, rounds_activations=True),
+    open=_open,
+    extra="gguf",
+    packages=("transcribe-cpp",),
+    write=_write,
+    file_name="{}.gguf",
+    recognizes=lambda path: path.suffix == ".gguf" and path.is_file(),
+)

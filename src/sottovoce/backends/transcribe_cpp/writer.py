@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.backends.ggml_blocks import FILE_TYPES, to_blocks
+from sottovoce.backends.backend import StoredType
+from sottovoce.backends.ggml_blocks import FILE_TYPES, stored_type, to_blocks
 from sottovoce.backends.source import Source
+from sottovoce.backends.transcribe_cpp.families import GGUF_LAYOUTS
 from sottovoce.errors import ExportError, MissingDependencyError
 
 
-def write_gguf(source: Source, file: Path) -> dict[str, str]:
-    """Write `file`; what each quantized tensor became, by its name in `transformers`.
+def write_gguf(source: Source, file: Path) -> dict[str, StoredType]:
+    """Write `file`; return what each quantized tensor became, by its name in `transformers`.
 
     Raises `ExportError` for a family or a grid that the runtime cannot hold, before anything is written.
     """
-    from sottovoce.backends.transcribe_cpp.families import GGUF_LAYOUTS
-
     gguf = require_gguf()
     if source.family not in GGUF_LAYOUTS:
         raise ExportError(
@@ -28,7 +28,7 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
     if missing := sorted(names.keys() ^ floats.keys()):
         raise ExportError(f"the model's parameter {missing[0]!r} has no place in the {layout.architecture} layout")
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
-    types: dict[str, str] = {name: kind for name, (kind, _) in blocks.items()}
+    types = {name: kind for name, (kind, _) in blocks.items()}
     most = max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind)) if types else "F16"
     writer = gguf.GGUFWriter(str(file), layout.architecture)
     writer.add_string("general.basename", layout.architecture)
@@ -51,7 +51,7 @@ def write_gguf(source: Source, file: Path) -> dict[str, str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return types
+    return {name: stored_type(kind) for name, (kind, _) in blocks.items()}
 
 
 def require_gguf() -> Any:

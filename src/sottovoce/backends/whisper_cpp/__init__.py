@@ -1,1 +1,48 @@
 """`.bin` files of whisper.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.quantization.target import Target
+
+if TYPE_CHECKING:
+    from sottovoce.backends.source import Source
+    from sottovoce.core.number_format import NumberFormat
+    from sottovoce.evaluation.recognizer import Recognizer
+
+NAME = "whisper.cpp"
+
+
+def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
+    from sottovoce.backends.ggml_blocks import refusal
+
+    return refusal(NAME, number_format, in_features)
+
+
+def _write(source: Source, file: Path, _activations: str) -> dict[str, StoredType]:
+    from sottovoce.backends.whisper_cpp.writer import write_ggml
+
+    return write_ggml(source, file)
+
+
+def _open(model: str, threads: int) -> Recognizer:
+    from sottovoce.backends.whisper_cpp.runtime import WhisperCppRecognizer
+
+    return WhisperCppRecognizer(model, threads)
+
+
+WHISPER_CPP = Backend(
+    name=NAME,
+    title="whisper.cpp (.bin)",
+    aliases=("ggml",),
+    target=Target(name=NAME, refusal=_refusal, symmetric=True, float16_min=True, one_format=True, rounds_activations=True),
+    open=_open,
+    extra="ggml",
+    packages=("pywhispercpp",),
+    write=_write,
+    file_name="{}.bin",
+    recognizes=lambda path: path.suffix == ".bin" and path.is_file(),
+)

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sottovoce.backends.ggml_blocks import FILE_TYPES, to_blocks
+from sottovoce.backends.backend import StoredType
+from sottovoce.backends.ggml_blocks import FILE_TYPES, stored_type, to_blocks
 from sottovoce.backends.source import Source
 from sottovoce.backends.whisper_cpp.header import MAGIC, TYPES
 from sottovoce.errors import ExportError
@@ -50,8 +51,8 @@ BLOCK_NAMES = {
 }
 
 
-def write_ggml(source: Source, file: Path) -> dict[str, str]:
-    """Write `file`; what each quantized tensor became, by its name in `transformers`.
+def write_ggml(source: Source, file: Path) -> dict[str, StoredType]:
+    """Write `file`; return what each quantized tensor became, by its name in `transformers`.
 
     Raises `ExportError` for another family than Whisper, another vocabulary than OpenAI's, or a recipe that gives the matrices
     different types, before anything is written: whisper.cpp crashes on such files.
@@ -92,7 +93,7 @@ def write_ggml(source: Source, file: Path) -> dict[str, str]:
                 _write_tensor(out, name, array.shape, "F32", array.astype("<f4"))
             else:
                 _write_tensor(out, name, array.shape, "F16", array.astype("<f2"))
-    return {name: kind for name in blocks}
+    return {name: stored_type(block) for name, (block, _) in blocks.items()}
 
 
 def _matrices(source: Source) -> list[str]:

@@ -1,0 +1,47 @@
+"""What is known of a runtime: one record each, in the `__init__` of its folder.
+
+Everything else that needs a runtime's name (command line, targets, exports, benchmarks, messages) reads it from these records. A new
+backend is a folder with a writer and a runtime, a record, and a line in `backends.registry`. Records import nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sottovoce.backends.source import Source
+    from sottovoce.evaluation.recognizer import Recognizer
+    from sottovoce.quantization.target import Target
+
+
+class StoredType(NamedTuple):
+    """How a tensor lies in a file: the runtime's own name of the type, and the bits of one code."""
+
+    name: str
+    bits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One runtime: what it holds, how its file is written, how it transcribes.
+
+    `open(model, threads)` returns a recognizer of a file of this backend. `write(source, path, activations)` writes a file (a folder
+    if `is_folder`) and returns the types by layer name; None: `quantize` writes the folder itself.
+    """
+
+    name: str  # the name people know
+    title: str  # name and kind of file, for tables
+    target: Target
+    open: Callable[[str, int], Recognizer]
+    aliases: tuple[str, ...] = ()  # other spellings that the command accepts
+    extra: str | None = None  # of this package: pip install 'sottovoce[EXTRA]'
+    packages: tuple[str, ...] = ()  # distributions whose versions influence the words
+    write: Callable[[Source, Path, str], dict[str, StoredType]] | None = None
+    file_name: str = "{}"  # of an export, from the name of the quantized folder
+    is_folder: bool = False
+    activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides
+    recognizes: Callable[[Path], bool] = lambda _: False  # whether a path is a file of this backend

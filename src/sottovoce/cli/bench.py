@@ -1,0 +1,108 @@
+"""`sottovoce bench` and `sottovoce demo`: many measurements, and one that runs at once."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sottovoce.cli.options import ANY_BACKEND, json_option, print_json, set_threads, threads_option
+from sottovoce.cli.recipe_options import WIDTHS
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results; a stopped bench goes on there.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Where the recipe's data sets lie (default: the recipe's own folder).",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each process (default: all cores, shared).")
+@click.option("--tables-only", is_flag=True, help="Compute nothing; tables and figures of what is there.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=ANY_BACKEND,
+    multiple=True,
+    help="What transcribes (default: as the recipe says, else torch). Repeatable.",
+)
+def bench(
+    recipe: Path,
+    out: Path,
+    data: Path | None,
+    jobs: int,
+    threads: int | None,
+    tables_only: bool,
+    runtimes: tuple[str, ...],
+) -> None:
+    """Measure models, methods, widths and seeds on data sets, as RECIPE (TOML) says.
+
+    Every cell is computed once and stored; start the command again after a stop. Writes results.md, results.csv and figures.
+
+    \b
+    sottovoce bench benchmarks/recipes/tiny.en.toml --data speech/ --out results/
+    """
+    from sottovoce.bench import as_csv, as_markdown, draw_figures, read_plan, read_results, run_bench, summarize
+    from sottovoce.cli.console import progress_bar
+    from sottovoce.errors import MissingDependencyError
+
+    plan = read_plan(recipe)
+    if runtimes:
+        plan = replace(plan, runtimes=runtimes)
+    failed: tuple[tuple[str, str], ...] = ()
+    if not tables_only:
+        set_threads(None)
+        with progress_bar() as progress:
+            outcome = run_bench(plan, out, data_root=data or recipe.parent, jobs=jobs, threads=threads, progress=progress)
+        failed = outcome.failed
+        click.echo(f"{len(outcome.computed)} cells computed, {len(outcome.found)} found finished", err=True)
+    results = read_results(out)
+    rows = summarize(results)
+    table = as_markdown(rows)
+    (out / "results.md").write_text(table, encoding="utf-8")
+    (out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+    click.echo(table)
+    try:
+        for _, file in draw_figures(rows, results, out):
+            click.echo(f"wrote {file}", err=True)
+    except MissingDependencyError as exc:
+        click.echo(f"note: {exc}", err=True)
+    for name, error in failed:
+        click.echo(f"failed: {name}: {error}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for speech and models.",
+)
+@click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
+@threads_option
+@json_option
+def demo(out: Path, bits: str, threads: int | None, as_json: bool) -> None:
+    """Quantize a bundled Whisper with bundled speech, offline, and show what it did to the words.
+
+    \b
+    sottovoce demo
+    """
+    from sottovoce.cli.as_json import demo_to_dict
+    from sottovoce.cli.console import progress_bar
+    from sottovoce.cli.display_scores import print_demo
+    from sottovoce.demo.run import run_demo
+
+    set_threads(threads)
+    with progress_bar() as progress:
+        result = run_demo(out, bits=int(bits), progress=progress)
+    if as_json:
+        print_json(demo_to_dict(result))
+    else:
+        print_demo(result)

@@ -1,0 +1,71 @@
+"""The terminal: where tables go, the progress bar, and silence for the libraries."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from sottovoce.system.progress import Progress
+
+MEGABYTE = 1e6
+PIPE_WIDTH = 160  # columns
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for results, or for everything else; wide where nobody wraps lines: in files and pipes."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own notices and bars out of the terminal; errors are still raised."""
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # for the processes of a bench
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show a bar on standard error: what is being done, how far it is, and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(doing: str, done: int, total: int) -> None:
+            # Layer names change with every step; they share one bar.
+            kind = "layers" if "." in doing or doing in ("", "proj_out") else doing
+            text = f"layer {doing}" if kind == "layers" and doing else doing
+            if kind not in tasks:
+                tasks[kind] = bars.add_task(text or kind, total=total)
+            bars.update(tasks[kind], completed=done, total=total, description=text or "layers")
+
+        yield report
+
+
+def megabytes(n_bytes: float) -> str:
+    """Format a size."""
+    return f"{n_bytes / MEGABYTE:.1f} MB"
+
+
+def figure(value: float | None) -> str:
+    """Format a diagnostic; nothing for what is not known."""
+    return "" if value is None else f"{value:.3f}"

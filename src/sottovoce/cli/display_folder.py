@@ -1,0 +1,157 @@
+"""Tables about plans, quantized folders and exports."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.table import Table
+
+from sottovoce.backends.export import Export
+from sottovoce.backends.registry import BACKENDS
+from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
+from sottovoce.checkpoint.manifest import Manifest
+from sottovoce.checkpoint.verify import Verification
+from sottovoce.cli.console import console, figure, megabytes
+from sottovoce.models.layers import Part
+from sottovoce.quantization.layer import LayerReport
+from sottovoce.quantization.methods import GPTQ
+from sottovoce.quantization.pipeline import QuantizedModel
+from sottovoce.quantization.plan import Plan
+
+WORSE_THAN_ROUNDED = 1.25  # times the error of plain rounding from which on a layer is named
+DIAGNOSTICS = {
+    "strength": "strength",
+    "ridge": "ridge",
+    "damping": "damping",
+    "vulnerability": "vulnerability",
+    "reliability": "reliability",
+    "gain": "calibration_gain",
+    "inherited": "inherited_error",
+    "added": "added_error",
+    "outgoing": "outgoing_error",
+}
+
+
+def print_plan(plan: Plan, source: str) -> None:
+    """Print what is about to be done, on standard error."""
+    table = Table("part", "layers", "weights", "format", "size now", "size then", title=f"Plan for {source}, target {plan.target}")
+    for part in get_args(Part):
+        layers = [layer for layer in plan.layers if layer.part == part]
+        if layers:
+            weights = sum(layer.weights for layer in layers)
+            table.add_row(
+                part,
+                str(len(layers)),
+                f"{weights / 1e6:.1f} M",
+                "; ".join(dict.fromkeys(layer.format.title for layer in layers)),
+                megabytes(2 * weights),
+                megabytes(sum(layer.weights * layer.bits_per_weight for layer in layers) / 8),
+            )
+    terminal = console(stderr=True)
+    terminal.print(table)
+    if plan.ignored:
+        terminal.print(f"left in floating point: {', '.join(plan.ignored)}")
+
+
+def print_quantized(result: QuantizedModel, out: Path) -> None:
+    """Print the outcome by part, and the next command."""
+    terminal = console()
+    terminal.print(_parts_table(result.reports, f"{result.model.source} -> {out}"))
+    timing = result.timing
+    terminal.print(
+        f"{out}: {megabytes((out / WEIGHTS).stat().st_size)}; "
+        f"{timing.labels_s:.0f} s transcribing calibration speech, {timing.solving_s:.0f} s solving"
+    )
+    for note in notes(result):
+        terminal.print(f"note: {note}", highlight=False)
+    backend = BACKENDS[result.plan.target]
+    if backend.write is not None:
+        command = f"sottovoce export {out} {backend.name} {backend.file_name.format(out)}"
+        terminal.print(f"next: {command}", highlight=False, soft_wrap=True)
+
+
+def notes(result: QuantizedModel) -> list[str]:
+    """List what a user should know about a result."""
+    found = []
+    if result.calibration and (cut := result.calibration.cut_at_silence):
+        found.append(f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}")
+    method = result.recipe.method
+    for report in result.reports:
+        if isinstance(method, GPTQ) and report.damping is not None and not isinstance(method.damping, str):
+            if report.damping > method.damping:
+                found.append(
+                    f"{report.name}: damping was raised from {method.damping:g} to {report.damping:g} to make its Hessian positive definite"
+                )
+        if report.dead_columns:
+            found.append(f"{report.name}: {report.dead_columns} input channels were never active and got weight 0")
+        if report.added_error is not None and report.rounded_error is not None:
+            if report.added_error > WORSE_THAN_ROUNDED * report.rounded_error:
+                found.append(
+                    f"{report.name}: its codes add {report.added_error / report.rounded_error:.2f} times the output error of plain "
+                    "rounding on the calibration speech; give it more bits with --rule, or calibrate on more speech"
+                )
+    if not loads_in_transformers(result.plan):
+        found.append("the loader of transformers takes one affine format for all layers and refuses this folder; sottovoce reads it")
+    return found
+
+
+def print_folder(manifest: Manifest, folder: Path) -> None:
+    """Print a quantized folder: its parts, then every layer."""
+    terminal = console()
+    terminal.print(_parts_table(manifest.layers, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
+    table = Table("layer", "format", *DIAGNOSTICS)
+    for report in manifest.layers:
+        cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
+        table.add_row(report.name.removeprefix("model."), manifest.plan.format(report.name).title, *cells)
+    terminal.print(table)
+    terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
+
+
+def print_verified(checked: Verification, folder: Path) -> None:
+    """Print that a folder is as it was written."""
+    terminal = console()
+    terminal.print(
+        f"{folder}: {checked.files} files as they were written; {checked.layers} layers, {checked.weights / 1e6:.1f} M codes, all in the "
+        "plan's formats",
+        highlight=False,
+    )
+    if checked.unlisted:
+        terminal.print(f"note: not written by sottovoce: {', '.join(checked.unlisted)}", highlight=False)
+
+
+def print_exported(done: Export) -> None:
+    """Print what was written, and how its words agree."""
+    terminal, counts = console(), Counter(kind.name for kind in done.types.values())
+    kinds = ", ".join(f"{count} layers {kind}" for kind, count in counts.most_common()) or "all in floating point"
+    terminal.print(f"{done.file}: {megabytes(done.bytes)}; {kinds}", highlight=False)
+    if done.widened:
+        terminal.print(
+            f"note: the codes of {len(done.widened)} layers are narrower than what holds them: same values, no gain in size",
+            highlight=False,
+        )
+    if done.agreement is None:
+        terminal.print("not tried in its runtime", highlight=False)
+    else:
+        terminal.print(
+            f"tried: {done.agreement.equal} of {done.agreement.utterances} utterances as in PyTorch, "
+            f"{done.agreement.word_difference:.1%} of the words differ",
+            highlight=False,
+        )
+
+
+def _parts_table(reports: Sequence[LayerReport], title: str) -> Table:
+    table = Table("part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title)
+    for part in get_args(Part):
+        own = [report for report in reports if report.part == part]
+        if own:
+            weights = sum(report.weights for report in own)
+            bits = sum(report.weights * report.bits_per_weight for report in own)
+            means = (_mean(own, name) for name in ("strength", "inherited_error", "added_error", "outgoing_error"))
+            table.add_row(part, str(len(own)), f"{bits / weights:.2f}", megabytes(bits / 8), *map(figure, means))
+    return table
+
+
+def _mean(reports: Sequence[LayerReport], name: str) -> float | None:
+    known = [value for report in reports if (value := getattr(report, name)) is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,124 @@
+"""Tables of scores, confidences and the demo's outcome."""
+
+from rich.table import Table
+
+from sottovoce.api import Evaluation
+from sottovoce.cli.console import console, megabytes
+from sottovoce.cli.display_folder import _parts_table
+from sottovoce.demo.run import DemoResult
+from sottovoce.evaluation.confidence import FittedConfidence, Scaling
+from sottovoce.evaluation.failures import FAILURES
+from sottovoce.evaluation.gate import Gate
+from sottovoce.evaluation.wer import Score
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """Print scores and speed, the reference system first if there is one."""
+    timing = (_timing_cells(result.reference) if result.reference else None), _timing_cells(result)
+    print_scores(result.score, result.reference.score if result.reference else None, timing=timing)
+    terminal = console()
+    terminal.print(f"peak memory {megabytes(result.peak_memory_bytes)}")
+
+
+def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[str] | None, list[str] | None] = (None, None)) -> None:
+    """Print scores, the reference system first if there is one; `timing`: its cells, if something was timed."""
+    terminal = console()
+    speed = ("size", "x real time", "encoder s", "decoder s") if timing[1] else ()
+    table = Table("", "WER", "95 % interval", "capped", "CER", "sub", "ins", "del", *speed)
+    if reference:
+        table.add_row("reference", *_score_cells(reference), *(timing[0] or []))
+    table.add_row("model", *_score_cells(score), *(timing[1] or []))
+    terminal.print(table)
+    terminal.print(
+        f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text to score",
+        highlight=False,
+    )
+    if paired := score.paired:
+        terminal.print(
+            f"against the reference: {100 * paired.difference:+.2f} points of WER "
+            f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {len(paired.better)} utterances better, "
+            f"{len(paired.worse)} worse (sign test p = {paired.sign_test:.3g}); "
+            f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %",
+            highlight=False,
+        )
+    for name in FAILURES:
+        if ids := getattr(score, name):
+            terminal.print(f"{name.replace('_', ' ')} ({len(ids)}): {', '.join(ids)}", highlight=False)
+
+
+def print_gate(result: Gate) -> None:
+    """Print which failures the model adds to those of the reference, on standard error."""
+    terminal = console(stderr=True)
+    for name, ids in result.added.items():
+        if ids:
+            terminal.print(f"added, {name.replace('_', ' ')} ({len(ids)}): {', '.join(ids)}", highlight=False)
+    verdict = "passed" if result.open else "failed"
+    terminal.print(f"gate {verdict}: at most {result.tolerance} added of each kind", highlight=False)
+
+
+def _score_cells(score: Score) -> list[str]:
+    return [
+        f"{100 * score.wer:.2f} %",
+        f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+        f"{100 * score.capped_wer:.2f} %",
+        f"{100 * score.cer:.2f} %",
+        str(score.substitutions),
+        str(score.insertions),
+        str(score.deletions),
+    ]
+
+
+def _timing_cells(result: Evaluation) -> list[str]:
+    transcription = result.transcription
+    return [
+        megabytes(result.model_bytes),
+        f"{result.rtfx:.1f}",
+        f"{transcription.encoder_s:.1f}",
+        f"{transcription.decoder_s:.1f}",
+    ]
+
+
+def print_confidence(fitted: FittedConfidence) -> None:
+    """Print how good the confidences are, raw and scaled."""
+    terminal = console()
+    table = Table("confidence", "scaling", "calibration error", "cross-entropy explained", "mean", "words right")
+    rows = {
+        "as it is": (Scaling(), fitted.raw_metrics),
+        "temperature": (fitted.temperature, fitted.temperature_metrics),
+        "Platt": (fitted.platt, fitted.platt_metrics),
+    }
+    for name, (scaling, trust) in rows.items():
+        table.add_row(
+            name,
+            f"{scaling.slope:.3f} z {scaling.offset:+.3f}",
+            f"{trust.expected_calibration_error:.3f}",
+            f"{trust.normalized_cross_entropy:.3f}",
+            f"{trust.mean_confidence:.3f}",
+            f"{trust.accuracy:.3f}",
+        )
+    terminal.print(table)
+    terminal.print(
+        f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_metrics.words} others; "
+        f"{fitted.left_out} utterances left out (loops, or longer than one pass)"
+    )
+
+
+def print_demo(result: DemoResult) -> None:
+    """Print the demo's outcome: size and words of the original, of plain rounding, and of FADE."""
+    terminal = console()
+    terminal.print(_parts_table(result.quantized.reports, "what FADE did"))
+    table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "looped", "x real time")
+    for name, outcome in result.evaluations.items():
+        score = outcome.score
+        table.add_row(
+            name,
+            megabytes(result.bytes[name]),
+            f"{100 * score.wer:.2f} %",
+            f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
+            str(len(score.looped)),
+            f"{outcome.rtfx:.1f}",
+        )
+    terminal.print(table)
+    words = next(iter(result.evaluations.values())).score.words
+    terminal.print(f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:")
+    terminal.print(f"  sottovoce transcribe {result.folder} {result.folder.parent}/test/test-00.flac", highlight=False)

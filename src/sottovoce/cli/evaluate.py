@@ -1,0 +1,231 @@
+"""`sottovoce evaluate`, `score`, `transcribe` and `confidence`: recordings and words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sottovoce.cli.options import (
+    exit_for_unusable,
+    json_option,
+    language_option,
+    print_json,
+    runtime_option,
+    save_option,
+    set_threads,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from sottovoce.evaluation.wer import Score
+
+gate_option = click.option("--gate", is_flag=True, help="Exit with 1 if failures are added to those of the reference (--against).")
+tolerance_option = click.option(
+    "--tolerance",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Added failures of each kind that the gate lets pass: loops, empty outputs, words on silence, truncations.",
+)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
+@click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many utterances.")
+@save_option
+@gate_option
+@tolerance_option
+@runtime_option
+@language_option
+@threads_option
+@json_option
+def evaluate(
+    model: str,
+    data: str,
+    against: str | None,
+    limit: int | None,
+    save: Path | None,
+    save_reference: Path | None,
+    gate: bool,
+    tolerance: int,
+    runtime: str | None,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the word error rate of MODEL on DATA.
+
+    \b
+    sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
+    """
+    from sottovoce import api
+    from sottovoce.cli.as_json import evaluation_to_dict
+    from sottovoce.cli.console import progress_bar
+    from sottovoce.cli.display_scores import print_evaluation
+
+    _gate_needs(gate, against)
+    if save_reference is not None and against is None:
+        raise click.UsageError("--save-reference needs a reference system: give it with --against")
+    set_threads(threads)
+    with progress_bar() as progress:
+        result = api.evaluate(
+            model,
+            data,
+            against=against,
+            limit=limit,
+            runtime=runtime,
+            language=language,
+            save=save,
+            save_reference=save_reference,
+            progress=progress,
+        )
+    content = evaluation_to_dict(result) if as_json else None
+    if not as_json:
+        print_evaluation(result)
+    _finish(content, result.score, result.reference.score if result.reference else None, gate, tolerance)
+    exit_for_unusable(result.transcription)
+
+
+@click.command()
+@click.argument("transcripts", type=click.Path(path_type=Path))
+@click.option("--against", metavar="FILE", type=click.Path(path_type=Path), help="Transcripts of a reference system.")
+@gate_option
+@tolerance_option
+@json_option
+def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, as_json: bool) -> None:
+    """Score a file of TRANSCRIPTS; no model is needed.
+
+    \b
+    sottovoce score tiny-4bit.jsonl --against tiny.jsonl --gate
+    """
+    from sottovoce import api
+    from sottovoce.cli.display_scores import print_scores
+    from sottovoce.evaluation.wer import score_to_dict
+
+    _gate_needs(gate, against)
+    ours, reference = api.score(transcripts, against=against)
+    content = {**score_to_dict(ours), "reference": score_to_dict(reference) if reference else None} if as_json else None
+    if not as_json:
+        print_scores(ours, reference)
+    _finish(content, ours, reference, gate, tolerance)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("audio", nargs=-1, required=True)
+@save_option
+@click.option(
+    "--confidence",
+    type=click.Choice(["raw", "temperature", "platt"]),
+    help="With --json: every word's confidence, raw or scaled as fitted by `sottovoce confidence --store`.",
+)
+@runtime_option
+@language_option
+@threads_option
+@json_option
+def transcribe(
+    model: str,
+    audio: tuple[str, ...],
+    save: Path | None,
+    confidence: str | None,
+    runtime: str | None,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Print the words spoken in sound files, or in folders and manifests of them.
+
+    \b
+    sottovoce transcribe tiny-4bit interview.flac
+    """
+    from sottovoce import api
+    from sottovoce.cli.as_json import stored_scaling, words
+    from sottovoce.cli.console import progress_bar
+
+    if confidence and not as_json:
+        raise click.UsageError("--confidence goes with --json")
+    set_threads(threads)
+    recognizer = api.open_recognizer(model, runtime)
+    scaling = stored_scaling(model, confidence) if confidence else None
+    with progress_bar() as progress:
+        result = api.transcribe(recognizer, audio, confidence=confidence is not None, language=language, save=save, progress=progress)
+    transcripts = result.transcripts
+    if as_json:
+        rows: list[dict[str, Any]] = [{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts]
+        if scaling is not None:
+            rows = [row | {"words": words(recognizer, t, scaling)} for row, t in zip(rows, transcripts, strict=True)]
+        print_json(rows)
+    else:
+        for transcript in transcripts:
+            click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
+    exit_for_unusable(result)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--store", is_flag=True, help="Keep the fitted scalings in MODEL (a folder written by sottovoce).")
+@click.option("--limit", type=click.IntRange(2), help="Only the first so many utterances.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed by which the speech is halved.")
+@language_option
+@threads_option
+@json_option
+def confidence(
+    model: str,
+    data: str,
+    store: bool,
+    limit: int | None,
+    seed: int,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how reliable word confidences of MODEL are on DATA, and fit scalings that calibrate them.
+
+    Fits on one half of DATA and measures on the other. DATA needs texts, and should not be what MODEL was calibrated on.
+
+    \b
+    sottovoce confidence tiny-4bit held-out/ --store
+    """
+    from sottovoce import api
+    from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
+    from sottovoce.cli.console import progress_bar
+    from sottovoce.cli.display_scores import print_confidence
+    from sottovoce.system.plain_data import to_plain
+
+    if store:
+        read_manifest(model)  # refused before any work
+    set_threads(threads)
+    with progress_bar() as progress:
+        fitted = api.fit_confidence(model, data, limit=limit, seed=seed, language=language, progress=progress)
+    if store:
+        store_confidence(model, ConfidenceRecord(fitted=fitted, data=data, seed=seed))
+    if as_json:
+        print_json(to_plain(fitted))
+    else:
+        print_confidence(fitted)
+
+
+def _gate_needs(gate: bool, against: object) -> None:
+    if gate and against is None:
+        raise click.UsageError("--gate compares with a reference system: give it with --against")
+
+
+def _finish(content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int) -> None:
+    """Print the JSON, if any; with `--gate`, give the verdict and exit by it."""
+    from sottovoce.cli.as_json import gate_to_dict
+    from sottovoce.cli.display_scores import print_gate
+    from sottovoce.evaluation.gate import gate
+
+    verdict = gate(score, reference, tolerance=tolerance) if gate_asked and reference else None
+    if content is not None:
+        print_json(content | ({"gate": gate_to_dict(verdict)} if verdict else {}))
+    elif verdict:
+        print_gate(verdict)
+    if verdict and not verdict.open:
+        raise SystemExit(1)

@@ -1,0 +1,89 @@
+"""Options that several commands share, and what they have in common: threads, JSON, names of backends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sottovoce.backends.registry import BACKENDS, backend_named, exporting_backends
+from sottovoce.errors import RecipeError
+
+if TYPE_CHECKING:
+    from sottovoce.evaluation.transcribe import Transcription
+
+Option = Callable[[Any], Any]
+
+
+class BackendName(click.ParamType):  # type: ignore[type-arg]
+    """The name of a backend, or one of its other spellings."""
+
+    name = "backend"
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = tuple(known)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            name = backend_named(str(value)).name
+        except RecipeError:
+            name = ""
+        if name not in self.known:
+            self.fail(f"{value!r} is not one of {', '.join(self.known)}", param, ctx)
+        return name
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        del param, ctx
+        return f"[{'|'.join(self.known)}]"
+
+
+ANY_BACKEND = BackendName(BACKENDS)
+EXPORTING_BACKEND = BackendName(exporting_backends())
+
+runtime_option = click.option(
+    "--runtime",
+    type=ANY_BACKEND,
+    help="What runs MODEL: an exported file runs as what it is; other models are exported first (default: torch).",
+)
+save_option = click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="Write the transcripts to this file (JSON lines); what a stopped run had made is not made again.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+language_option = click.option(
+    "--language", help="Language of recordings that have none of their own, or auto to detect it for each recording (default: en)."
+)
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if sottovoce wrote it.")
+
+
+def set_threads(threads: int | None) -> None:
+    """Keep the libraries quiet, and set the number of threads if one is given."""
+    from sottovoce.cli.console import quiet_libraries
+
+    quiet_libraries()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def print_json(content: Any) -> None:
+    """Print plain data as JSON."""
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def exit_for_unusable(transcription: Transcription) -> None:
+    """Name the recordings that could not be used, and exit with 1 if there are any."""
+    for reason in transcription.unusable.values():
+        click.echo(f"error: {reason}", err=True)
+    if transcription.unusable:
+        count = len(transcription.unusable)
+        click.echo(
+            f"{count} of {count + len(transcription.transcripts)} recordings could not be used; the others were transcribed", err=True
+        )
+        raise SystemExit(1)

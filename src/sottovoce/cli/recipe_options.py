@@ -1,0 +1,196 @@
+"""The options of `quantize` that make up a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sottovoce.backends.registry import DEFAULT_TARGET
+from sottovoce.cli.options import ANY_BACKEND
+
+if TYPE_CHECKING:
+    from sottovoce.quantization.recipe import Recipe, Rule
+
+# Written out here, so that `--help` need not import what knows them; a test compares.
+METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
+WIDTHS = ("2", "3", "4", "8")
+FLOAT = "16"  # the width that leaves a layer in floating point
+HELD_OUT_OR_NUMBER = "NUMBER|held-out"
+FORMAT_OPTIONS = ("bits", "group_size", "symmetric", "observer", "head_bits", "encoder_bits", "rules")  # what a plan decides
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The options as they were given."""
+
+    method: str
+    target: str | None
+    bits: str
+    group_size: str
+    symmetric: bool | None
+    observer: Any
+    head_bits: str | None
+    encoder_bits: str | None
+    rules: tuple[tuple[str, str], ...]
+    strength: str | None
+    ridge: str | None
+    damping: str | None
+    act_order: bool | None
+    absorb_bias: bool | None
+    compensate_residual: bool | None
+    padding_weight: float
+    frame_subsampling: int
+
+
+_OPTIONS = (
+    click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight."),
+    click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How codes are found."),
+    click.option(
+        "--target",
+        type=ANY_BACKEND,
+        help=f"Runtime whose number format the weights are rounded to (default: {DEFAULT_TARGET}; torch: any format).",
+    ),
+    click.option(
+        "--group-size",
+        type=click.Choice(["32", "64", "128", "row"]),
+        default="32",
+        show_default=True,
+        help="Weights that share a scale.",
+    ),
+    click.option(
+        "--symmetric/--asymmetric",
+        default=None,
+        help="Without or with zero points (default: as the target's runtime is fastest with).",
+    ),
+    click.option(
+        "--observer",
+        type=click.Choice(["mse", "minmax"]),
+        default="mse",
+        show_default=True,
+        help="How scales are found: least rounding error, or the range.",
+    ),
+    click.option(
+        "--head-bits",
+        type=click.Choice([*WIDTHS, FLOAT]),
+        help="Bits of the output head and token embedding (default: as --bits; 16 leaves it).",
+    ),
+    click.option(
+        "--encoder-bits",
+        type=click.Choice([*WIDTHS, FLOAT]),
+        help="Bits of the encoder (default: as --bits; 8 is the fastest in ONNX Runtime; 16 leaves it).",
+    ),
+    click.option(
+        "--rule",
+        "rules",
+        nargs=2,
+        multiple=True,
+        metavar="REGEX BITS",
+        help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.",
+    ),
+    click.option("--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE"),
+    click.option("--ridge", help="Ridge of the correction, in mean diagonals of the Hessian.", metavar=HELD_OUT_OR_NUMBER),
+    click.option("--damping", help="Damping of the Hessian, in its mean diagonals.", metavar=HELD_OUT_OR_NUMBER),
+    click.option("--act-order/--no-act-order", default=None, help="Round columns by decreasing activation, or as they stand."),
+    click.option("--absorb-bias/--keep-bias", default=None, help="Put the mean output error into the bias."),
+    click.option(
+        "--compensate-residual/--no-compensate-residual",
+        default=None,
+        help="Correct for the error of the residual stream, or for a layer's own inputs alone.",
+    ),
+    click.option(
+        "--padding-weight",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Weight of frames beyond the end of the audio, 0 to 1.",
+    ),
+    click.option(
+        "--frame-subsampling",
+        type=int,
+        default=3,
+        show_default=True,
+        help="Count every n-th audio frame; 1 is slower and slightly better.",
+    ),
+)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a recipe, as its argument `options`."""
+    names = [field.name for field in fields(RecipeOptions)]
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> Any:
+        options = RecipeOptions(**{name: arguments.pop(name) for name in names})
+        return command(**arguments, options=options)
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options
+
+
+def refuse_with_plan(ctx: click.Context) -> None:
+    """Refuse options that a given plan decides. Raises `click.UsageError`."""
+    given = [name for name in FORMAT_OPTIONS if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        option = next(param.opts[0] for param in ctx.command.params if param.name == given[0])
+        raise click.UsageError(f"{option} and --plan exclude each other: the plan says which layer gets which format")
+
+
+def recipe_from(options: RecipeOptions) -> Recipe:
+    """Return the recipe that the options stand for. Raises `RecipeError` or `click.UsageError`."""
+    from sottovoce.backends.registry import target_named
+    from sottovoce.quantization.methods import method_named
+    from sottovoce.quantization.recipe import Recipe
+
+    target = target_named(options.target or DEFAULT_TARGET)
+    changes = {
+        "strength": _number_or_word(options.strength, "--strength", ("cross-fit", "diagnostic")),
+        "ridge": _number_or_word(options.ridge, "--ridge", ("held-out",)),
+        "damping": _number_or_word(options.damping, "--damping", ("held-out",)),
+        "act_order": options.act_order,
+        "absorb_bias": options.absorb_bias,
+        "compensate_residual": options.compensate_residual,
+    }
+    return Recipe(
+        method=method_named(options.method, **{name: value for name, value in changes.items() if value is not None}),
+        format=target.format(
+            bits=int(options.bits),
+            group_size=None if options.group_size == "row" else int(options.group_size),
+            symmetric=options.symmetric,
+            observer=options.observer,
+        ),
+        head_bits=None if options.head_bits is None else int(options.head_bits),
+        padding_weight=options.padding_weight,
+        frame_subsampling=options.frame_subsampling,
+        rules=_rules(options),
+    )
+
+
+def _rules(options: RecipeOptions) -> tuple[Rule, ...]:
+    from sottovoce.backends.registry import target_named
+    from sottovoce.quantization.recipe import Rule, encoder_rule
+
+    rules = [Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options.rules]
+    if options.encoder_bits is not None:
+        rules.insert(0, encoder_rule(target_named(options.target or DEFAULT_TARGET), int(options.encoder_bits)))
+    return tuple(rules)
+
+
+def _number_or_word(value: str | None, option: str, words: tuple[str, ...]) -> float | str | None:
+    if value is None or value in words:
+        return value
+    try:
+        return float(value)
+    except ValueError as exc:
+        raise click.UsageError(f"{option} {value!r} is neither a number nor {' nor '.join(words)}") from exc
+
+
+def _whole_number(value: str, option: str) -> int:
+    try:
+        return int(value)
+    except ValueError as exc:
+        raise click.UsageError(f"{option}: {value!r} is not a number of bits") from exc

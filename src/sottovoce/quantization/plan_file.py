@@ -1,0 +1,25 @@
+"""A plan as a JSON file, to be read, edited and given in place of a recipe's formats."""
+
+import json
+from pathlib import Path
+
+from sottovoce.errors import DataError, RecipeError
+from sottovoce.quantization.plan import Plan
+from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.plain_data import from_plain, to_plain
+
+
+def write_plan(file: str | Path, plan: Plan) -> None:
+    """Write a plan, whole or not at all. Raises `OSError`."""
+    with written_whole(Path(file).expanduser()) as handle:
+        json.dump(to_plain(plan), handle, indent=2)
+        handle.write("\n")
+
+
+def read_plan(file: str | Path) -> Plan:
+    """Read a plan. Raises `RecipeError` that names what does not fit."""
+    path = Path(file).expanduser()
+    try:
+        return from_plain(Plan, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, DataError) as exc:
+        raise RecipeError(f"{file}: is not a plan ({exc}); write one with `sottovoce quantize MODEL OUT --dry-run --json`") from exc
