@@ -22,7 +22,7 @@ from sottovoce.checkpoint.layout import packed_tensors
 from sottovoce.checkpoint.load import read_weights
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from sottovoce.checkpoint.resume import RunState
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.rtn import rtn
 from sottovoce.data.audio import read_audio
 from sottovoce.data.corpora import read_librispeech, read_spgispeech, read_tedlium
@@ -204,13 +204,13 @@ def _weights() -> bytes:
     from safetensors.torch import save
 
     torch.manual_seed(0)
-    return bytes(save(packed_tensors("fc", rtn(torch.randn(4, 64), Grid(bits=4, group_size=32)))))
+    return bytes(save(packed_tensors("fc", rtn(torch.randn(4, 64), Affine(bits=4, group_size=32)))))
 
 
 def _layer() -> bytes:
     work = RunState(scratch() / "seed")
     work.folder.mkdir(exist_ok=True)
-    quantized = rtn(torch.ones(2, 32), Grid(bits=4, group_size=32))
+    quantized = rtn(torch.ones(2, 32), Affine(bits=4, group_size=32))
     report = LayerReport(
         name="fc", part="encoder", bits=4, group_size=32, bits_per_weight=4.6, weights=64, vulnerability=0.1, outlier_ratio=1.0
     )

@@ -29,10 +29,15 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from sottovoce.backends.registry import target_named
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.qep import Moments
 from sottovoce.models.moonshine import Moonshine
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
+from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.plan import Plan, make_plan
+from sottovoce.quantization.recipe import Recipe
 
 WIDTH = 64
 torch.set_num_threads(2)
@@ -42,6 +47,15 @@ torch.set_num_threads(2)
 def _no_gradients() -> object:
     with torch.no_grad():
         yield
+
+
+def planned(model: SpeechModel, recipe: Recipe, target: str = "torch") -> Plan:
+    return make_plan(model, recipe, target_named(target))
+
+
+def quantized(model: SpeechModel, recipe: Recipe, speech: object = None, *, target: str = "torch", **settings: object) -> QuantizedModel:
+    """A result in memory, by the plan that the recipe gives."""
+    return quantize_model(model, planned(model, recipe, target), recipe, speech, **settings)  # type: ignore[arg-type]
 
 
 def tiny_tokenizer() -> WhisperTokenizer:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sottovoce.cli.display import WORSE_THAN_ROUNDED, notes
 from torch import nn
 
 from sottovoce import api
-from sottovoce.cli.display import WORSE_THAN_ROUNDED, notes
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.qep import Moments
 from sottovoce.data.load import load_data
@@ -21,10 +21,9 @@ from sottovoce.models.layers import Layer
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.layer import quantize_layer
 from sottovoce.quantization.methods import METHODS
-from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.statistics import FoldStatistics, LayerStatistics
-from tests.conftest import make_tiny
+from tests.conftest import make_tiny, quantized
 
 WIDTH, ROWS = 32, 8
 GPTQ_LIKE = [name for name, method in METHODS.items() if method.kind == "gptq"]
@@ -69,7 +68,7 @@ def test_the_result_is_finite_and_no_worse_than_said(kind: str, method: str, see
     weight = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed + 1))
     bias = torch.randn(ROWS, generator=torch.Generator().manual_seed(seed)) if biased else None
     solution = quantize_layer(
-        Layer("fc1", "encoder", "frames"), weight, bias, unkind_inputs(kind, seed), Grid(bits=bits, group_size=32), METHODS[method],
+        Layer("fc1", "encoder", "frames"), weight, bias, unkind_inputs(kind, seed), Affine(bits=bits, group_size=32), METHODS[method],
         strength=0.5,
     )  # fmt: skip
     report = solution.report
@@ -94,7 +93,7 @@ def _with_report(report: object) -> object:
 def test_calibration_on_two_copies_of_one_utterance(method: str, speech_folder: Path) -> None:
     model, data = make_tiny(), load_data(speech_folder).take(1)
     speech = prepare_speech(model, replace(data, utterances=data.utterances * 2))
-    result = quantize_model(model, Recipe(method=METHODS[method], grid=Grid(bits=3, group_size=32)), speech)
+    result = quantized(model, Recipe(method=METHODS[method], format=Affine(bits=3, group_size=32)), speech)
     for name, parameter in result.model.network.named_parameters():
         assert bool(torch.isfinite(parameter).all()), name
 
@@ -120,7 +119,7 @@ def test_the_utterance_that_breaks_a_layer_is_named(speech_folder: Path) -> None
     model.network.model.encoder.conv1 = Breaks(model.network.model.encoder.conv1, features)
     speech = replace(speech, recordings=(*speech.recordings[:3], odd, *speech.recordings[4:]))
     with pytest.raises(CalibrationError, match=rf"NaN or infinite values in {speech.ids[3]};"):
-        quantize_model(model, Recipe(grid=Grid(bits=4, group_size=32)), speech)
+        quantized(model, Recipe(format=Affine(bits=4, group_size=32)), speech)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -131,7 +130,7 @@ def test_half_precision_models(dtype: torch.dtype, speech_folder: Path, tmp_path
     half.processor.save_pretrained(tmp_path / "half")
     full.network.to(dtype).float().save_pretrained(tmp_path / "full")
     full.processor.save_pretrained(tmp_path / "full")
-    recipe = Recipe(grid=Grid(bits=3, group_size=32))
+    recipe = Recipe(format=Affine(bits=3, group_size=32))
     for name in ("half", "full"):
         api.quantize(tmp_path / name, tmp_path / f"{name}-3bit", recipe=recipe, calibration=speech_folder)
     weights = [(tmp_path / f"{name}-3bit" / "model.safetensors").read_bytes() for name in ("half", "full")]

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 import sottovoce
 from sottovoce import api
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import ModelError
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
@@ -84,7 +84,7 @@ def test_names_in_manifests_and_models_write_nothing_elsewhere(model_folder: Pat
     rows = [{"audio": str(speech / "a.wav"), "id": name, "text": "words", "speaker": name} for name in names]
     (speech / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = sorted(path for path in tmp_path.rglob("*") if inside not in path.parents)
-    recipe = Recipe(method=method_named("gptq"), grid=Grid(bits=4, group_size=32))
+    recipe = Recipe(method=method_named("gptq"), format=Affine(bits=4, group_size=32))
     api.quantize(model_folder, inside / "out", recipe=recipe, calibration=speech)
     heard = api.evaluate(inside / "out", speech, save=inside / "heard.jsonl")
     assert len(heard.transcription.transcripts) == len(names)

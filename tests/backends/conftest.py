@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.models.load import load_model
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.recipe import Recipe
+from tests.conftest import quantized
 
 
 @pytest.fixture(scope="session")
@@ -32,4 +33,4 @@ def openai_like() -> Whisper:
 def rounded(model: Whisper, **grid: object) -> QuantizedModel:
     """Plain rounding: the codes do not matter here, only that they arrive."""
     settings = {"bits": 4, "group_size": 32, "symmetric": True} | grid
-    return quantize_model(model, Recipe(method=method_named("rtn"), grid=Grid(**settings)))  # type: ignore[arg-type]
+    return quantized(model, Recipe(method=method_named("rtn"), format=Affine(**settings)))  # type: ignore[arg-type]

@@ -13,24 +13,22 @@ from sottovoce import api
 from sottovoce.backends import agreement as verify
 from sottovoce.backends import export as run
 from sottovoce.backends.agreement import agree
-from sottovoce.backends.registry import runtime_of
+from sottovoce.backends.registry import runtime_of, target_named
 from sottovoce.cli.main import main
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, MissingDependencyError, OutputError, RecipeError
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.plan import check_target, resolve
 from sottovoce.quantization.recipe import Recipe, Rule
-from sottovoce.quantization.target import target_grid
-from tests.conftest import make_tiny
+from tests.conftest import make_tiny, planned
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantized") / "tiny-4bit"
-    recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf"))
+    recipe = Recipe(method=method_named("rtn"), format=target_named("gguf").format())
     api.quantize(make_tiny(), out, recipe=recipe, target="gguf")
     return out
 
@@ -39,30 +37,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real tiny.en, rounded."""
     out = tmp_path_factory.mktemp("quantized") / "whisper-4bit"
-    api.quantize("bundled:tiny.en", out, recipe=Recipe(method=method_named("rtn"), grid=target_grid("gguf")), target="gguf")
+    api.quantize("bundled:tiny.en", out, recipe=Recipe(method=method_named("rtn"), format=target_named("gguf").format()), target="gguf")
     return out
 
 
 class TestTargets:
     def test_each_target_has_the_grid_that_its_runtime_holds(self) -> None:
-        assert target_grid("hf") == Grid()
-        assert target_grid("gguf") == Grid(group_size=32, symmetric=True, float16_min=True)
-        assert target_grid("gguf", symmetric=False) == Grid(group_size=32, float16_min=True)
-        assert target_grid("gguf", bits=8, symmetric=None) == Grid(bits=8, group_size=32, symmetric=True, float16_min=True)
-        assert target_grid("onnx", bits=2, group_size=None) == Grid(bits=2, group_size=None)
+        assert target_named("hf").format() == Affine()
+        assert target_named("gguf").format() == Affine(group_size=32, symmetric=True, float16_min=True)
+        assert target_named("gguf").format(symmetric=False) == Affine(group_size=32, float16_min=True)
+        assert target_named("gguf").format(bits=8, symmetric=None) == Affine(bits=8, group_size=32, symmetric=True, float16_min=True)
+        assert target_named("onnx").format(bits=2, group_size=None) == Affine(bits=2, group_size=None)
         with pytest.raises(RecipeError, match="target 'tflite' is not known"):
-            target_grid("tflite")
+            target_named("tflite").format()
 
     @pytest.mark.parametrize(
         ("target", "changes", "match"),
         [
-            ("gguf", {"grid": Grid(bits=4, group_size=32)}, "gguf has no asymmetric blocks of 4 bits"),
+            ("gguf", {"format": Affine(bits=4, group_size=32)}, "gguf has no asymmetric blocks of 4 bits"),
             (
                 "ggml",
-                {"grid": target_grid("ggml"), "head_bits": 8},
+                {"format": target_named("ggml").format(), "head_bits": 8},
                 "one width for all layers, head included; .* 4 and 8 bits",
             ),
-            ("ggml", {"grid": target_grid("ggml"), "rules": (Rule(match="fc2", bits=16),)}, "4 and 16 bits"),
+            ("ggml", {"format": target_named("ggml").format(), "rules": (Rule(match="fc2", bits=16),)}, "4 and 16 bits"),
         ],
     )
     def test_a_recipe_that_does_not_suit_is_refused_before_any_work(
@@ -75,13 +73,13 @@ class TestTargets:
 
     def test_groups_that_do_not_fill_blocks_are_named(self) -> None:
         model = make_tiny(width=48)
-        recipe = Recipe(method=method_named("rtn"), grid=Grid(group_size=None, symmetric=True))
+        recipe = Recipe(method=method_named("rtn"), format=Affine(group_size=None, symmetric=True))
         with pytest.raises(RecipeError, match="groups of 48 do not fit gguf, which wants multiples of 32"):
-            check_target(resolve(model, recipe), model, "gguf")
+            check_target(planned(model, recipe), model, "gguf")
 
     def test_a_rule_may_give_one_layer_minima(self) -> None:
         model, rule = make_tiny(), Rule(match="proj_out", bits=4, symmetric=False)
-        plan = resolve(model, Recipe(method=method_named("rtn"), grid=target_grid("gguf"), rules=(rule,)))
+        plan = planned(model, Recipe(method=method_named("rtn"), format=target_named("gguf").format(), rules=(rule,)))
         check_target(plan, model, "gguf")
         assert not plan.grid("proj_out").symmetric
         assert plan.grid("proj_out").float16_min
@@ -90,10 +88,10 @@ class TestTargets:
         model, rule = make_tiny(), Rule(match="proj_out", bits=4, symmetric=True)
         recipe = Recipe(
             method=method_named("rtn"),
-            grid=target_grid("gguf", symmetric=False),
+            format=target_named("gguf").format(symmetric=False),
             rules=(rule, Rule(match="fc2", bits=8)),
         )
-        plan = resolve(model, recipe)
+        plan = planned(model, recipe)
         check_target(plan, model, "gguf")
         assert plan.grid("proj_out").symmetric
         assert plan.grid("model.encoder.layers.0.fc2").symmetric  # 8 bits: ggml has no other
@@ -119,7 +117,7 @@ class TestExport:
         assert done.bytes < 26e6
 
     def test_narrower_codes_are_widened_and_said_so(self, tmp_path: Path) -> None:
-        recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf", bits=3))
+        recipe = Recipe(method=method_named("rtn"), format=target_named("gguf").format(bits=3))
         api.quantize(make_tiny(), tmp_path / "three", recipe=recipe)
         done = api.export(tmp_path / "three", "gguf", tmp_path / "three.gguf", verify=False)
         assert len(done.widened) == len(done.types) == 33

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.backends.ggml_blocks import block_type, to_blocks
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
 from sottovoce.errors import ExportError
@@ -53,7 +53,7 @@ def test_weights_rounded_on_a_runtimes_grid(bits: int, symmetric: bool) -> None:
     weight[0] = 0  # a row of zeros
     weight[1, 7] = 900.0  # one huge value
     weight[2] *= 1e-6  # scales below the normal float16 numbers
-    quantized = rtn(weight, Grid(bits=bits, group_size=32, symmetric=symmetric, float16_min=not symmetric))
+    quantized = rtn(weight, Affine(bits=bits, group_size=32, symmetric=symmetric, float16_min=not symmetric))
     _, values = decoded("w", quantized)
     assert np.array_equal(values, quantized.dequantize().numpy())
     assert not values[0].any()
@@ -61,7 +61,7 @@ def test_weights_rounded_on_a_runtimes_grid(bits: int, symmetric: bool) -> None:
 
 def test_nibbles_lie_where_ggml_has_them() -> None:
     """Block by block, by the definition: byte j holds weight j in its low half and weight j + 16 in its high half."""
-    quantized = rtn(torch.randn(1, 64, generator=torch.Generator().manual_seed(1)), Grid(bits=4, group_size=32, symmetric=True))
+    quantized = rtn(torch.randn(1, 64, generator=torch.Generator().manual_seed(1)), Affine(bits=4, group_size=32, symmetric=True))
     _, blocks = to_blocks("w", quantized)
     for block in range(2):
         raw = blocks[0, 18 * block : 18 * (block + 1)]
@@ -73,11 +73,11 @@ def test_nibbles_lie_where_ggml_has_them() -> None:
 
 def test_what_blocks_cannot_hold_is_refused_with_the_way_out() -> None:
     weight = torch.randn(2, 96, generator=torch.Generator().manual_seed(2))
-    whole = rtn(weight, Grid(bits=4, group_size=None, symmetric=True))
+    whole = rtn(weight, Affine(bits=4, group_size=None, symmetric=True))
     scale, zero = whole.scale.repeat_interleave(2, 1), whole.zero_point.repeat_interleave(2, 1)
     with pytest.raises(ExportError, match=r"w: groups of 48 .* --group-size 32"):
         block_type("w", QuantizedTensor(whole.codes, scale, zero, 4, True))
     with pytest.raises(ExportError, match="no asymmetric 8-bit blocks"):
-        block_type("w", rtn(weight, Grid(bits=8, group_size=32)))
+        block_type("w", rtn(weight, Affine(bits=8, group_size=32)))
     with pytest.raises(ExportError, match="no float16 numbers"):
-        block_type("w", rtn(weight, Grid(bits=4, group_size=32)))
+        block_type("w", rtn(weight, Affine(bits=4, group_size=32)))

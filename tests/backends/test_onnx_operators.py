@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from sottovoce.backends.onnx_runtime.operators import packed, runtime_bits
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
 from sottovoce.errors import ExportError
@@ -34,7 +34,7 @@ def run(op: str, inputs: list[np.ndarray | None], names: list[str], given: str, 
 
 def quantized(bits: int, group: int | None, symmetric: bool) -> QuantizedTensor:
     weight = torch.randn(24, 384, generator=torch.Generator().manual_seed(bits))
-    return rtn(weight, Grid(bits=bits, group_size=group, symmetric=symmetric))
+    return rtn(weight, Affine(bits=bits, group_size=group, symmetric=symmetric))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -71,6 +71,6 @@ def test_gatherblockquantized_looks_up_the_very_same_numbers(bits: int, symmetri
 
 
 def test_groups_that_are_no_power_of_two_are_split_and_others_refused() -> None:
-    assert packed("w", rtn(torch.randn(2, 96), Grid(bits=4, group_size=None)))["scales"].shape == (2, 3)
+    assert packed("w", rtn(torch.randn(2, 96), Affine(bits=4, group_size=None)))["scales"].shape == (2, 3)
     with pytest.raises(ExportError, match=r"w: groups of 72 .* --group-size 32"):
-        packed("w", rtn(torch.randn(2, 72), Grid(bits=4, group_size=None)))
+        packed("w", rtn(torch.randn(2, 72), Affine(bits=4, group_size=None)))

@@ -13,17 +13,17 @@ import torch
 
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, cache_names
 from sottovoce.backends.onnx_runtime.writer import write_onnx
-from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source, open_source
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import ExportError
 from sottovoce.evaluation.activation_rounding import int8_activations
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.recipe import Recipe, encoder_rule
-from tests.conftest import make_tiny
+from tests.conftest import make_tiny, quantized
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> tuple[Whisper, Path]:
 @pytest.fixture(scope="module")
 def lowbit(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedModel, Path]:
     folder = tmp_path_factory.mktemp("onnx") / "lowbit"
-    result = quantize_model(make_tiny(), Recipe(method=method_named("rtn"), grid=Grid(bits=3, group_size=32)))
+    result = quantized(make_tiny(), Recipe(method=method_named("rtn"), format=Affine(bits=3, group_size=32)))
     write_onnx(open_source(result), folder)
     return result, folder
 
@@ -174,8 +174,8 @@ def test_low_bit_encoder_computes_what_pytorch_does_with_rounded_inputs(lowbit: 
 @pytest.fixture(scope="module")
 def int8_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedModel, Path]:
     folder = tmp_path_factory.mktemp("onnx") / "int8"
-    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32), rules=(encoder_rule("onnx", 8),))
-    result = quantize_model(make_tiny(), recipe)
+    recipe = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32), rules=(encoder_rule(target_named("onnx"), 8),))
+    result = quantized(make_tiny(), recipe)
     write_onnx(open_source(result), folder)
     return result, folder
 

@@ -11,14 +11,13 @@ from sottovoce.backends.registry import open_runtime
 from sottovoce.backends.source import Source, open_source
 from sottovoce.backends.whisper_cpp.header import read_header
 from sottovoce.backends.whisper_cpp.writer import write_ggml
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import ExportError
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe, Rule
 from tests.backends.conftest import rounded
-from tests.conftest import make_tiny
+from tests.conftest import make_tiny, quantized
 
 KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}
 
@@ -94,8 +93,8 @@ def test_whisper_cpp_hears_what_pytorch_hears(tmp_path: Path, openai_like: Whisp
 
 
 def test_one_type_for_all_or_a_refusal(tmp_path: Path, openai_like: Whisper) -> None:
-    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32, symmetric=True), rules=(Rule(match="fc2", bits=8),))
-    source = open_source(quantize_model(openai_like, recipe))
+    recipe = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32, symmetric=True), rules=(Rule(match="fc2", bits=8),))
+    source = open_source(quantized(openai_like, recipe))
     with pytest.raises(ExportError, match=r"one type for all matrices, .* Q4_0 and .*fc2 is Q8_0"):
         write_ggml(source, tmp_path / "mixed.bin")
     assert not (tmp_path / "mixed.bin").exists()

@@ -17,19 +17,19 @@ import pytest
 
 from sottovoce import api
 from sottovoce.checkpoint.resume import exclusive_run
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import CalibrationError, OutputError
 from sottovoce.quantization.recipe import Recipe
 
 KILLS = int(os.environ.get("SOTTOVOCE_KILLS", "3"))
-RECIPE = Recipe(grid=Grid(bits=3, group_size=32))
+RECIPE = Recipe(format=Affine(bits=3, group_size=32))
 LAYERS = 2 * 6 + 2 * 10 + 1  # of the tiny model
 # Quantizes; kills itself where the last argument, a number of solved layers, says so.
 SCRIPT = """
 import os, signal, sys
 import torch
 from sottovoce import api
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.quantization.recipe import Recipe
 
 model, speech, out, resume, at = sys.argv[1:]
@@ -38,7 +38,7 @@ def progress(doing, done, total):
     print(doing, done, flush=True)
     if doing and "transcribing" not in doing and done == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
-api.quantize(model, out, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibration=speech, resume=resume == "resume",
+api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech, resume=resume == "resume",
              batch_size=2, progress=progress)
 """
 
@@ -194,7 +194,7 @@ def test_a_run_that_fails_leaves_nothing(model_folder: Path, speech_folder: Path
 FULL = """
 import resource, sys
 from sottovoce import api
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import OutputError
 from sottovoce.quantization.recipe import Recipe
 import signal
@@ -202,7 +202,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 model, speech, out, most = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
 try:
-    api.quantize(model, out, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibration=speech, batch_size=2, resume=True, overwrite=True)
+    api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech, batch_size=2, resume=True, overwrite=True)
 except OutputError as exc:
     print(exc)
     sys.exit(7)
@@ -213,7 +213,7 @@ except OutputError as exc:
 def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     """Simulated by a limit on the size of files: transcripts, a layer, the output itself do not fit."""
     out = tmp_path / "out"
-    api.quantize(model_folder, out, recipe=Recipe(method=RECIPE.method, grid=Grid(bits=4, group_size=32)), calibration=speech_folder)
+    api.quantize(model_folder, out, recipe=Recipe(method=RECIPE.method, format=Affine(bits=4, group_size=32)), calibration=speech_folder)
     before = contents(out)
     arguments = [str(model_folder), str(speech_folder), str(out), str(most)]
     full = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, check=False)

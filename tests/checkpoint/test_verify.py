@@ -12,11 +12,10 @@ import pytest
 from sottovoce import api
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from sottovoce.cli.main import main
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import CheckpointError
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule
-
 from tests.cli.test_cli import run
 
 THOROUGH = "SOTTOVOCE_THOROUGH" in os.environ  # every byte of the JSON files, 2,000 of the weights
@@ -26,7 +25,7 @@ THOROUGH = "SOTTOVOCE_THOROUGH" in os.environ  # every byte of the JSON files, 2
 def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantized") / "out"
     rules = (Rule(match="fc1", bits=8), Rule(match="encoder.*q_proj", bits=16))
-    recipe = Recipe(method=method_named("rtn"), grid=Grid(bits=4, group_size=32), rules=rules)
+    recipe = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32), rules=rules)
     api.quantize(model_folder, out, recipe=recipe)
     return out
 
@@ -65,9 +64,11 @@ def test_a_sound_folder_is_verified(folder: Path) -> None:
 @pytest.mark.parametrize("target", ["gguf", "onnx"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_targets_folder_is_verified(target: str, symmetric: bool, model_folder: Path, tmp_path: Path) -> None:
-    from sottovoce.quantization.target import target_grid
+    from sottovoce.backends.registry import target_named
 
-    recipe = Recipe(method=method_named("rtn"), grid=target_grid(target, symmetric=symmetric), rules=(Rule(match="head|proj_out", bits=8),))
+    recipe = Recipe(
+        method=method_named("rtn"), format=target_named(target).format(symmetric=symmetric), rules=(Rule(match="head|proj_out", bits=8),)
+    )
     api.quantize(model_folder, tmp_path / "out", recipe=recipe, target=target)
     assert api.verify(tmp_path / "out").weights > 0
 

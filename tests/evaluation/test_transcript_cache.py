@@ -20,9 +20,8 @@ from sottovoce.errors import AudioError, DataError
 from sottovoce.evaluation import transcribe as module
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
-from tests.conftest import make_tiny
-
 from tests.cli.test_cli import run
+from tests.conftest import make_tiny
 
 
 @pytest.fixture

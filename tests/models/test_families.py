@@ -11,7 +11,7 @@ from transformers import AutoModelForSpeechSeq2Seq
 from transformers.utils import logging as transformers_logging
 
 from sottovoce import api
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.awq import divide_outputs, scale_inputs
 from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, ModelError
@@ -21,16 +21,14 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import PositionWeights, make_batches, prepare_speech
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.pipeline import quantize_model
-from sottovoce.quantization.plan import resolve
 from sottovoce.quantization.recipe import Recipe, Rule
-from tests.conftest import make_tiny, make_tiny_moonshine
+from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
 
 from .zoo import make_cohere, make_moonshine_streaming, make_qwen, make_speech_to_text
 
 MAKERS = [make_qwen, make_speech_to_text, make_moonshine_streaming, make_cohere]
 GENERIC = MAKERS[1:]
-GRID = Grid(bits=4, group_size=32)
+GRID = Affine(bits=4, group_size=32)
 Maker = Callable[[], SpeechModel]
 
 
@@ -103,7 +101,9 @@ def test_teacher_forcing_gives_the_networks_own_logits(maker: Maker) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_every_layer_is_calibrated_on_what_it_sees(maker: Maker) -> None:
     model, heard = maker(), recordings(9600, 24000)
-    batches = make_batches(model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(stride=3), languages=[None] * 2)
+    batches = make_batches(
+        model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(subsampling=3), languages=[None] * 2
+    )
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = [
         model.module(layer.name).register_forward_pre_hook(
@@ -129,7 +129,7 @@ def test_quantized_saved_loaded_and_heard_the_same(maker: Maker, speech_folder: 
     model, data = maker(), load_data(speech_folder).take(5)
     # One width, so that `transformers` reads it too; and Moonshine-streaming's frames of 80 samples fit no group of 32.
     rules = {make_qwen: (Rule(match="audio_tower", bits=4),), make_moonshine_streaming: (Rule(match="embedder", bits=16),)}
-    recipe = Recipe(method=method_named("fade"), grid=GRID, rules=rules.get(maker, ()))
+    recipe = Recipe(method=method_named("fade"), format=GRID, rules=rules.get(maker, ()))
     result = api.quantize(model, tmp_path / "out", recipe=recipe, calibration=data)
     assert set(result.weights) == {layer.name for layer in model.layers() if "embedder" not in layer.name}
     loaded = api.load(tmp_path / "out")
@@ -165,10 +165,10 @@ def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
 
 def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:
     model = make_qwen()
-    plan = resolve(model, Recipe(grid=GRID))
+    plan = planned(model, Recipe(format=GRID))
     assert {grid.bits for layer, grid in plan.layers if "audio_tower" in layer.name} == {8}
     assert {grid.bits for layer, grid in plan.layers if "audio_tower" not in layer.name} == {4}
-    asked = resolve(model, Recipe(grid=GRID, rules=(Rule(match="audio_tower", bits=3),)))
+    asked = planned(model, Recipe(format=GRID, rules=(Rule(match="audio_tower", bits=3),)))
     assert {grid.bits for layer, grid in asked.layers if "audio_tower" in layer.name} == {3}
 
 
@@ -188,13 +188,13 @@ def test_qwens_awq_mappings_leave_the_network_as_it_is(speech_folder: Path) -> N
             target.weight = torch.nn.Parameter(scale_inputs(target.weight, scales))
     torch.testing.assert_close(model.network(**inputs).logits, before, rtol=1e-3, atol=1e-3)
     speech = prepare_speech(make_qwen(), load_data(speech_folder).take(4))
-    result = quantize_model(make_qwen(), Recipe(method=method_named("awq"), grid=GRID), speech)
+    result = quantized(make_qwen(), Recipe(method=method_named("awq"), format=GRID), speech)
     assert bool(torch.isfinite(result.model.network(**inputs).logits).all())
 
 
 def test_what_a_generic_model_lacks_is_said() -> None:
     with pytest.raises(ModelError, match="choose another method"):
-        resolve(make_speech_to_text(), Recipe(method=method_named("awq"), grid=GRID))
+        planned(make_speech_to_text(), Recipe(method=method_named("awq"), format=GRID))
     qwen = make_qwen()
     with pytest.raises(ModelError, match="no encoder and decoder of its own"):
         Generic(qwen.network, qwen.processor, "qwen")

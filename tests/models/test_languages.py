@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken
 
 from sottovoce import api
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.errors import ModelError
 from sottovoce.evaluation.transcribe import transcribe_data
@@ -19,9 +19,8 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe
-from tests.conftest import make_tiny, make_tiny_moonshine
+from tests.conftest import make_tiny, make_tiny_moonshine, quantized
 
 CODES = ("en", "de", "fr")
 
@@ -99,7 +98,7 @@ def test_calibration_prompts_each_utterance_in_its_language(spoken: Path) -> Non
     hook = model.module("model.decoder").register_forward_pre_hook(
         lambda _m, _a, options: prompts.extend(row[1] for row in options["input_ids"].tolist()), with_kwargs=True
     )
-    quantize_model(model, Recipe(method=method_named("gptq"), grid=Grid(bits=4, group_size=32), head_bits=16), speech, batch_size=2)
+    quantized(model, Recipe(method=method_named("gptq"), format=Affine(bits=4, group_size=32), head_bits=16), speech, batch_size=2)
     hook.remove()
     ids = model.network.generation_config.lang_to_id
     assert sorted(prompts) == sorted([ids[f"<|{code}|>"] for code in CODES] * 3)

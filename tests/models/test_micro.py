@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from sottovoce import api
+from sottovoce.backends.registry import target_named
 from sottovoce.demo.commands import TEMPLATES, command_sentences, make_commands, split_of
 from sottovoce.errors import ModelError
 from sottovoce.evaluation.normalize import normalize
 from sottovoce.models import bundled
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.target import target_grid
 
 SENTENCES = 60
 MODEL = "bundled:moonshine-micro"
@@ -33,7 +33,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 bits in ggml's blocks, head and embedding included."""
     out = tmp_path_factory.mktemp("micro") / "micro-4bit"
-    api.quantize(MODEL, out, recipe=Recipe(grid=target_grid("gguf")), calibration=spoken / "calibration", target="gguf")
+    api.quantize(MODEL, out, recipe=Recipe(format=target_named("gguf").format()), calibration=spoken / "calibration", target="gguf")
     return out
 
 

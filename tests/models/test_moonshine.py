@@ -10,10 +10,10 @@ import torch
 from sottovoce import api
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.backends.onnx_runtime.writer import write_onnx
-from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source, open_source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.errors import RecipeError
 from sottovoce.evaluation.transcribe import transcribe_data
@@ -21,11 +21,8 @@ from sottovoce.models.load import load_model
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import METHODS, method_named
-from sottovoce.quantization.pipeline import quantize_model
-from sottovoce.quantization.plan import resolve
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.target import target_grid
-from tests.conftest import make_tiny_moonshine
+from tests.conftest import make_tiny_moonshine, planned, quantized
 
 
 def recordings(*lengths: int) -> list[np.ndarray]:
@@ -72,14 +69,14 @@ def test_words_and_tokens() -> None:
 def test_every_method_solves_every_layer_once(method: str, speech_folder: Path) -> None:
     model = make_tiny_moonshine()
     speech = prepare_speech(model, load_data(speech_folder).take(6))
-    recipe = Recipe(method=method_named(method), grid=Grid(bits=3, group_size=32))
-    result = quantize_model(model, recipe, speech)
+    recipe = Recipe(method=method_named(method), format=Affine(bits=3, group_size=32))
+    result = quantized(model, recipe, speech)
     assert set(result.weights) == {layer.name for layer in model.layers()}
     assert len(result.weights) == 2 * 6 + 2 * 10 + 1
     encoded = result.model.encode(result.model.features(recordings(20000)))
     assert bool(torch.isfinite(encoded.states).all())
     if method in ("fade", "gptq", "qep", "awq"):
-        rounded = quantize_model(model, Recipe(method=method_named("rtn"), grid=Grid(bits=3, group_size=32)))
+        rounded = quantized(model, Recipe(method=method_named("rtn"), format=Affine(bits=3, group_size=32)))
         original = [model.encode(model.features([u.samples()])).states for u in load_data(speech_folder).take(6)]
 
         def error(other: Moonshine) -> float:
@@ -113,9 +110,9 @@ def test_awq_mappings_leave_the_network_as_it_is() -> None:
 @pytest.mark.parametrize(("width", "fitting"), [(288, "32"), (416, "32")])
 def test_groups_that_do_not_divide_the_published_widths_are_named(width: int, fitting: str) -> None:
     model = make_tiny_moonshine(width=width)
-    resolve(model, Recipe(grid=Grid(group_size=32)))
+    planned(model, Recipe(format=Affine(group_size=32)))
     with pytest.raises(RecipeError, match=rf"groups of 64 do not divide a row of {width}; these do: {fitting}, a whole row"):
-        resolve(model, Recipe(grid=Grid(group_size=64)))
+        planned(model, Recipe(format=Affine(group_size=64)))
 
 
 def test_folder_loads_and_transcribes_the_same(tmp_path: Path, speech_folder: Path) -> None:
@@ -124,7 +121,7 @@ def test_folder_loads_and_transcribes_the_same(tmp_path: Path, speech_folder: Pa
     model.processor.save_pretrained(tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert isinstance(loaded, Moonshine)
-    recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf"))
+    recipe = Recipe(method=method_named("rtn"), format=target_named("gguf").format())
     result = api.quantize(loaded, tmp_path / "out", recipe=recipe, target="gguf")
     data = load_data(speech_folder).take(4)
     ours = transcribe_data(result.model, data).transcripts
@@ -132,7 +129,7 @@ def test_folder_loads_and_transcribes_the_same(tmp_path: Path, speech_folder: Pa
 
 
 def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
-    result = quantize_model(make_tiny_moonshine(), Recipe(method=method_named("rtn"), grid=target_grid("gguf")))
+    result = quantized(make_tiny_moonshine(), Recipe(method=method_named("rtn"), format=target_named("gguf").format()))
     source = open_source(result)
     write_gguf(source, tmp_path / "m.gguf")
     found = {t.name: t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}

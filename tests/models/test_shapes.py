@@ -9,18 +9,16 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from sottovoce.backends.onnx_runtime.layout import ENCODER
 from sottovoce.backends.onnx_runtime.writer import write_onnx
+from sottovoce.backends.registry import target_named
 from sottovoce.backends.source import open_source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.errors import RecipeError
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.calibration_set import CalibrationSpeech
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.pipeline import quantize_model
-from sottovoce.quantization.plan import resolve
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.target import target_grid
-from tests.conftest import make_tiny
+from tests.conftest import make_tiny, planned, quantized
 
 SIZES = {"tiny": (384, 80), "base": (512, 80), "small": (768, 80), "medium": (1024, 80), "large-v3": (1280, 128)}
 
@@ -63,15 +61,15 @@ CASES = [("tiny", "awq", 128), ("tiny", "fade", 128), ("base", "qep", 64), ("sma
 def test_every_width_through_a_method_and_into_gguf(size: str, method: str, group: int, tmp_path: Path) -> None:
     model = make_size(size)
     changes = {"damping": 0.1} if method == "gptq" else {}  # so that 5,120 channels are solved in float32, in seconds
-    recipe = Recipe(method=method_named(method, **changes), grid=Grid(bits=3, group_size=group))
-    result = quantize_model(model, recipe, speech())
+    recipe = Recipe(method=method_named(method, **changes), format=Affine(bits=3, group_size=group))
+    result = quantized(model, recipe, speech())
     assert set(result.weights) == {layer.name for layer in model.layers()}
     features = model.features([speech(1).recordings[0]])
     outputs = [m.encode(features).states for m in (model, result.model)]
     assert bool(torch.isfinite(outputs[1]).all())
     assert not torch.equal(*outputs)
-    recipe = Recipe(method=method_named("rtn"), grid=target_grid("gguf"))
-    kinds = write_gguf(open_source(quantize_model(model, recipe)), tmp_path / "m.gguf")
+    recipe = Recipe(method=method_named("rtn"), format=target_named("gguf").format())
+    kinds = write_gguf(open_source(quantized(model, recipe)), tmp_path / "m.gguf")
     assert set(kinds.values()) == {"Q4_0"}
 
 
@@ -79,7 +77,7 @@ def test_large_v3_into_onnx(tmp_path: Path) -> None:
     import onnxruntime
 
     model = make_size("large-v3")
-    result = quantize_model(model, Recipe(method=method_named("rtn"), grid=target_grid("onnx")))
+    result = quantized(model, Recipe(method=method_named("rtn"), format=target_named("onnx").format()))
     write_onnx(open_source(result), tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / ENCODER), providers=["CPUExecutionProvider"])
     features = model.features([speech(1).recordings[0]])["input_features"]
@@ -92,14 +90,14 @@ def test_large_v3_into_onnx(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("encoder", "decoder"), [(4, 1), (1, 2)], ids=["like turbo", "like distil"])
 def test_halves_of_unequal_depth(encoder: int, decoder: int) -> None:
     model = make_size("tiny", encoder_layers=encoder, decoder_layers=decoder)
-    plan = resolve(model, Recipe(grid=Grid(group_size=64)))
+    plan = planned(model, Recipe(format=Affine(group_size=64)))
     assert len(plan.layers) == 6 * encoder + 10 * decoder + 1
-    result = quantize_model(model, Recipe(method=method_named("gptq"), grid=Grid(group_size=64)), speech())
+    result = quantized(model, Recipe(method=method_named("gptq"), format=Affine(group_size=64)), speech())
     assert [report.part for report in result.reports].count("encoder") == 6 * encoder
 
 
 @pytest.mark.parametrize("width", [288, 416])
 def test_moonshines_widths_want_groups_of_32(width: int) -> None:
     with pytest.raises(RecipeError, match="these do: 32, a whole row"):
-        Grid(group_size=128).columns_per_group(width)
-    assert Grid(group_size=32).columns_per_group(width) == 32
+        Affine(group_size=128).block_size(width)
+    assert Affine(group_size=32).block_size(width) == 32

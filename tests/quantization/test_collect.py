@@ -60,7 +60,7 @@ def tiny_batches(padding: float = 0.25) -> tuple[object, list[Batch]]:
         transcripts,
         folds,
         batch_size=2,
-        positions=PositionWeights(padding=padding, stride=2),
+        positions=PositionWeights(padding=padding, subsampling=2),
         languages=[None] * 5,
     )
 

@@ -18,7 +18,7 @@ from sottovoce.checkpoint.layout import packed_tensors, unpacked_tensor
 from sottovoce.checkpoint.load import load_quantized, read_weights
 from sottovoce.checkpoint.manifest import read_manifest, write_manifest
 from sottovoce.checkpoint.save import save_quantized
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.core.gptq import gptq
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.rtn import rtn
@@ -31,13 +31,11 @@ from sottovoce.quantization.calibration_set import PositionWeights, make_batches
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.layer import quantize_layer
 from sottovoce.quantization.methods import METHODS, Method, method_named
-from sottovoce.quantization.pipeline import quantize_model
-from sottovoce.quantization.plan import resolve
 from sottovoce.quantization.recipe import Recipe, Rule
 from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
-from tests.conftest import make_tiny, make_tiny_moonshine
+from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
 
-SMALL = Grid(bits=4, group_size=32)
+SMALL = Affine(bits=4, group_size=32)
 
 
 def run(recipe: Recipe, speech_folder: Path, out: Path, seed: int = 0) -> object:
@@ -51,7 +49,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_every_method_at_every_width(method: str, bits: int, speech_folder: Path, tmp_path: Path) -> None:
-    result = run(Recipe(method=METHODS[method], grid=Grid(bits=bits, group_size=32)), speech_folder, tmp_path / "out")
+    result = run(Recipe(method=METHODS[method], format=Affine(bits=bits, group_size=32)), speech_folder, tmp_path / "out")
     assert [r.name for r in result.reports if r.part == "head"] == ["proj_out"]
     assert len(result.reports) == len(result.plan.layers) == 2 * 6 + 2 * 10 + 1
     network, _ = load_quantized(tmp_path / "out")
@@ -61,12 +59,12 @@ def test_every_method_at_every_width(method: str, bits: int, speech_folder: Path
 
 def test_same_inputs_and_seed_give_the_same_bytes(speech_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        run(Recipe(grid=SMALL), speech_folder, tmp_path / name)
+        run(Recipe(format=SMALL), speech_folder, tmp_path / name)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
 def test_fade_leaves_less_error_than_rounding(speech_folder: Path, tmp_path: Path) -> None:
-    result = run(Recipe(grid=Grid(bits=3, group_size=32)), speech_folder, tmp_path / "out")
+    result = run(Recipe(format=Affine(bits=3, group_size=32)), speech_folder, tmp_path / "out")
     assert all(r.added_error < r.rounded_error for r in result.reports)
     assert all(0 <= r.strength <= 1 for r in result.reports)
     assert any(r.strength > 0 for r in result.reports)
@@ -77,8 +75,8 @@ def test_absorbed_bias_matches_the_mean_output(speech_folder: Path) -> None:
     """On the calibration positions, the mean output of the first layer is exactly the original's."""
     model = make_tiny()
     speech = prepare_speech(model, load_data(speech_folder))
-    recipe = Recipe(grid=Grid(bits=2, group_size=32), frame_subsampling=1)
-    result = quantize_model(model, recipe, speech)
+    recipe = Recipe(format=Affine(bits=2, group_size=32), frame_subsampling=1)
+    result = quantized(model, recipe, speech)
     name = "model.encoder.layers.0.self_attn.q_proj"
     old, new = model.module(name), result.model.module(name)
     seen = []
@@ -109,7 +107,7 @@ def test_a_layer_makes_good_what_its_stream_lacks() -> None:
     inputs = LayerStatistics((folds[0], folds[1]), rows, rows, torch.zeros(0), gap)
     method = Method(kind="gptq", strength=1.0, ridge=1e-6, absorb_bias=True)
     layer = Layer("fc2", "encoder", "frames", mlp_output=True, stream="norm")
-    solution = quantize_layer(layer, weight, torch.zeros(16), inputs, Grid(bits=8, group_size=32), method)
+    solution = quantize_layer(layer, weight, torch.zeros(16), inputs, Affine(bits=8, group_size=32), method)
     values, half_a_step = solution.weight.dequantize(), 0.51 * solution.weight.scale.repeat_interleave(32, 1)
     assert bool(((values - weight - lacking).abs() <= 2 * half_a_step).all())
     assert solution.bias is not None
@@ -122,12 +120,12 @@ def test_a_layer_makes_good_what_its_stream_lacks() -> None:
 def test_original_model_is_left_alone(speech_folder: Path, tmp_path: Path) -> None:
     model = make_tiny()
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    api.quantize(model, tmp_path / "out", recipe=Recipe(grid=SMALL), calibration=speech_folder)
+    api.quantize(model, tmp_path / "out", recipe=Recipe(format=SMALL), calibration=speech_folder)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
 
 
 def test_tied_head_is_one_matrix_stored_once(speech_folder: Path, tmp_path: Path) -> None:
-    result = run(Recipe(grid=SMALL), speech_folder, tmp_path / "out")
+    result = run(Recipe(format=SMALL), speech_folder, tmp_path / "out")
     network = result.model.network
     assert network.proj_out.weight is network.model.decoder.embed_tokens.weight
     names = load_file(tmp_path / "out" / "model.safetensors")
@@ -145,8 +143,8 @@ def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
     monkeypatch.setattr("sottovoce.quantization.install.round_floats_to_float16", lambda *_: None)
     model = make()
     speech = prepare_speech(model, load_data(speech_folder))
-    recipe = Recipe(method=METHODS[method], grid=SMALL, frame_subsampling=1)
-    result = quantize_model(model, recipe, speech, batch_size=4)
+    recipe = Recipe(method=METHODS[method], format=SMALL, frame_subsampling=1)
+    result = quantized(model, recipe, speech, batch_size=4)
     batches = make_batches(
         model, speech.recordings, speech.transcripts, assign_folds(speech.speakers), batch_size=4,
         positions=PositionWeights(), languages=speech.languages,
@@ -165,8 +163,8 @@ def test_a_tied_head_is_solved_for_a_decoder_that_is_not_quantized_yet(speech_fo
     """Its Hessian, made the plain way: original decoder behind the quantized encoder."""
     model = make_tiny()
     speech = prepare_speech(model, load_data(speech_folder))
-    recipe = Recipe(method=METHODS["gptq"], grid=SMALL, head_embedding_weight=0.5)
-    result = quantize_model(model, recipe, speech, batch_size=4)
+    recipe = Recipe(method=METHODS["gptq"], format=SMALL, head_embedding_weight=0.5)
+    result = quantized(model, recipe, speech, batch_size=4)
     assert not result.model.module(model.encoder)._forward_hooks  # which would keep all it ever hears
     half = make_tiny()
     half.network.model.encoder = result.model.network.model.encoder
@@ -187,7 +185,7 @@ def test_a_tied_head_is_solved_for_a_decoder_that_is_not_quantized_yet(speech_fo
 def test_fresh_process_without_this_package(bits: int, symmetric: bool, speech_folder: Path, tmp_path: Path) -> None:
     """`transformers` alone loads the folder and computes the very same numbers."""
     out = tmp_path / "out"
-    result = run(Recipe(method=METHODS["rtn"], grid=Grid(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out)
+    result = run(Recipe(method=METHODS["rtn"], format=Affine(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out)
     features, ids = torch.randn(1, 16, 200), torch.tensor([[257, 5, 6]])
     torch.save({"features": features, "ids": ids}, tmp_path / "in.pt")
     script = (
@@ -215,7 +213,7 @@ def test_mixed_widths_are_read_by_us_and_refused_by_transformers(speech_folder: 
     from transformers import AutoModelForSpeechSeq2Seq
 
     out = tmp_path / "out"
-    result = run(Recipe(grid=SMALL, head_bits=8, rules=(Rule(match=r"fc2$", bits=16),)), speech_folder, out)
+    result = run(Recipe(format=SMALL, head_bits=8, rules=(Rule(match=r"fc2$", bits=16),)), speech_folder, out)
     assert {r.bits for r in result.reports} == {4, 8}
     assert len(result.plan.ignored) == 4
     network, _ = load_quantized(out)
@@ -228,7 +226,7 @@ def test_mixed_widths_are_read_by_us_and_refused_by_transformers(speech_folder: 
 def test_packed_tensors_round_trip() -> None:
     for bits in (2, 3, 4, 8):
         for symmetric in (False, True):
-            weight = rtn(torch.randn(10, 96), Grid(bits=bits, group_size=32, symmetric=symmetric))
+            weight = rtn(torch.randn(10, 96), Affine(bits=bits, group_size=32, symmetric=symmetric))
             tensors = packed_tensors("x", weight)
             again = unpacked_tensor("x", tensors, bits, symmetric)
             assert torch.equal(again.codes, weight.codes)
@@ -244,7 +242,7 @@ def test_decoding_by_compressed_tensors_gives_the_same_numbers() -> None:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     for bits in (2, 3, 4, 8):
-        weight = rtn(torch.randn(10, 96), Grid(bits=bits, group_size=32))
+        weight = rtn(torch.randn(10, 96), Affine(bits=bits, group_size=32))
         args = QuantizationArgs(num_bits=bits, type="int", symmetric=False, strategy="group", group_size=32)
         local = {name.removeprefix("x."): tensor for name, tensor in packed_tensors("x", weight).items()}
         decoded = PackedQuantizationCompressor.decompress(local, QuantizationScheme(targets=["Linear"], weights=args))
@@ -253,7 +251,7 @@ def test_decoding_by_compressed_tensors_gives_the_same_numbers() -> None:
 
 @pytest.fixture
 def folder(speech_folder: Path, tmp_path: Path) -> Path:
-    run(Recipe(method=METHODS["rtn"], grid=SMALL), speech_folder, tmp_path / "out")
+    run(Recipe(method=METHODS["rtn"], format=SMALL), speech_folder, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -297,7 +295,7 @@ def test_missing_tensor(folder: Path) -> None:
 
 def test_existing_output_is_kept(folder: Path, speech_folder: Path) -> None:
     before = digests(folder)
-    result = quantize_model(make_tiny(seed=1), Recipe(method=METHODS["rtn"], grid=SMALL))
+    result = quantized(make_tiny(seed=1), Recipe(method=METHODS["rtn"], format=SMALL))
     with pytest.raises(OutputError, match="exists already"):
         save_quantized(result, folder)
     assert digests(folder) == before
@@ -310,7 +308,7 @@ def test_existing_output_is_kept(folder: Path, speech_folder: Path) -> None:
 
 def test_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digests(folder)
-    result = quantize_model(make_tiny(seed=1), Recipe(method=METHODS["rtn"], grid=SMALL))
+    result = quantized(make_tiny(seed=1), Recipe(method=METHODS["rtn"], format=SMALL))
 
     def full_disk(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
@@ -325,15 +323,15 @@ def test_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_recipes_that_do_not_fit(tmp_path: Path) -> None:
     model = make_tiny()
     with pytest.raises(RecipeError, match=r"groups of 128 do not divide a row of 64; these do: 32, 64"):
-        resolve(model, Recipe(grid=Grid(group_size=128)))
+        planned(model, Recipe(format=Affine(group_size=128)))
     with pytest.raises(RecipeError, match="matches no layer"):
-        resolve(model, Recipe(grid=SMALL, rules=(Rule(match="no_such", bits=8),)))
+        planned(model, Recipe(format=SMALL, rules=(Rule(match="no_such", bits=8),)))
     with pytest.raises(RecipeError, match="nothing to quantize"):
-        resolve(model, Recipe(grid=SMALL, rules=(Rule(match="", bits=16),)))
+        planned(model, Recipe(format=SMALL, rules=(Rule(match="", bits=16),)))
     with pytest.raises(RecipeError, match="calibrates on speech"):
-        api.quantize(model, tmp_path / "out", recipe=Recipe(grid=SMALL))
+        api.quantize(model, tmp_path / "out", recipe=Recipe(format=SMALL))
     with pytest.raises(CalibrationError, match="calibrates on speech"):
-        quantize_model(model, Recipe(grid=SMALL))
+        quantized(model, Recipe(format=SMALL))
     for wrong in ({"strength": 3.0}, {"ridge": 0.0}, {"damping": -1.0}, {"damping": "held-out"}):
         with pytest.raises(RecipeError):
             Method(kind="gptq", **wrong)

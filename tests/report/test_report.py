@@ -16,7 +16,7 @@ from sottovoce.bench.table import Run
 from sottovoce.checkpoint.manifest import read_manifest, store_confidence
 from sottovoce.cli import display as show
 from sottovoce.cli.main import main
-from sottovoce.core.affine import Grid
+from sottovoce.core.affine import Affine
 from sottovoce.evaluation.confidence import ConfidenceMetrics, FittedConfidence, Scaling
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import score_transcripts
@@ -45,7 +45,7 @@ THEIRS = tuple(heard(t.id, t.reference or "", t.reference or "") for t in OURS)
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, speech_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("report") / f"tiny & {EVIL.replace('/', '-')}"
-    api.quantize(make_tiny(), folder, recipe=Recipe(grid=Grid(bits=3, group_size=32)), calibration=speech_folder)
+    api.quantize(make_tiny(), folder, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech_folder)
     return folder
 
 
