@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sottovoce.cli.display import WORSE_THAN_ROUNDED, notes
 from torch import nn
 
 from sottovoce import api
+from sottovoce.cli.display_folder import WORSE_THAN_ROUNDED, notes
 from sottovoce.core.affine import Affine
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.qep import Moments
@@ -23,7 +23,7 @@ from sottovoce.quantization.layer import quantize_layer
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.statistics import FoldStatistics, LayerStatistics
-from tests.conftest import make_tiny, quantized
+from tests.conftest import make_tiny, planned, quantized
 
 WIDTH, ROWS = 32, 8
 GPTQ_LIKE = [name for name, method in METHODS.items() if method.kind == "gptq"]
@@ -84,7 +84,7 @@ def test_the_result_is_finite_and_no_worse_than_said(kind: str, method: str, see
 
 def _with_report(report: object) -> object:
     class Result:
-        calibration, reports, recipe = None, (report,), Recipe()
+        calibration, reports, recipe, plan = None, (report,), Recipe(), planned(make_tiny(), Recipe())
 
     return Result()
 

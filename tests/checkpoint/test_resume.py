@@ -24,7 +24,7 @@ from sottovoce.quantization.recipe import Recipe
 KILLS = int(os.environ.get("SOTTOVOCE_KILLS", "3"))
 RECIPE = Recipe(format=Affine(bits=3, group_size=32))
 LAYERS = 2 * 6 + 2 * 10 + 1  # of the tiny model
-# Quantizes; kills itself where the last argument, a number of solved layers, says so.
+# Quantizes; kills itself where the last argument, a number of finished layers, says so.
 SCRIPT = """
 import os, signal, sys
 import torch
@@ -143,7 +143,7 @@ def test_other_inputs_are_not_mixed_in(model_folder: Path, speech_folder: Path, 
     stop_after(2, model_folder, speech_folder, tmp_path / "out")
     with pytest.raises(OutputError, match="differs in calibration, seed"):
         api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, seed=1, resume=True)
-    with pytest.raises(OutputError, match="2 layers solved"):
+    with pytest.raises(OutputError, match="2 layers finished"):
         api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder)
     api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, seed=1, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -202,7 +202,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 model, speech, out, most = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
 try:
-    api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech, batch_size=2, resume=True, overwrite=True)
+    api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech,
+                 batch_size=2, resume=True, overwrite=True)
 except OutputError as exc:
     print(exc)
     sys.exit(7)
@@ -222,5 +223,5 @@ def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path
     assert contents(out) == before
     arguments[-1] = str(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, check=False).returncode == 0
-    assert json.loads((out / "sottovoce.json").read_text())["recipe"]["grid"]["bits"] == 3
+    assert json.loads((out / "sottovoce.json").read_text())["recipe"]["format"]["bits"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

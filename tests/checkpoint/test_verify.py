@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce import api
-from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_sealed
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.errors import CheckpointError
@@ -53,7 +53,7 @@ def test_any_flipped_byte_is_found_and_the_file_named(folder: Path, tmp_path: Pa
 
 def test_a_sound_folder_is_verified(folder: Path) -> None:
     checked = api.verify(folder)
-    assert checked.layers == len(read_manifest(folder)["layers"])
+    assert checked.layers == len(read_manifest(folder).layers)
     assert checked.unlisted == ()
     code, printed, _ = run("verify", folder)
     assert code == 0
@@ -81,40 +81,61 @@ def test_what_was_added_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 FORGERIES: dict[str, tuple[Callable[[dict], object], str]] = {
-    "another width in the recipe": (lambda m: m["recipe"]["grid"].update(bits=3), "recipe asks for"),
-    "another grouping in the recipe": (lambda m: m["recipe"]["grid"].update(group_size=64), "recipe asks for"),
-    "another symmetry in the recipe": (lambda m: m["recipe"]["grid"].update(symmetric=True), "recipe asks for"),
-    "a rule left out": (lambda m: m["recipe"]["rules"].pop(), "other layers"),
-    "a layer less": (lambda m: m["layers"].pop(), "layers"),
-    "a layer renamed": (lambda m: m["layers"][0].update(name="model.other"), "other layers"),
-    "a width in the report": (lambda m: m["layers"][0].update(bits=2), "recipe asks for"),
-    "a recipe that is none": (lambda m: m["recipe"].update(grid={"bits": 5}), "does not fit"),
-    "an unknown setting": (lambda m: m["recipe"].update(surprise=1), "does not fit"),
-    "exact minima": (lambda m: m["recipe"]["grid"].update(float16_min=True), "float16|recipe asks for|grid"),
+    "another width in the plan": (lambda m: m["plan"]["layers"][1]["format"].update(bits=3), "do not fit together|do not agree"),
+    "another grouping in the plan": (lambda m: m["plan"]["layers"][1]["format"].update(group_size=64), "do not fit together"),
+    "another symmetry in the plan": (
+        lambda m: m["plan"]["layers"][1]["format"].update(symmetric=True),
+        "do not fit together|another quant",
+    ),
+    "another shape in the plan": (lambda m: m["plan"]["layers"][1].update(shape=[1, 64]), "of shape"),
+    "a layer less in the plan": (lambda m: m["plan"]["layers"].pop(), "same layers"),
+    "a layer more in the plan": (lambda m: m["plan"]["ignored"].append("model.other"), "same layers"),
+    "a layer less in the reports": (lambda m: m["layers"].pop(), "do not agree"),
+    "a layer renamed in the reports": (lambda m: m["layers"][0].update(name="model.other"), "do not agree"),
+    "a width in the report": (lambda m: m["layers"][0].update(bits=2), "do not agree"),
+    "exact minima": (lambda m: m["plan"]["layers"][1]["format"].update(float16_min=True), "float16"),
 }
+NO_MANIFEST: dict[str, tuple[Callable[[dict], object], str]] = {
+    "a format that is none": (lambda m: m["plan"]["layers"][0]["format"].update(bits=5), "bits = 5"),
+    "a format that is not known": (lambda m: m["plan"]["layers"][0]["format"].update(name="base 3"), "'base 3' is not known"),
+    "a method that is not known": (lambda m: m["recipe"]["method"].update(algorithm="best"), "'best' is not known"),
+    "an unknown setting": (lambda m: m["recipe"].update(surprise=1), "unknown key 'surprise'"),
+    "an unknown key": (lambda m: m.update(surprise=1), "unknown key 'surprise'"),
+    "text for a number": (lambda m: m["layers"][0].update(bits="4"), "wanted a whole number, got '4'"),
+    "no plan": (lambda m: m.pop("plan"), "plan"),
+}
+
+
+def forged(folder: Path, copy: Path, change: Callable[[dict], object]) -> Path:
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / MANIFEST).read_text())
+    change(content)
+    write_sealed(copy, content)
+    return copy
 
 
 @pytest.mark.parametrize("forgery", sorted(FORGERIES))
 def test_a_manifest_that_is_sealed_but_wrong_is_found(forgery: str, folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    manifest = read_manifest(copy)
     change, message = FORGERIES[forgery]
-    change(manifest)
-    write_manifest(copy, manifest)
+    copy = forged(folder, tmp_path / "copy", change)
     read_manifest(copy)
     with pytest.raises(CheckpointError, match=message):
         api.verify(copy)
 
 
+@pytest.mark.parametrize("forgery", sorted(NO_MANIFEST))
+def test_a_sealed_file_that_is_no_manifest_is_refused(forgery: str, folder: Path, tmp_path: Path) -> None:
+    change, message = NO_MANIFEST[forgery]
+    with pytest.raises(CheckpointError, match=message):
+        read_manifest(forged(folder, tmp_path / "copy", change))
+
+
 def test_names_in_a_manifest_stay_inside_the_folder(folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (tmp_path / "outside.json").write_text("{}")
-    for name in ("../outside.json", str(tmp_path / "outside.json"), "a/../config.json"):
-        manifest = read_manifest(folder)
-        manifest["files"][name] = {"bytes": 2, "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}
-        write_manifest(copy, manifest)
+    record = {"bytes": 2, "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}
+    for i, name in enumerate(("../outside.json", str(tmp_path / "outside.json"), "a/../config.json")):
         with pytest.raises(CheckpointError, match="missing"):
-            read_manifest(copy)
+            read_manifest(forged(folder, tmp_path / str(i), lambda m, name=name: m["files"].update({name: record})))
 
 
 def test_verify_is_listed() -> None:

@@ -15,11 +15,10 @@ import soundfile
 from click.testing import CliRunner
 
 import sottovoce
-from sottovoce.backends.registry import PACKAGES
-from sottovoce.cli.main import METHOD_NAMES, RUNTIMES, TARGET_NAMES, WIDTHS, main
+from sottovoce.cli.main import main
+from sottovoce.cli.recipe_options import METHOD_NAMES, WIDTHS
 from sottovoce.core.affine import BITS
 from sottovoce.quantization.methods import METHODS
-from sottovoce.quantization.target import TARGETS
 from tests.conftest import make_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +34,6 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def test_the_choices_are_what_there_is() -> None:
     """They are written out in the command, which must not import what knows them."""
     assert set(METHOD_NAMES) == METHODS.keys()
-    assert set(TARGET_NAMES) == TARGETS.keys()
-    assert set(RUNTIMES) == {"torch", *PACKAGES}
     assert set(WIDTHS) == {str(bits) for bits in BITS}
 
 
@@ -110,8 +107,7 @@ def test_rules_widths_and_settings_reach_the_recipe(model_folder: Path, speech_f
         8,
         "--damping",
         0.2,
-        "--order",
-        "activation",
+        "--act-order",
     )
     code, printed, shown = run("quantize", model_folder, out, "--calibration", speech_folder, "--group-size", 32, "--json", *arguments)
     assert code == 0, shown
@@ -129,8 +125,11 @@ def test_the_encoder_may_have_bits_of_its_own(target: str, model_folder: Path, t
     arguments = ("--target", target, "--method", "rtn", "--encoder-bits", 8, "--rule", "encoder.*1.fc1$", 4)
     code, printed, shown = run("quantize", model_folder, out, "--json", *arguments)
     assert code == 0, shown
-    layers = {row["name"]: (row["bits"], row["group_size"]) for row in json.loads(printed)["layers"]}
-    width = 64 if target == "onnx" else 32
+    layers = {
+        row["name"]: (row["format"]["bits"], row["format"]["group_size"])
+        for row in json.loads(run("inspect", out, "--json")[1])["plan"]["layers"]
+    }
+    width = None if target == "onnx" else 32
     assert layers["model.encoder.layers.0.fc1"] == (8, width)
     assert layers["model.decoder.layers.0.encoder_attn.q_proj"] == (4, 32)
     assert layers["model.encoder.layers.1.fc1"][0] == 4
@@ -159,7 +158,7 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
         (("quantize", model_folder, out, "--group-size", 32), "give calibration data"),
         (("quantize", model_folder, out, "--calibration", empty, "--group-size", 32), "holds no utterances"),
         (("quantize", model_folder, out, "--calibration", broken, "--group-size", 32), "is silent"),
-        (("quantize", model_folder, out, *data, "--rule", "no_such", 4), "matches no layer"),
+        (("quantize", model_folder, out, *data, "--rule", "no_such", 4), "covers no layer"),
         (("quantize", model_folder, out, *data, "--damping", 0), "out of range"),
         (("quantize", model_folder, empty / "..", *data), "exists already"),
         (("transcribe", model_folder, tmp_path / "absent.wav"), "no such file"),
@@ -193,7 +192,7 @@ def test_nan_weights_are_named(tmp_path: Path) -> None:
 def test_help_needs_no_torch_and_is_fast() -> None:
     script = (
         "import sys; sys.argv = ['sottovoce', '--help']\n"
-        "from sottovoce.cli import main\n"
+        "from sottovoce.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
@@ -225,9 +224,12 @@ def test_public_names() -> None:
         "verify",
     }
     assert set(sottovoce.__all__) == {
-        "DataSet", "Evaluation", "Grid", "Method", "QuantizedTensor", "Recipe", "Rule", "Score", "SottovoceError", "__version__",
-        "evaluate", "export", "load", "load_data", "method_named", "open_recognizer", "quantize", "score",
-        "target_grid", "transcribe", "verify",
+        "AWQ", "Affine", "BACKENDS", "Backend", "BenchOutcome", "ConfidenceRecord", "DataSet", "Evaluation", "Export", "FADE",
+        "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest", "NumberFormat", "Plan", "PlannedLayer", "QEP",
+        "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule", "Score", "SottovoceError", "SpeechModel",
+        "Transcript", "Transcription", "Utterance", "__version__", "evaluate", "export", "fit_confidence", "inspect", "load",
+        "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan", "run_bench", "score",
+        "store_confidence", "target_named", "transcribe", "verify", "write_plan", "write_report",
     }  # fmt: skip
     for module in pkgutil.walk_packages(sottovoce.__path__, "sottovoce."):
         importlib.import_module(module.name)  # which must not put itself in a public name's place

@@ -78,9 +78,9 @@ def test_moments_equal_the_plain_reference_at_every_layer() -> None:
             weight = plain.get_submodule(layer.name).weight
             pull = weight.double() @ expected[1]
             torch.testing.assert_close(got.moments.cross_output(weight), pull, rtol=1e-3, atol=1e-5 * scale)
-            assert got.moments.through == (layer.mlp_output and weight.shape[1] > 2 * weight.shape[0])
+            assert got.moments.projected == (layer.mlp_output and weight.shape[1] > 2 * weight.shape[0])
             torch.testing.assert_close(got.mean, expected[2], rtol=1e-3, atol=1e-5)
-            torch.testing.assert_close(got.mean_hat, expected[3], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(got.quantized_mean, expected[3], rtol=1e-3, atol=1e-5)
             assert got.weight == pytest.approx(float(expected[4]))
         damage(walking.get_submodule(layer.name))
         damage(slow.get_submodule(layer.name))
@@ -109,7 +109,9 @@ def test_what_a_stream_lacks_is_an_error_of_the_layers_that_write_into_it() -> N
             tolerance = {"rtol": 1e-3, "atol": 1e-5 * float(total.moments.hessian.matrix.abs().max())}
             torch.testing.assert_close(total.moments.cross_output(weight), pulled, **tolerance)
             torch.testing.assert_close(total.mean_residual_error, mean_residual_error / total.weight, rtol=1e-3, atol=1e-5)
-            torch.testing.assert_close(total.centered.cross_output(weight), pulled - torch.outer(mean_error, total.mean_hat), **tolerance)
+            torch.testing.assert_close(
+                total.centered.cross_output(weight), pulled - torch.outer(mean_error, total.quantized_mean), **tolerance
+            )
             writers.append(layer.name)
         else:
             assert inputs.residual_samples is None

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from click.testing import CliRunner
 
 from sottovoce import api
 from sottovoce.bench.table import Run
-from sottovoce.checkpoint.manifest import read_manifest, store_confidence
-from sottovoce.cli import display as show
+from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.evaluation.confidence import ConfidenceMetrics, FittedConfidence, Scaling
@@ -23,6 +21,7 @@ from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.report import bench_page, folder_page
 from sottovoce.report.words import Word, aligned, worst_first
+from sottovoce.system.plain_data import to_plain
 from tests.conftest import make_tiny
 
 EVIL = "<script>document.title = 'owned'</script>"
@@ -69,13 +68,13 @@ def test_figures_equal_the_manifest_and_the_score(quantized: Path) -> None:
     page = folder_page(quantized, OURS, THEIRS)
     manifest, score = read_manifest(quantized), score_transcripts(OURS, THEIRS)
     assert f'id="wer" data-value="{score.wer}"' in page
-    assert f'data-value="{manifest["files"]["model.safetensors"]["bytes"]}"' in page
+    assert f'data-value="{manifest.files["model.safetensors"].bytes}"' in page
     rows = re.findall(r"<tr data-key=.*?</tr>", page)
-    assert len(rows) == len(manifest["layers"])
-    for row, layer in zip(rows, manifest["layers"], strict=True):
-        assert layer["name"].removeprefix("model.") in row
+    assert len(rows) == len(manifest.layers)
+    for row, layer in zip(rows, manifest.layers, strict=True):
+        assert layer.name.removeprefix("model.") in row
         for key in ("strength", "vulnerability", "inherited_error", "outgoing_error"):
-            assert f'data-value="{layer[key]}"' in row
+            assert f'data-value="{getattr(layer, key)}"' in row
     assert '<b class="bad">failed</b>; looped: loop' in page
 
 
@@ -98,7 +97,7 @@ def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(quantized, folder)
     assert 'id="confidence"' not in folder_page(folder)
-    bins = [(0.1 * i + 0.05, 0.1 * i, 3) for i in range(9)] + [(math.nan, math.nan, 0)]
+    bins = [(0.1 * i + 0.05, 0.1 * i, 3) for i in range(9)] + [(None, None, 0)]
     trust = ConfidenceMetrics(
         words=27, accuracy=0.4, mean_confidence=0.45, expected_calibration_error=0.0512, normalized_cross_entropy=0.1,
         bins=tuple(bins),
@@ -107,7 +106,7 @@ def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
         temperature=Scaling(0.9), platt=Scaling(0.8, 0.1), raw_metrics=trust, temperature_metrics=trust, platt_metrics=trust,
         fitted_words=30,
     )  # fmt: skip
-    store_confidence(folder, show.confidence_as_dict(fitted) | {"data": EVIL, "seed": 0})
+    store_confidence(folder, ConfidenceRecord(fitted=fitted, data=EVIL, seed=0))
     page = folder_page(folder)
     assert 'id="confidence"' in page
     assert page.count("<td>0.051</td>") == 3
@@ -166,18 +165,18 @@ def test_in_a_browser(browser: object, quantized: Path, tmp_path: Path) -> None:
     browser.get(page.as_uri())
     assert "owned" not in browser.title
     assert browser.get_log("browser") == []
-    layers = read_manifest(quantized)["layers"]
+    layers = read_manifest(quantized).layers
 
     def column(index: int) -> list[str]:
         cells = browser.find_elements(By.CSS_SELECTOR, f"#layers tbody tr:not([hidden]) td:nth-child({index})")
         return [cell.get_attribute("data-value") or cell.text for cell in cells]
 
     browser.find_element(By.XPATH, "//table[@id='layers']//button[text()='vulnerability']").click()
-    assert [float(v) for v in column(4)] == sorted((row["vulnerability"] for row in layers), reverse=True)
+    assert [float(v) for v in column(4)] == sorted((row.vulnerability for row in layers), reverse=True)
     browser.find_element(By.XPATH, "//table[@id='layers']//button[text()='vulnerability']").click()
-    assert [float(v) for v in column(4)] == sorted(row["vulnerability"] for row in layers)
+    assert [float(v) for v in column(4)] == sorted(row.vulnerability for row in layers)
     browser.find_element(By.XPATH, "//button[@data-key='decoder cross']").click()
-    assert len(column(1)) == sum(row["part"] == "decoder cross" for row in layers)
+    assert len(column(1)) == sum(row.part == "decoder cross" for row in layers)
     box = browser.find_element(By.CSS_SELECTOR, "input[type=search]")
     box.send_keys("dog sat")
     shown = [u for u in browser.find_elements(By.CSS_SELECTOR, ".utterance") if u.is_displayed()]
@@ -186,4 +185,4 @@ def test_in_a_browser(browser: object, quantized: Path, tmp_path: Path) -> None:
     assert all(chart.size["height"] > 100 for chart in charts)
     assert len(charts) == 2
     assert browser.get_log("browser") == []
-    assert json.loads(browser.find_element(By.TAG_NAME, "pre").text) == read_manifest(quantized)["recipe"]
+    assert json.loads(browser.find_element(By.TAG_NAME, "pre").text) == to_plain(read_manifest(quantized).recipe)

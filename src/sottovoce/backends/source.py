@@ -62,7 +62,7 @@ def open_source(source: str | Path | QuantizedModel) -> Source:
     manifest = read_manifest(folder)
     model = load(folder)
     model.source = manifest.source
-    return Source(model, read_weights(folder, manifest))
+    return Source(model, read_weights(folder, manifest.plan))
 
 
 def affine_parts(name: str, weight: QuantizedTensor) -> AffineTensor:

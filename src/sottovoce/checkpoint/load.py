@@ -9,11 +9,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sottovoce.checkpoint.layout import WEIGHTS, stored_name
-from sottovoce.checkpoint.manifest import Manifest, read_manifest
+from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError
 from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.plan import Plan
 
 
 def load(source: str | Path) -> SpeechModel:
@@ -29,7 +30,7 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, GenerationConfig
 
     folder = Path(folder)
-    weights = read_weights(folder, read_manifest(folder))
+    weights = read_weights(folder, read_manifest(folder).plan)
     state = {name: tensor.float() for name, tensor in _plain_tensors(folder, weights).items()}
     state |= {f"{name}.weight": weight.dequantize() for name, weight in weights.items()}
     try:
@@ -54,12 +55,12 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
         raise CheckpointError(f"{folder}: does not make up a recognizer ({type(exc).__name__}: {exc})") from exc
 
 
-def read_weights(folder: Path, manifest: Manifest) -> dict[str, QuantizedTensor]:
+def read_weights(folder: Path, plan: Plan) -> dict[str, QuantizedTensor]:
     """Return the codes of every planned layer, by the name under which its tensors are stored. Raises `CheckpointError`."""
     found = dict[str, QuantizedTensor]()
     with _open_weights(folder) as file:
         names = set(file.keys())
-        for layer in manifest.plan.layers:
+        for layer in plan.layers:
             prefix = f"{stored_name(layer)}."
             tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(f"{prefix}weight_")}
             try:

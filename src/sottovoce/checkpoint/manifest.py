@@ -6,6 +6,7 @@ Its own digest stands in its last line and is that of the file with zeros in the
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,13 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Seal the manifest and write it, whole or not at all. Raises `OSError`."""
-    content = {"format_version": FORMAT_VERSION, **to_plain(manifest), SEAL_KEY: OPEN}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_sealed(folder, {"format_version": FORMAT_VERSION, **to_plain(manifest)})
+
+
+def write_sealed(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the plain data of a manifest with its own digest in the last line, whole or not at all. Raises `OSError`."""
+    sealed = {key: value for key, value in content.items() if key != SEAL_KEY} | {SEAL_KEY: OPEN}
+    text = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     with written_whole(folder / MANIFEST) as file:
         file.write(text[::-1].replace(OPEN, digest[::-1], 1)[::-1])
@@ -86,12 +92,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     seal = SEAL.search(raw)
     if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != seal[1].decode():
         raise CheckpointError(f"{path}: has changed since it was written (wrong sha256); fetch the folder again")
-    try:
-        if version == 1:
-            content = upgrade(content, folder)
-        manifest = from_plain(Manifest, content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError, SafetensorError) as exc:
-        raise CheckpointError(f"{path}: is damaged ({exc})") from exc
+    manifest = _typed(content, version, folder)
     for name, record in manifest.files.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
@@ -99,6 +100,13 @@ def read_manifest(folder: Path | str) -> Manifest:
         if sha256(file) != record.sha256:
             raise CheckpointError(f"{file}: has changed since it was written (wrong sha256); fetch the folder again")
     return manifest
+
+
+def _typed(content: dict[str, Any], version: int, folder: Path) -> Manifest:
+    try:
+        return from_plain(Manifest, upgrade(content, folder) if version == 1 else content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError, SafetensorError) as exc:
+        raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
 
 
 def _parsed(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:

@@ -29,7 +29,7 @@ def verify(folder: str | Path) -> Verification:
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     plan = manifest.plan
-    read_weights(folder, manifest)
+    read_weights(folder, plan)
     model = load(folder)
     named = {layer.name for layer in plan.layers} | set(plan.ignored)
     if odd := sorted(named ^ {layer.name for layer in model.layers()}):

@@ -93,7 +93,7 @@ def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = N
         gate=gate(score, reference) if score and reference else None,
         failures=FAILURES,
         utterances=worst_first(transcripts, against)[:WORST] if transcripts is not None else [],
-        confidence=to_plain(fitted) if fitted else None,
+        confidence=to_plain(fitted) | {"data": manifest.confidence.data} if fitted and manifest.confidence else None,
         diagram=_reliability(fitted),
         scalings=SCALINGS,
         recipe=json.dumps(to_plain(manifest.recipe), indent=2, ensure_ascii=False),
