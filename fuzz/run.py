@@ -25,10 +25,10 @@ def fuzz_one(name: str, runs: int) -> None:
     """In this process, until a finding or `runs` executions."""
     import atheris
 
-    with atheris.instrument_imports(include=["sottovoce.data.audio", "sottovoce.data.load", "sottovoce.checkpoint.manifest", "sottovoce.evaluation",
-                                             "sottovoce.bench.plan", "sottovoce.models.ctranslate2", "sottovoce.checkpoint.save",
-                                             "sottovoce.core.packing", "sottovoce.core.qtensor", "sottovoce.checkpoint.resume",
-                                             "sottovoce.checkpoint.verify", "sottovoce.quantization.recipe"]):  # fmt: skip
+    with atheris.instrument_imports(include=["sottovoce.data", "sottovoce.system.plain_data", "sottovoce.evaluation",
+                                             "sottovoce.bench.plan", "sottovoce.models.ctranslate2", "sottovoce.checkpoint",
+                                             "sottovoce.core.packing", "sottovoce.core",
+                                             "sottovoce.quantization"]):  # fmt: skip
         sys.path.insert(0, str(HERE))
         import targets
     corpus = HERE / "corpus" / name

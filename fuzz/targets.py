@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from safetensors import SafetensorError
 
 from sottovoce.bench import read_plan
-from sottovoce.checkpoint.layout import packed_tensors
+from sottovoce.checkpoint.layout import layer_tensors
 from sottovoce.checkpoint.load import read_weights
-from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
-from sottovoce.checkpoint.resume import RunState
+from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest, write_manifest, write_sealed
+from sottovoce.checkpoint.manifest_v1 import upgrade
+from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.core.affine import Affine
 from sottovoce.core.rtn import rtn
 from sottovoce.data.audio import read_audio
@@ -32,7 +34,9 @@ from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.models.ctranslate2 import read_variables, to_transformers
 from sottovoce.quantization.layer import LayerReport, LayerResult
-from sottovoce.quantization.recipe import recipe_from
+from sottovoce.quantization.plan import Plan, PlannedLayer
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.plain_data import from_plain
 
 Target = Callable[[bytes], None]
 
@@ -49,7 +53,6 @@ def scratch() -> Path:
         (folder / name).mkdir()
     (folder / "sph" / "talk.sph").write_bytes(b"")
     (folder / "book" / "1-2-3.flac").write_bytes(b"")
-    (folder / "folder" / "weights-config.json").write_text(json.dumps(_config()))
     (folder / "folder" / "seed.safetensors").write_bytes(_weights())
     return folder
 
@@ -98,11 +101,7 @@ def journal(data: bytes) -> None:
 
 def sottovoce_json(data: bytes) -> None:
     _placed(f"folder/{MANIFEST}", data)
-    content = read_manifest(scratch() / "folder")
-    try:
-        recipe_from(content["recipe"])
-    except (KeyError, TypeError) as exc:  # which `verify` translates
-        raise CheckpointError(str(exc)) from exc
+    read_manifest(scratch() / "folder")
 
 
 def sealed_json(data: bytes) -> None:
@@ -114,8 +113,8 @@ def sealed_json(data: bytes) -> None:
     if not isinstance(content, dict):
         return
     try:
-        write_manifest(scratch() / "folder", content)
-    except (UnicodeEncodeError, RecursionError) as exc:
+        write_sealed(scratch() / "folder", content)
+    except (ValueError, RecursionError) as exc:
         raise DataError(str(exc)) from exc
     read_manifest(scratch() / "folder")
 
@@ -125,21 +124,24 @@ def model_bin(data: bytes) -> None:
 
 
 def weights(data: bytes) -> None:
-    shutil.copy(scratch() / "folder" / "weights-config.json", scratch() / "folder" / "config.json")
     _placed("folder/model.safetensors", data)
-    read_weights(scratch() / "folder", {"layers": [{}]})
+    read_weights(scratch() / "folder", PLAN)
 
 
 def config(data: bytes) -> None:
+    """The description in a folder of version 1, which `read_manifest` makes a plan from."""
     shutil.copy(scratch() / "folder" / "seed.safetensors", scratch() / "folder" / "model.safetensors")
     _placed("folder/config.json", data)
-    read_weights(scratch() / "folder", {"layers": [{}]})
+    try:
+        from_plain(Manifest, upgrade(VERSION_1, scratch() / "folder"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:  # as `read_manifest` does
+        raise CheckpointError(str(exc)) from exc
 
 
 def unfinished(data: bytes) -> None:
-    work = RunState(scratch() / "out")
+    state = StoredRun(scratch() / "out")
     _placed(".out.unfinished/layer-00000.safetensors", data)
-    work.solutions()
+    state.finished_layers()
 
 
 TARGETS: dict[str, tuple[Target, type[Exception] | None]] = {
@@ -204,30 +206,53 @@ def _weights() -> bytes:
     from safetensors.torch import save
 
     torch.manual_seed(0)
-    return bytes(save(packed_tensors("fc", rtn(torch.randn(4, 64), Affine(bits=4, group_size=32)))))
+    return bytes(save(layer_tensors("fc", rtn(torch.randn(4, 64), Affine(bits=4, group_size=32)))))
 
 
 def _layer() -> bytes:
-    work = RunState(scratch() / "seed")
-    work.folder.mkdir(exist_ok=True)
+    state = StoredRun(scratch() / "seed")
+    state.folder.mkdir(exist_ok=True)
     quantized = rtn(torch.ones(2, 32), Affine(bits=4, group_size=32))
-    report = LayerReport(
-        name="fc", part="encoder", bits=4, group_size=32, bits_per_weight=4.6, weights=64, vulnerability=0.1, outlier_ratio=1.0
-    )
-    work.keep_solution("fc", LayerResult(quantized, torch.ones(2), report))
-    return work.layers[0].read_bytes()
+    report = LayerReport(name="fc", part="encoder", bits=4, bits_per_weight=4.6, weights=64, vulnerability=0.1, outlier_ratio=1.0)
+    state.add_layer("fc", LayerResult(quantized, torch.ones(2), report))
+    return state.layer_files[-1].read_bytes()
 
 
 def _manifest_json() -> bytes:
-    from dataclasses import asdict
-
-    from sottovoce.quantization.recipe import Recipe
-
-    content = {"format_version": 1, "recipe": asdict(Recipe()), "layers": [], "files": {}}
-    write_manifest(scratch() / "folder", content)
+    manifest = Manifest(source="m", recipe=Recipe(), plan=PLAN, calibration=None, environment={}, layers=(), files={})
+    write_manifest(scratch() / "folder", manifest)
     return (scratch() / "folder" / MANIFEST).read_bytes()
 
 
+PLAN = Plan(target="compressed-tensors", layers=(PlannedLayer(name="fc", part="encoder", format=Affine(), shape=(4, 64)),))
+VERSION_1 = {
+    "source": "m",
+    "calibration": None,
+    "environment": {},
+    "files": {},
+    "recipe": {
+        "method": {"kind": "rtn"},
+        "grid": {"bits": 4, "group_size": 32, "symmetric": False, "scale": "search", "exact_minimum": False},
+        "head_bits": None,
+        "head_identity": 0.01,
+        "padding_weight": 0.0,
+        "frame_stride": 3,
+        "rules": [],
+    },
+    "layers": [
+        {
+            "name": "fc",
+            "part": "encoder",
+            "bits": 4,
+            "group_size": 32,
+            "bits_per_weight": 4.6,
+            "weights": 256,
+            "vulnerability": 0.1,
+            "outlier_ratio": 1.0,
+        }
+    ],
+    "left_in_floating_point": [],
+}
 TOML = b"""models = ["m"]
 methods = ["rtn", "strong"]
 bits = [4, 3]

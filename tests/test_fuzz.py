@@ -42,9 +42,9 @@ def test_seeds_are_understood(name: str) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damage_is_an_error_at_most(name: str, data: st.DataObject) -> None:
-    seed = bytearray(data.sample(st.sampled_from(targets.SEEDS[name]())))
-    for _ in range(data.sample(st.integers(1, 4))):
-        at = data.sample(st.integers(0, len(seed)))
-        gone = data.sample(st.integers(0, 8))
-        seed[at : at + gone] = data.sample(st.binary(max_size=8))
+    seed = bytearray(data.draw(st.sampled_from(targets.SEEDS[name]())))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(seed)))
+        gone = data.draw(st.integers(0, 8))
+        seed[at : at + gone] = data.draw(st.binary(max_size=8))
     targets.check(name, bytes(seed))

@@ -20,13 +20,13 @@ from sottovoce.errors import CalibrationError
 from sottovoce.models.layers import Layer
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.layer import quantize_layer
-from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.methods import GPTQ, METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.statistics import FoldStatistics, LayerStatistics
 from tests.conftest import make_tiny, planned, quantized
 
 WIDTH, ROWS = 32, 8
-GPTQ_LIKE = [name for name, method in METHODS.items() if method.kind == "gptq"]
+GPTQ_LIKE = [name for name, method in METHODS.items() if isinstance(method, GPTQ)]
 UNKIND = (
     "plain", "one position", "rank one", "all zero", "one fold silent", "constant", "dead channels", "one giant channel",
     "huge", "tiny",

@@ -19,7 +19,7 @@ from sottovoce.evaluation.confidence import ConfidenceMetrics, FittedConfidence,
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.report import bench_page, folder_page
+from sottovoce.report.page import bench_page, folder_page
 from sottovoce.report.words import Word, aligned, worst_first
 from sottovoce.system.plain_data import to_plain
 from tests.conftest import make_tiny
