@@ -28,7 +28,7 @@ def refuse(*arguments, **options):
     raise SystemExit("a socket was opened")
 socket.socket.connect = refuse
 socket.create_connection = socket.getaddrinfo = refuse
-from sottovoce.cli import main
+from sottovoce.cli.main import main
 main(sys.argv[1:], standalone_mode=False)
 """
 

@@ -13,7 +13,8 @@ from sottovoce import api
 from sottovoce.backends import agreement as verify
 from sottovoce.backends import export as run
 from sottovoce.backends.agreement import agree
-from sottovoce.backends.registry import runtime_of, target_named
+from sottovoce.backends.backend import StoredType
+from sottovoce.backends.registry import BACKENDS, runtime_of, target_named
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
@@ -131,22 +132,24 @@ class TestExport:
         assert file.read_bytes()[:4] == b"GGUF"
         (tmp_path / "things").mkdir()
         (tmp_path / "things" / "diary").write_text("x")
-        with pytest.raises(OutputError, match="is not an export of this format"):
+        with pytest.raises(OutputError, match="is not an export for onnxruntime"):
             api.export(folder, "onnx", tmp_path / "things", overwrite=True)
 
     def test_a_file_that_says_something_else_is_deleted(
         self, whisper_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A writer that stores wrong codes: the file loads, and its words give it away."""
-        right = run.WRITERS["gguf"]
+        right = BACKENDS["transcribe.cpp"]
 
-        def wrong(source: Any, file: Path) -> dict[str, str]:
+        def wrong(source: Any, file: Path, activations: str) -> dict[str, StoredType]:
             name = "model.decoder.embed_tokens"
             weight = source.weights[name]
-            return right(replace(source, weights=source.weights | {name: replace(weight, codes=weight.codes.flip(0))}), file)
+            flipped = replace(source, weights=source.weights | {name: replace(weight, codes=weight.codes.flip(0))})
+            assert right.write is not None
+            return right.write(flipped, file, activations)
 
-        monkeypatch.setitem(run.WRITERS, "gguf", wrong)
-        with pytest.raises(ExportError, match=r"of the words that the gguf runtime hears differ .* the file was deleted"):
+        monkeypatch.setitem(BACKENDS, "transcribe.cpp", replace(right, write=wrong))
+        with pytest.raises(ExportError, match=r"of the words that the transcribe.cpp runtime hears differ .* the file was deleted"):
             api.export(whisper_folder, "gguf", tmp_path / "wrong.gguf")
         assert list(tmp_path.iterdir()) == []
 
@@ -154,12 +157,12 @@ class TestExport:
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(verify, "_transcribe", _crash)
-        with pytest.raises(ExportError, match="the gguf runtime crashed on the written file"):
+        with pytest.raises(ExportError, match="the transcribe.cpp runtime crashed on the written file"):
             api.export(folder, "gguf", tmp_path / "x.gguf", speech=load_data(run.CLIPS).take(1))
         assert list(tmp_path.iterdir()) == []
 
     def test_only_onnx_has_a_choice_of_activations(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(ExportError, match="activations of a gguf file are its runtime's own choice"):
+        with pytest.raises(ExportError, match="transcribe.cpp itself decides how inputs are rounded"):
             api.export(folder, "gguf", tmp_path / "x.gguf", activations="float32")
         with pytest.raises(ExportError, match="activations 'bf16' are not known; choose one of int8, float32"):
             api.export(folder, "onnx", tmp_path / "x", activations="bf16")
@@ -207,7 +210,7 @@ class TestCommand:
         out, file = tmp_path / "four", tmp_path / "four.gguf"
         done = CliRunner().invoke(main, ["quantize", str(model), str(out), "--method", "rtn", "--target", "gguf"])
         assert done.exit_code == 0, done.output
-        assert f"next: sottovoce export {out} gguf {file}" in done.stdout
+        assert f"next: sottovoce export {out} transcribe.cpp {file}" in done.stdout
         done = CliRunner().invoke(main, ["export", str(out), "gguf", str(file), "--no-verify", "--json"])
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
@@ -241,8 +244,8 @@ class TestCommand:
 
     def test_a_file_runs_as_what_it_is(self, folder: Path, tmp_path: Path) -> None:
         api.export(folder, "gguf", tmp_path / "t.gguf", verify=False)
-        assert runtime_of(tmp_path / "t.gguf") == "gguf"
-        with pytest.raises(RecipeError, match="is made for the runtime gguf, and onnx was asked for"):
+        assert runtime_of(tmp_path / "t.gguf") == "transcribe.cpp"
+        with pytest.raises(RecipeError, match="is made for the runtime transcribe.cpp, and onnxruntime was asked for"):
             api.open_recognizer(tmp_path / "t.gguf", "onnx")
 
 
@@ -260,13 +263,13 @@ def test_bench_runs_in_runtimes_too(tmp_path: Path, speech_folder: Path) -> None
     arguments = ["bench", str(recipe), "--out", str(tmp_path / "out"), "--threads", "2"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
-    assert "| 4 | rtn, gguf | 1 |" in done.stdout
+    assert "| 4 | rtn, transcribe.cpp | 1 |" in done.stdout
     assert "| 4 | rtn | 1 |" in done.stdout
     done = CliRunner().invoke(main, arguments)
     assert "0 cells computed" in done.stderr
     cells = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob("evaluate-*.json")]
-    assert {cell["key"].get("runtime", "torch") for cell in cells} == {"torch", "gguf"}
-    assert not any(p.suffix == ".gguf" for p in (tmp_path / "out" / "cache").iterdir())
+    assert {cell["key"].get("runtime", "torch") for cell in cells} == {"torch", "transcribe.cpp"}
+    assert not any("transcribe.cpp" in p.name for p in (tmp_path / "out" / "cache").iterdir())
 
 
 class _Fake:

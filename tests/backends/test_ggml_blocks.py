@@ -1,5 +1,7 @@
 """Blocks against the dequantizer of the package `gguf`, on random and extreme values."""
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.backends.ggml_blocks import block_type, to_blocks
+from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
@@ -31,7 +34,8 @@ def random_tensor(seed: int, bits: int, group: int, symmetric: bool, size: float
         scale = torch.ldexp(torch.round(digits * 64) / 64, exponent).half()
         zero = torch.randint(0, top + 1, (3, groups), generator=generator).to(torch.uint8)
     scale = torch.where(scale == 0, torch.tensor(2.0**-24).half(), scale)
-    return QuantizedTensor(codes, scale, zero, bits, symmetric)
+    number_format = Affine(bits=bits, group_size=group, symmetric=symmetric, float16_min=not symmetric)
+    return QuantizedTensor(codes, {"scale": scale, "zero_point": zero}, number_format)
 
 
 @settings(max_examples=80, deadline=None)
@@ -42,7 +46,7 @@ def random_tensor(seed: int, bits: int, group: int, symmetric: bool, size: float
 def test_the_formats_own_dequantizer_reads_the_very_same_numbers(seed: int, bits: int, group: int, symmetric: bool, size: float) -> None:
     weight = random_tensor(seed, bits, group, symmetric or bits == 8, size)
     kind, values = decoded("w", weight)
-    assert kind == ("Q8_0" if bits == 8 else "Q4_0" if weight.symmetric else "Q4_1")
+    assert kind == ("Q8_0" if bits == 8 else "Q4_0" if weight.format.symmetric else "Q4_1")
     assert np.array_equal(values, weight.dequantize().numpy())
 
 
@@ -65,7 +69,7 @@ def test_nibbles_lie_where_ggml_has_them() -> None:
     _, blocks = to_blocks("w", quantized)
     for block in range(2):
         raw = blocks[0, 18 * block : 18 * (block + 1)]
-        assert raw[:2].view("<f2")[0] == quantized.scale[0, block].item()
+        assert raw[:2].view("<f2")[0] == quantized.parameters["scale"][0, block].item()
         for j in range(16):
             assert raw[2 + j] & 15 == quantized.codes[0, 32 * block + j]
             assert raw[2 + j] >> 4 == quantized.codes[0, 32 * block + j + 16]
@@ -73,11 +77,11 @@ def test_nibbles_lie_where_ggml_has_them() -> None:
 
 def test_what_blocks_cannot_hold_is_refused_with_the_way_out() -> None:
     weight = torch.randn(2, 96, generator=torch.Generator().manual_seed(2))
-    whole = rtn(weight, Affine(bits=4, group_size=None, symmetric=True))
-    scale, zero = whole.scale.repeat_interleave(2, 1), whole.zero_point.repeat_interleave(2, 1)
+    whole = affine_parts("w", rtn(weight, Affine(bits=4, group_size=None, symmetric=True)))
+    halves = replace(whole, scale=whole.scale.repeat_interleave(2, 1), zero_point=whole.zero_point.repeat_interleave(2, 1))
     with pytest.raises(ExportError, match=r"w: groups of 48 .* --group-size 32"):
-        block_type("w", QuantizedTensor(whole.codes, scale, zero, 4, True))
+        block_type("w", halves)
     with pytest.raises(ExportError, match="no asymmetric 8-bit blocks"):
-        block_type("w", rtn(weight, Affine(bits=8, group_size=32)))
+        block_type("w", affine_parts("w", rtn(weight, Affine(bits=8, group_size=32))))
     with pytest.raises(ExportError, match="no float16 numbers"):
-        block_type("w", rtn(weight, Affine(bits=4, group_size=32)))
+        block_type("w", affine_parts("w", rtn(weight, Affine(bits=4, group_size=32))))

@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from sottovoce.backends.onnx_runtime.operators import packed, runtime_bits
+from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
@@ -43,7 +44,7 @@ def quantized(bits: int, group: int | None, symmetric: bool) -> QuantizedTensor:
 def test_matmulnbits_computes_with_the_very_same_numbers(bits: int, group: int | None, symmetric: bool) -> None:
     """Multiplied with the identity in float32, the operator gives back every weight, bit for bit."""
     weight = quantized(bits, group, symmetric)
-    tensors = packed("w", weight)
+    tensors = packed("w", affine_parts("w", weight))
     block = 384 // tensors["scales"].shape[1]
     zero = tensors.get("zero_points")
     got = run(
@@ -59,7 +60,7 @@ def test_matmulnbits_computes_with_the_very_same_numbers(bits: int, group: int |
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_gatherblockquantized_looks_up_the_very_same_numbers(bits: int, symmetric: bool) -> None:
     weight = quantized(bits, 32, symmetric)
-    tensors = packed("w", weight)
+    tensors = packed("w", affine_parts("w", weight))
     zero = tensors.get("zero_points")
     ids = np.array([[3, 0], [23, 3]])
     got = run(
@@ -71,6 +72,6 @@ def test_gatherblockquantized_looks_up_the_very_same_numbers(bits: int, symmetri
 
 
 def test_groups_that_are_no_power_of_two_are_split_and_others_refused() -> None:
-    assert packed("w", rtn(torch.randn(2, 96), Affine(bits=4, group_size=None)))["scales"].shape == (2, 3)
+    assert packed("w", affine_parts("w", rtn(torch.randn(2, 96), Affine(bits=4, group_size=None))))["scales"].shape == (2, 3)
     with pytest.raises(ExportError, match=r"w: groups of 72 .* --group-size 32"):
-        packed("w", rtn(torch.randn(2, 72), Affine(bits=4, group_size=None)))
+        packed("w", affine_parts("w", rtn(torch.randn(2, 72), Affine(bits=4, group_size=None))))

@@ -191,7 +191,7 @@ def test_an_8_bit_encoder_holds_the_very_numbers(int8_encoder: tuple[QuantizedMo
     held = {(stored[n.input[1]] * {**stored, **halved}[n.input[2]]).T.astype(np.float32).tobytes() for n in products}
     wanted = {name: weight for name, weight in result.weights.items() if ".encoder." in name}
     assert held == {weight.dequantize().numpy().tobytes() for weight in wanted.values()}
-    assert {weight.bits for name, weight in result.weights.items() if ".encoder." not in name} == {4}
+    assert {weight.format.code_bits for name, weight in result.weights.items() if ".encoder." not in name} == {4}
     assert "DynamicQuantizeMatMul" not in {node.op_type for node in nodes(onnx.load(folder / DECODER).graph)}
 
 

@@ -195,12 +195,12 @@ def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> No
 
 def test_a_method_has_settings_of_its_own(bench_root: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text((bench_root / "recipe.toml").read_text() + 'frame_subsampling = 1\nscale = "minmax"\ngroup_size = "row"\n')
+    recipe.write_text((bench_root / "recipe.toml").read_text() + 'frame_subsampling = 1\nobserver = "minmax"\ngroup_size = "row"\n')
     plan = read_plan(recipe)
     strong, gptq = plan.recipe("strong", 3), plan.recipe("gptq", 3)
-    assert (strong.frame_subsampling, strong.grid.scale, strong.grid.group_size) == (1, "minmax", None)
-    assert (gptq.frame_subsampling, gptq.grid.scale, gptq.grid.group_size) == (3, "search", 32)
-    assert (strong.method.strength, strong.method.kind, strong.grid.bits, strong.head_bits) == (1.0, "gptq", 3, 16)
+    assert (strong.frame_subsampling, strong.format.observer, strong.format.group_size) == (1, "minmax", None)
+    assert (gptq.frame_subsampling, gptq.format.observer, gptq.format.group_size) == (3, "mse", 32)
+    assert (strong.method.strength, strong.method.algorithm, strong.format.bits, strong.head_bits) == (1.0, "qep", 3, 16)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _heed_interrupts() -> None:
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_asked_to_stop_it_says_how_to_go_on(name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sottovoce", "quantize", model_folder, tmp_path / "out", "--group-size", "32"]
-    command += ["--calibration", speech_folder, "--batch-size", "1", "--threads", "1", "--frame-stride", "1"]
+    command += ["--calibration", speech_folder, "--batch-size", "1", "--threads", "1", "--frame-subsampling", "1"]
     unfinished = tmp_path / ".out.unfinished"
     for _ in range(5):  # on a busy machine it may be done before it is asked
         shutil.rmtree(tmp_path / "out", ignore_errors=True)

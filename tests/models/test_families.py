@@ -149,11 +149,11 @@ def test_quantized_saved_loaded_and_heard_the_same(maker: Maker, speech_folder: 
 def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
     """What stands before one writer, with its outputs added, stands before the next."""
     model = maker()
-    writers = [layer for layer in model.layers() if layer.stream is not None]
+    writers = [layer for layer in model.layers() if layer.residual is not None]
     assert {layer.name.rsplit(".", 1)[-1] for layer in writers} <= {"out_proj", "o_proj", "fc2", "down_proj"}
     streams, outputs = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for layer in writers:
-        model.module(layer.stream).register_forward_pre_hook(lambda _m, args, name=layer.name: streams.update({name: args[0].clone()}))
+        model.module(layer.residual).register_forward_pre_hook(lambda _m, args, name=layer.name: streams.update({name: args[0].clone()}))
         model.module(layer.name).register_forward_hook(lambda _m, _args, out, name=layer.name: outputs.update({name: out.clone()}))
     model.network(**model.teacher_forced_inputs(recordings(24000), [[40, 50, 60]], None)[0])
     assert streams.keys() == outputs.keys() == {layer.name for layer in writers}
@@ -166,10 +166,10 @@ def test_a_layer_writes_into_the_stream_it_names(maker: Maker) -> None:
 def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:
     model = make_qwen()
     plan = planned(model, Recipe(format=GRID))
-    assert {grid.bits for layer, grid in plan.layers if "audio_tower" in layer.name} == {8}
-    assert {grid.bits for layer, grid in plan.layers if "audio_tower" not in layer.name} == {4}
+    assert {layer.format.bits for layer in plan.layers if "audio_tower" in layer.name} == {8}
+    assert {layer.format.bits for layer in plan.layers if "audio_tower" not in layer.name} == {4}
     asked = planned(model, Recipe(format=GRID, rules=(Rule(match="audio_tower", bits=3),)))
-    assert {grid.bits for layer, grid in asked.layers if "audio_tower" in layer.name} == {3}
+    assert {layer.format.bits for layer in asked.layers if "audio_tower" in layer.name} == {3}
 
 
 def test_qwens_awq_mappings_leave_the_network_as_it_is(speech_folder: Path) -> None:

@@ -95,11 +95,11 @@ def test_what_a_stream_lacks_is_an_error_of_the_layers_that_write_into_it() -> N
     walking, slow, plain = (share_weights(model.network) for _ in range(3))
     writers = []
     for layer, inputs in collect_statistics([model.network, walking], batches, model.layers(), compensate_residual=True):
-        if layer.stream is not None:
+        if layer.residual is not None:
             weight, pulled, mean_residual_error, mean_error = plain.get_submodule(layer.name).weight.double(), 0.0, 0.0, 0.0
             for batch in batches:
                 x, x_hat = (captured(net, layer.name, batch.inputs).double() for net in (plain, slow))
-                r, r_hat = (captured(net, layer.stream, batch.inputs).double() for net in (plain, slow))
+                r, r_hat = (captured(net, layer.residual, batch.inputs).double() for net in (plain, slow))
                 for u, t in (batch.weights[layer.positions] > 0).nonzero().tolist():
                     share = float(batch.weights[layer.positions][u, t])
                     error = weight @ (x[u, t] - x_hat[u, t]) + r[u, t] - r_hat[u, t]

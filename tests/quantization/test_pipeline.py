@@ -107,7 +107,7 @@ def test_a_layer_makes_good_what_its_stream_lacks() -> None:
     rows, gap = torch.cat(samples), torch.cat(gaps)
     inputs = LayerStatistics((folds[0], folds[1]), rows, rows, torch.zeros(0), gap)
     method = QEP(strength=1.0, ridge=1e-6, absorb_bias=True, correct_mlp_output=True)
-    layer = Layer("fc2", "encoder", "frames", mlp_output=True, stream="norm")
+    layer = Layer("fc2", "encoder", "frames", mlp_output=True, residual="norm")
     solution = quantize_layer(layer, weight, torch.zeros(16), inputs, Affine(bits=8, group_size=32), method)
     values, half_a_step = solution.weight.dequantize(), 0.51 * solution.weight.parameters["scale"].float().repeat_interleave(32, 1)
     assert bool(((values - weight - lacking).abs() <= 2 * half_a_step).all())

@@ -79,7 +79,7 @@ class Affine(NumberFormat):
     @property
     def title(self) -> str:
         groups = "a scale per row" if self.group_size is None else f"groups of {self.group_size}"
-        return f"{self.bits} bits, {groups}, {'symmetric' if self.symmetric else 'with zero points'}"
+        return f"{self.bits} bits, {groups}" + (", symmetric" if self.symmetric else "")
 
     def with_bits(self, bits: int, **changes: object) -> "Affine":
         """Return the grid at other `bits`. Beside 4-bit blocks with a minimum, ggml's 8-bit blocks have none: symmetric there."""

@@ -7,7 +7,6 @@ depend on it, so head and audio count as the encoder's output here, and the rest
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from sottovoce.models.speech_model import SpeechModel
 
 MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
 AUDIO = "model.audio_tower"
+TOWER_BITS = 8  # of the audio tower: with less, long recordings were seen to loop
 TEXT = "model.language_model"
 
 
@@ -31,7 +31,6 @@ class Qwen3ASR(SpeechModel):
 
     head, encoder, embedding = "lm_head", AUDIO, f"{TEXT}.embed_tokens"
     fixed_length = False
-    min_bits = MappingProxyType({"encoder": 8})  # with less, long recordings were seen to loop
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         super().__init__(network, processor, source)
@@ -44,6 +43,7 @@ class Qwen3ASR(SpeechModel):
             before = f"{at}.self_attn_layer_norm"
             found += attention_layers(f"{at}.self_attn", "encoder", "out_proj", before, shift_invariant_keys=True)
             found += mlp_layers(at, "encoder", f"{at}.final_layer_norm")
+        found = [replace(layer, min_bits=TOWER_BITS) for layer in found]
         found += [Layer(f"model.multi_modal_projector.linear_{i}", "encoder", "all") for i in (1, 2)]
         for i in range(config.text_config.num_hidden_layers):
             at = f"{TEXT}.layers.{i}"
@@ -51,7 +51,7 @@ class Qwen3ASR(SpeechModel):
             found += attention_layers(f"{at}.self_attn", "decoder self", "o_proj", before, shift_invariant_keys=False)
             found += [Layer(f"{at}.mlp.{name}_proj", "decoder mlp", "all") for name in ("gate", "up")]
             before = f"{at}.post_attention_layernorm"
-            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", mlp_output=True, stream=before))
+            found.append(Layer(f"{at}.mlp.down_proj", "decoder mlp", "all", mlp_output=True, residual=before))
         # Recordings go one by one, without padding: all positions count, but those of the prompt predict nothing.
         return [*(replace(layer, positions="all") for layer in found), Layer(self.head, "head", "tokens")]
 

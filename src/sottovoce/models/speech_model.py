@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.languages import DETECT
-from sottovoce.models.layers import AWQMapping, Layer, Part, Positions
+from sottovoce.models.layers import AWQMapping, Layer, Positions
 
 WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
 
@@ -31,7 +30,6 @@ class SpeechModel(ABC):
     embedding: str
     max_duration_s: float = 30.0  # seconds of audio one forward pass takes
     fixed_length: bool = True  # features of all recordings have one length, whatever the recordings'
-    min_bits: Mapping[Part, int] = MappingProxyType({})  # bits that a part keeps unless a rule asks otherwise
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         self.network: Any = network

@@ -35,7 +35,7 @@ def collect_statistics(
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerStatistics]] = []
-    writers = {layer.stream: layer.name for layer in layers if compensate_residual and layer.stream is not None}
+    writers = {layer.residual: layer.name for layer in layers if compensate_residual and layer.residual is not None}
     residual_of: dict[str, PausedLayer] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
     for paused in run_in_lockstep(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
         if paused.name in before:

@@ -1,6 +1,5 @@
 """The plan: which layer gets which number format. Made once, carried out, and stored with the result."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,7 +72,7 @@ class Plan:
 
 
 def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
-    """Apply `recipe` to the layers of `model`. Parts for which its family has a minimum keep that many bits, unless a rule names them.
+    """Apply `recipe` to the layers of `model`. Layers for which their family has a minimum keep that many bits, unless a rule names them.
 
     Raises `RecipeError` if a rule covers no layer, if blocks do not divide a layer's rows (naming what does), if nothing is left to
     quantize, or if `target` cannot hold the result.
@@ -86,7 +85,7 @@ def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
             raise RecipeError(f"the rule for {rule.title} covers no layer of {model.source}; layers look like {layers[0].name!r}")
     planned, ignored = [], []
     for layer in layers:
-        number_format = _format_of(layer, recipe, model.min_bits)
+        number_format = _format_of(layer, recipe)
         if number_format is None:
             ignored.append(layer.name)
             continue
@@ -145,12 +144,11 @@ def _tie_group(layer: Layer, model: SpeechModel, target: Target) -> str | None:
     return model.embedding if layer.name == model.head and model.tied else None
 
 
-def _format_of(layer: Layer, recipe: Recipe, min_bits: Mapping[Part, int]) -> NumberFormat | None:
+def _format_of(layer: Layer, recipe: Recipe) -> NumberFormat | None:
     """The layer's format, or None: it stays in floating point."""
     found: NumberFormat | None = recipe.format
-    least = min_bits.get(layer.part, 0)
-    if isinstance(found, Affine) and found.bits < least:
-        found = found.with_bits(least)
+    if isinstance(found, Affine) and found.bits < layer.min_bits:
+        found = found.with_bits(layer.min_bits)
     if layer.part == "head" and recipe.head_bits is not None:
         found = _affine_at(recipe, recipe.head_bits, {}, "head_bits")
     # Rules that say "same" take the groups of the rule before.
