@@ -238,9 +238,10 @@ def fit_confidence(
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
-    transcription = transcribe_data(model, DataSet(data.name, known), language=language, confidence=True, progress=progress)
+    recognizer = TorchRecognizer(model)
+    transcription = transcribe_data(recognizer, DataSet(data.name, known), language=language, confidence=True, progress=progress)
     halves = assign_folds([utterance.speaker for utterance in known])
-    return fit_to_transcripts(model, transcription.transcripts, halves)
+    return fit_to_transcripts(recognizer, transcription.transcripts, halves)
 
 
 def transcribe(
@@ -255,7 +256,7 @@ def transcribe(
 ) -> Transcription:
     """The words spoken in sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `evaluation.confidence.words_of`). `save`: write the transcripts there; a
+    `confidence`: with the log-probability of each token (see `word_confidences`). `save`: write the transcripts there; a
     stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
     """
     utterances: list[Utterance] = []
@@ -279,7 +280,7 @@ def _transcribed(
     progress: Progress,
 ) -> Transcription:
     """What can be transcribed of `data`; kept in the file `save` as it is made."""
-    journal = None
+    cache = None
     if save is not None:
         source = Path(recognizer.source)
         inputs = {
@@ -291,18 +292,18 @@ def _transcribed(
             "confidence": confidence,
             "version": __version__,
         }
-        journal = TranscriptCache(save, inputs)
+        cache = TranscriptCache(save, inputs)
     transcription = transcribe_data(
         recognizer,
         data,
         language=language,
         confidence=confidence,
         lenient=True,
-        journal=journal,
+        cache=cache,
         progress=progress,
     )
-    if journal is not None:
-        journal.finish(transcription.transcripts, whole=not transcription.unusable)
+    if cache is not None:
+        cache.finish(transcription.transcripts, whole=not transcription.unusable)
     return transcription
 
 

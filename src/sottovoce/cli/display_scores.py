@@ -6,7 +6,7 @@ from sottovoce.api import Evaluation
 from sottovoce.cli.console import console, megabytes
 from sottovoce.cli.display_folder import _parts_table
 from sottovoce.demo.run import DemoResult
-from sottovoce.evaluation.confidence import FittedConfidence, Scaling
+from sottovoce.evaluation.confidence import UNSCALED, FittedConfidence
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import Gate
 from sottovoce.evaluation.wer import Score
@@ -83,7 +83,7 @@ def print_confidence(fitted: FittedConfidence) -> None:
     terminal = console()
     table = Table("confidence", "scaling", "calibration error", "cross-entropy explained", "mean", "words right")
     rows = {
-        "as it is": (Scaling(), fitted.raw_metrics),
+        "as it is": (UNSCALED, fitted.raw_metrics),
         "temperature": (fitted.temperature, fitted.temperature_metrics),
         "Platt": (fitted.platt, fitted.platt_metrics),
     }

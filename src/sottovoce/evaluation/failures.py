@@ -3,19 +3,13 @@
 import zlib
 
 COMPRESSION_LIMIT = 2.4  # zlib ratio above which Whisper itself takes a transcript for a loop
-
-
 REPEATS = 5  # consecutive repetitions of the same words that make a loop
-
-
 LONGEST_LOOP = 8  # words in the repeated phrase
-
-
 FAILURES = ("looped", "empty", "spoken_silence", "truncated")
 
 
 def is_loop(text: str) -> bool:
-    """Whether the same words come again and again: by repetition, or because the text compresses too well."""
+    """Tell whether a normalized text repeats the same words over and over, or compresses as well as if it did."""
     words = text.split()
     for size in range(1, LONGEST_LOOP + 1):
         run = 1

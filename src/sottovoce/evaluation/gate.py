@@ -9,9 +9,10 @@ from sottovoce.evaluation.wer import Score
 
 @dataclass(frozen=True)
 class Gate:
-    """May the system ship? `added`: by failure, ids that fail and did not fail in the reference system.
+    """The failures that a system adds to those of its reference system.
 
-    It is open if no failure was added more than `tolerance` times.
+    `added`: for each kind of failure, ids that fail and did not fail in the reference system. The gate is open if no kind was added more
+    than `tolerance` times.
     """
 
     added: Mapping[str, tuple[str, ...]]
@@ -19,7 +20,7 @@ class Gate:
 
     @property
     def open(self) -> bool:
-        """Whether every failure is within the tolerance."""
+        """Tell whether every kind of failure is within the tolerance."""
         return all(len(ids) <= self.tolerance for ids in self.added.values())
 
 

@@ -1,9 +1,9 @@
-"""What was recognized, as a file: one JSON object per line, so that scoring needs no model.
+"""Transcripts, and files of them: one JSON object per line, so that scoring needs no model.
 
     {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false,
      "log_probabilities": [...]}
 
-Only `id` and `text` are required when reading; `reference` is what was said, null or missing where it is not known.
+Only `id` and `text` are required when reading; `reference` is the text that was spoken, null or missing where it is not known.
 """
 
 import json
@@ -18,9 +18,11 @@ from sottovoce.system.atomic_files import written_whole
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """What was recognized in one utterance. `tokens` are without prompt and end token. `pieces`: more than 1 if it was cut.
-    `truncated`: decoding stopped at the token limit, not at an end token. `log_probabilities`: natural, of each token, or empty
-    if they were not asked for."""
+    """The hypothesis `text` for one utterance, with its `reference` where that is known.
+
+    `tokens`: ids without prompt and end token. `pieces`: more than 1 if the recording was cut. `truncated`: decoding stopped at the token
+    limit, not at an end token. `log_probabilities`: natural, of each token, or empty if they were not asked for.
+    """
 
     id: str
     text: str
@@ -30,6 +32,11 @@ class Transcript:
     pieces: int = 1
     truncated: bool = False
     log_probabilities: tuple[float, ...] = ()
+
+    @property
+    def has_confidences(self) -> bool:
+        """Tell whether every token has its log-probability."""
+        return len(self.log_probabilities) == len(self.tokens)
 
 
 def write_transcripts(path: str | Path, transcripts: Sequence[Transcript]) -> None:
@@ -70,7 +77,7 @@ def _from_line(line: str, where: str) -> Transcript:
 
 
 def transcript_from(row: Any, where: str) -> Transcript:
-    """A transcript as it stands in a file. Raises `DataError`, calling its place `where`, for anything that does not fit."""
+    """Read a transcript as it stands in a file. Raises `DataError`, calling its place `where`, for anything that does not fit."""
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: wanted an object with "id" and "text" (both text); got {str(row)[:80]!r}')
     reference, duration, tokens = row.get("reference"), row.get("duration_s", 0.0), row.get("tokens", [])
@@ -78,8 +85,8 @@ def transcript_from(row: Any, where: str) -> Transcript:
         raise DataError(f'{where}: "reference" must be text or null, got {reference!r}')
     if not isinstance(duration, int | float) or not 0 <= duration < float("inf"):
         raise DataError(f'{where}: "duration_s" must be a number of seconds, got {duration!r}')
-    probabilities = row.get("log_probabilities", [])
-    if not isinstance(probabilities, list) or not all(isinstance(p, int | float) and p <= 0 for p in probabilities):
+    log_probabilities = row.get("log_probabilities", [])
+    if not isinstance(log_probabilities, list) or not all(isinstance(p, int | float) and p <= 0 for p in log_probabilities):
         raise DataError(f'{where}: "log_probabilities" must be a list of numbers that are at most 0')
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise DataError(f'{where}: "tokens" must be a list of whole numbers')
@@ -91,5 +98,5 @@ def transcript_from(row: Any, where: str) -> Transcript:
         reference=reference,
         pieces=row["pieces"] if isinstance(row.get("pieces"), int) else 1,
         truncated=row.get("truncated") is True,
-        log_probabilities=tuple(map(float, probabilities)),
+        log_probabilities=tuple(map(float, log_probabilities)),
     )

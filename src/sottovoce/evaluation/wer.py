@@ -1,4 +1,4 @@
-"""Transcripts to word error rates with intervals, and counts of the failures that a rate hides."""
+"""Word error rates of transcripts with intervals, and counts of the failures that a rate hides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sottovoce.evaluation.transcripts import Transcript
 
 @dataclass(frozen=True, kw_only=True)
 class UtteranceScore:
-    """Word and character errors of one utterance against its normalized reference of `words` words, `characters` characters."""
+    """Word and character errors of one hypothesis against its normalized reference of `words` words and `characters` characters."""
 
     id: str
     words: int
@@ -30,7 +30,7 @@ class UtteranceScore:
 
     @property
     def errors(self) -> int:
-        """Substitutions, insertions and deletions."""
+        """Return the number of substitutions, insertions and deletions."""
         return self.substitutions + self.insertions + self.deletions
 
 
@@ -39,7 +39,7 @@ class Paired:
     """A system against a reference system on the same utterances.
 
     `difference`: its WER minus the reference's, with a 95 % interval `low` .. `high` of the paired bootstrap over utterances.
-    `better`, `worse`: ids with fewer and with more word errors; `sign_test`: two-sided p of as lopsided a split by chance.
+    `better`, `worse`: ids with fewer and with more word errors; `sign_test`: two-sided p of as uneven a split by chance.
     """
 
     difference: float
@@ -80,7 +80,7 @@ class Score:
 
     @property
     def quality_of_inference(self) -> float | None:
-        """Share of utterances that did not get worse, None without a reference system."""
+        """Return the share of utterances that did not get worse, or None without a reference system."""
         return None if self.paired is None else 1 - len(self.paired.worse) / len(self.utterances)
 
 
@@ -136,14 +136,14 @@ def score_utterance(transcript: Transcript) -> UtteranceScore:
 
 
 def _compare(scored: Sequence[UtteranceScore], against: Sequence[Transcript], seed: int) -> Paired:
-    before = {t.id: score_utterance(t) for t in against if t.reference is not None}
-    missing = [u.id for u in scored if u.id not in before]
+    other = {t.id: score_utterance(t) for t in against if t.reference is not None}
+    missing = [u.id for u in scored if u.id not in other]
     if missing:
         raise DataError(f"the reference system has no transcript of {missing[0]!r} (and {len(missing) - 1} others)")
-    changed = [u.id for u in scored if u.words != before[u.id].words]
+    changed = [u.id for u in scored if u.words != other[u.id].words]
     if changed:
         raise DataError(f"the reference text of {changed[0]!r} differs between the two systems' transcripts")
-    more = np.array([u.errors - before[u.id].errors for u in scored])
+    more = np.array([u.errors - other[u.id].errors for u in scored])
     words = np.array([u.words for u in scored])
     low, high = bootstrap_interval(more, words, seed=seed)
     better = tuple(u.id for u, change in zip(scored, more, strict=True) if change < 0)
@@ -159,7 +159,7 @@ def _compare(scored: Sequence[UtteranceScore], against: Sequence[Transcript], se
 
 
 def score_to_dict(score: Score) -> Mapping[str, object]:
-    """The score's figures without its utterances, rates in percent."""
+    """Convert a score to plain data without its utterances; rates in percent."""
     paired = score.paired
     return {
         "utterances": len(score.utterances),
