@@ -14,16 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from sottovoce import api
+from sottovoce.cli.main import main
 from sottovoce.data.audio import read_audio
 from sottovoce.data.load import load_data
 from sottovoce.errors import AudioError, DataError
 from sottovoce.evaluation.recognizer import RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
-from tests.cli.test_cli import run
 from tests.conftest import make_tiny
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture
