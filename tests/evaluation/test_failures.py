@@ -18,3 +18,19 @@ from sottovoce.evaluation.failures import is_loop
 )
 def test_loops(text: str, loop: bool) -> None:
     assert is_loop(text) == loop
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("東京は日本の首都です", False),
+        ("10000000円", False),  # zeros of a number
+        ("ハハハハハハ", False),  # laughter
+        ("あ" * 10, True),
+        ("ありがとう" * 5, True),
+        ("ご視聴ありがとうございました" * 5, True),
+        ("昨日は雨でしたが今日は晴れていますので散歩に行きましょう", False),
+    ],
+)
+def test_loops_of_characters(text: str, loop: bool) -> None:
+    assert is_loop(" ".join(text), characters=True) == loop

@@ -10,7 +10,18 @@ from sottovoce.evaluation.transcripts import Transcript, read_transcripts, write
 
 def test_transcripts_survive_the_file(tmp_path: Path) -> None:
     transcripts = (
-        Transcript(id="a/1", text='he said "né"', tokens=(1, 2), duration_s=1.25, reference="x", pieces=2, truncated=True),
+        Transcript(
+            id="a/1",
+            text='he said "né"',
+            tokens=(1, 2),
+            duration_s=1.25,
+            reference="x",
+            pieces=2,
+            truncated=True,
+            language="fr",
+            decoding="fallback",
+            temperature=0.2,
+        ),
         Transcript(id="b", text="", tokens=(), duration_s=0.5),
     )
     write_transcripts(tmp_path / "new" / "t.jsonl", transcripts)
@@ -27,6 +38,9 @@ def test_transcripts_survive_the_file(tmp_path: Path) -> None:
         ('{"id": "x", "text": "y", "reference": 3}', "reference"),
         ('{"id": "x", "text": "y", "duration_s": NaN}', "duration_s"),
         ('{"id": "x", "text": "y", "tokens": ["a"]}', "tokens"),
+        ('{"id": "x", "text": "y", "language": 3}', "language"),
+        ('{"id": "x", "text": "y", "decoding": null}', "decoding"),
+        ('{"id": "x", "text": "y", "temperature": -1}', "temperature"),
         ('{"id": "first", "text": "y"}', "occurs twice"),
     ],
 )

@@ -62,7 +62,7 @@ def evaluation_to_dict(result: Evaluation) -> dict[str, Any]:
         "encoder_s": transcription.encoder_s,
         "decoder_s": transcription.decoder_s,
         "unusable": dict(transcription.unusable),
-        "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference} for t in transcription.transcripts],
+        "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference, "language": t.language} for t in transcription.transcripts],
         "reference": None if result.reference is None else evaluation_to_dict(result.reference),
     }
 

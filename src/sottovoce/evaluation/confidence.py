@@ -6,7 +6,6 @@ classes) gives `sigmoid(z / T)`, Platt scaling (Platt 1999) `sigmoid(a z + b)`.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.failures import is_loop
-from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.normalize import counts_characters, normalize, plain_word
 from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.evaluation.transcripts import Transcript
 
@@ -23,7 +22,6 @@ BINS = 10  # of equal width, in reliability diagrams and the expected calibratio
 SMALLEST = 1e-6  # confidences are kept so far from 0 and 1
 NEWTON_STEPS = 100
 RIDGE = 1e-6  # keeps the fit finite where right and wrong words separate perfectly
-NOT_SPOKEN = re.compile(r"[^\w']+")
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,15 @@ class ConfidenceMetrics:
 
     `expected_calibration_error`: mean distance of confidence and share of right words over bins, weighted by their size.
     `normalized_cross_entropy`: share of the entropy of "right or wrong" that the confidences explain (1: all; below 0: worse
-    than always saying the mean). `bins`: mean confidence, share right, and count of each bin (None where it is empty).
+    than always saying the mean; None where all words are right or all wrong). `bins`: mean confidence, share right, and count of
+    each bin (None where it is empty).
     """
 
     words: int
     accuracy: float
     mean_confidence: float
     expected_calibration_error: float
-    normalized_cross_entropy: float
+    normalized_cross_entropy: float | None
     bins: tuple[tuple[float | None, float | None, int], ...]
 
 
@@ -91,10 +90,14 @@ def fit_to_transcripts(recognizer: Recognizer, transcripts: Sequence[Transcript]
     """
     labeled, used = [], []
     for transcript, half in zip(transcripts, halves, strict=True):
-        if transcript.has_confidences and not is_loop(normalize(transcript.text)):
+        if transcript.has_confidences and not _loops(transcript):
             labeled.append(label_words(word_confidences(recognizer, transcript), transcript.reference or ""))
             used.append(half)
     return replace(fit_scalings(labeled, used), left_out=len(transcripts) - len(used))
+
+
+def _loops(transcript: Transcript) -> bool:
+    return is_loop(normalize(transcript.text, transcript.language), characters=counts_characters(transcript.language))
 
 
 def fit_scalings(labeled: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequence[int]) -> FittedConfidence:
@@ -140,21 +143,16 @@ def word_confidences(recognizer: Recognizer, transcript: Transcript, scaling: Co
 
 def label_words(words: Sequence[WordConfidence], reference: str) -> tuple[np.ndarray, np.ndarray]:
     """Return confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out."""
-    spoken = [(_plain(word.text), word.confidence) for word in words]
+    spoken = [(plain_word(word.text), word.confidence) for word in words]
     spoken = [(text, confidence) for text, confidence in spoken if text]
     right = np.zeros(len(spoken), dtype=bool)
-    wanted = [text for text in map(_plain, reference.split()) if text]
+    wanted = [text for text in map(plain_word, reference.split()) if text]
     if spoken and wanted:
         output = jiwer.process_words(" ".join(wanted), " ".join(text for text, _ in spoken))
         for chunk in output.alignments[0]:
             if chunk.type == "equal":
                 right[chunk.hyp_start_idx : chunk.hyp_end_idx] = True
     return np.array([confidence for _, confidence in spoken]), right
-
-
-def _plain(word: str) -> str:
-    """Strip a single word of case and punctuation. (The scoring normalizer joins words, so it cannot be used here.)"""
-    return NOT_SPOKEN.sub("", word.lower()).strip("'_")
 
 
 def log_odds(confidences: np.ndarray) -> np.ndarray:
@@ -185,7 +183,7 @@ def confidence_metrics(confidences: np.ndarray, right: np.ndarray) -> Confidence
         accuracy=accuracy,
         mean_confidence=float(confidences.mean()),
         expected_calibration_error=distance / len(confidences),
-        normalized_cross_entropy=(whole - entropy) / whole if whole > 0 else math.nan,
+        normalized_cross_entropy=(whole - entropy) / whole if whole > 0 else None,
         bins=tuple(bins),
     )
 

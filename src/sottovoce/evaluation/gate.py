@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sottovoce.errors import DataError
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.wer import Score
 
@@ -25,7 +26,12 @@ class Gate:
 
 
 def gate(score: Score, reference: Score, *, tolerance: int = 0) -> Gate:
-    """Compare the failures of two scores of the same data."""
+    """Compare the failures of two scores of the same data.
+
+    Raises `DataError` if the reference system recognized no word: whatever fails in another system failed there as well.
+    """
+    if reference.utterances and all(utterance.empty for utterance in reference.utterances):
+        raise DataError("the reference system recognized no word, so a gate against it proves nothing; check that its folder is whole")
     added = {
         failure: tuple(name for name in getattr(score, failure) if name not in set(getattr(reference, failure))) for failure in FAILURES
     }

@@ -109,4 +109,6 @@ def _joined(parts: Sequence[Recognition]) -> Recognition:
         ended=all(part.ended for part in parts),
         log_probabilities=tuple(p for part in parts for p in part.log_probabilities),
         language=Counter(part.language for part in parts).most_common(1)[0][0],
+        decoding=parts[0].decoding,
+        temperature=max(part.temperature for part in parts),
     )

@@ -67,7 +67,7 @@ class TeacherForcedEvaluator:
         recordings = [partial(np.asarray, samples) for samples in self._recordings]
         for batch in recognize_batches(recognizer, recordings, [language] * len(self.data), DECODER_BATCH, confidence=True):
             for recording in batch.recordings:
-                transcript = transcript_of(self.data.utterances[recording.index], recording)
+                transcript = transcript_of(self.data.utterances[recording.index], recording, language)
                 stored = tuple(min(0.0, round(p, PROBABILITY_DIGITS)) for p in transcript.log_probabilities)
                 transcripts.append(replace(transcript, log_probabilities=stored))
         return TeacherForcedOutput(tuple(transcripts), tuple(recognizer.states))

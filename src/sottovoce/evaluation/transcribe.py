@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.errors import AudioError
+from sottovoce.evaluation.normalize import scoring_language
 from sottovoce.evaluation.recognize import RecognizedRecording, recognize_batches
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.progress import Progress, silent
 
@@ -65,7 +67,7 @@ def transcribe_data(
     encoder_s, decoder_s, audio_s = 0.0, 0.0, 0.0
     progress(f"transcribing {data.name}", len(known), len(data))
     for batch in batches:
-        done = [transcript_of(missing[recording.index], recording) for recording in batch.recordings]
+        done = [transcript_of(missing[recording.index], recording, language) for recording in batch.recordings]
         if cache is not None:
             cache.add([missing[recording.index] for recording in batch.recordings], done)
         known |= {transcript.id: transcript for transcript in done}
@@ -81,9 +83,10 @@ def transcribe_data(
     )
 
 
-def transcript_of(utterance: Utterance, recording: RecognizedRecording) -> Transcript:
-    """Make the transcript of an utterance from its recognition."""
+def transcript_of(utterance: Utterance, recording: RecognizedRecording, language: str | None) -> Transcript:
+    """Make the transcript of an utterance from its recognition; `language`: the one asked for, if it has none of its own."""
     recognition = recording.recognition
+    named = None if language == DETECT else language
     return Transcript(
         id=utterance.id,
         text=recognition.text,
@@ -93,4 +96,7 @@ def transcript_of(utterance: Utterance, recording: RecognizedRecording) -> Trans
         pieces=recording.pieces,
         truncated=not recognition.ended,
         log_probabilities=recognition.log_probabilities,
+        language=scoring_language(utterance.language or recognition.language or named),
+        decoding=recognition.decoding,
+        temperature=recognition.temperature,
     )

@@ -80,4 +80,4 @@ def fingerprint(utterance: Utterance) -> str:
     else:
         status = audio.stat() if audio.exists() else None
         about = [str(audio.absolute()), status and status.st_size, status and status.st_mtime_ns]
-    return json.dumps([utterance.id, utterance.text, utterance.span, *about])
+    return json.dumps([utterance.id, utterance.text, utterance.span, utterance.language, *about])

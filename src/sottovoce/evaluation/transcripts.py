@@ -1,7 +1,7 @@
 """Transcripts, and files of them: one JSON object per line, so that scoring needs no model.
 
     {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false,
-     "log_probabilities": [...]}
+     "log_probabilities": [...], "language": "de", "decoding": "greedy", "temperature": 0.0}
 
 Only `id` and `text` are required when reading; `reference` is the text that was spoken, null or missing where it is not known.
 """
@@ -15,13 +15,18 @@ from typing import Any
 from sottovoce.errors import DataError, OutputError
 from sottovoce.system.atomic_files import written_whole
 
+GREEDY = "greedy"  # the decoding in which models and runtimes are compared
+LONG_FORM = "long-form"  # a model's own procedure for recordings of more than one pass
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
     """The hypothesis `text` for one utterance, with its `reference` where that is known.
 
     `tokens`: ids without prompt and end token. `pieces`: more than 1 if the recording was cut. `truncated`: decoding stopped at the token
-    limit, not at an end token. `log_probabilities`: natural, of each token, or empty if they were not asked for.
+    limit, not at an end token. `log_probabilities`: natural, of each token, or empty if they were not asked for. `language`: the code whose
+    rules score it: the utterance's own, else the one asked for or detected; None if nobody said. `decoding`: "greedy", "fallback" or
+    "long-form"; `temperature`: at which a fallback ended.
     """
 
     id: str
@@ -32,6 +37,9 @@ class Transcript:
     pieces: int = 1
     truncated: bool = False
     log_probabilities: tuple[float, ...] = ()
+    language: str | None = None
+    decoding: str = GREEDY
+    temperature: float = 0.0
 
     @property
     def has_confidences(self) -> bool:
@@ -88,6 +96,13 @@ def transcript_from(row: Any, where: str) -> Transcript:
     log_probabilities = row.get("log_probabilities", [])
     if not isinstance(log_probabilities, list) or not all(isinstance(p, int | float) and p <= 0 for p in log_probabilities):
         raise DataError(f'{where}: "log_probabilities" must be a list of numbers that are at most 0')
+    language, decoding, temperature = row.get("language"), row.get("decoding", GREEDY), row.get("temperature", 0.0)
+    if language is not None and not isinstance(language, str):
+        raise DataError(f'{where}: "language" must be text or null, got {language!r}')
+    if not isinstance(decoding, str):
+        raise DataError(f'{where}: "decoding" must be text, got {decoding!r}')
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise DataError(f'{where}: "temperature" must be a number that is at least 0, got {temperature!r}')
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise DataError(f'{where}: "tokens" must be a list of whole numbers')
     return Transcript(
@@ -99,4 +114,7 @@ def transcript_from(row: Any, where: str) -> Transcript:
         pieces=row["pieces"] if isinstance(row.get("pieces"), int) else 1,
         truncated=row.get("truncated") is True,
         log_probabilities=tuple(map(float, log_probabilities)),
+        language=language,
+        decoding=decoding,
+        temperature=float(temperature),
     )
