@@ -21,7 +21,7 @@ from sottovoce.models.speech_model import SpeechModel
 from tests.conftest import make_tiny, make_tiny_moonshine
 
 ANYTHING = {"max_compression_ratio": 1e9, "min_log_probability": -1e9}
-NOTHING = {"max_compression_ratio": 1e9, "min_log_probability": 1.0}
+NOTHING = {"temperatures": (0.0, 1.0), "max_compression_ratio": 1e9, "min_log_probability": 1.0}
 
 
 def noises(count: int = 3) -> list[np.ndarray]:
