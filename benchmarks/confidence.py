@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sottovoce.bench import read_results
 from sottovoce.evaluation.confidence import fit_to_transcripts
+from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.load import load_model
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     for (method, draw), transcripts in by_system.items():
         scored = sorted((t for t in transcripts if t.reference), key=lambda transcript: transcript.id)
         random.Random(0).shuffle(scored)  # noqa: S311 - a reproducible shuffle, no secret
-        fitted = fit_to_transcripts(model, scored, [i % 2 for i in range(len(scored))])
+        fitted = fit_to_transcripts(TorchRecognizer(model), scored, [i % 2 for i in range(len(scored))])
         rows.append({"method": method, "draw": draw, **asdict(fitted)})
         print(
             f"{method} {draw}: right {fitted.raw_metrics.accuracy:.3f}",

@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_data
 from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
@@ -42,6 +43,7 @@ from sottovoce.system.versions import environment
 
 __all__ = [
     "Evaluation",
+    "Fallback",
     "evaluate",
     "export",
     "fit_confidence",
@@ -153,19 +155,23 @@ def inspect(folder: str | Path) -> Manifest:
     return read_manifest(folder)
 
 
-def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None) -> Recognizer:
+def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None, *, fallback: Fallback | None = None) -> Recognizer:
     """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
 
-    An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first.
+    An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first. `fallback`:
+    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`).
     """
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
     asked = None if runtime is None else backend_named(runtime)
+    chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)
+    if fallback is not None and chosen != DEFAULT_RUNTIME:
+        raise RecipeError(f"decoding with fallback runs in {DEFAULT_RUNTIME} only, and this is {chosen}; leave out --fallback or --runtime")
     if made_for is not None:
         if asked is not None and asked.name != made_for:
             raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
     if asked is None or asked.name == DEFAULT_RUNTIME:
-        return TorchRecognizer(_loaded(model))
+        return TorchRecognizer(_loaded(model), fallback=fallback)
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
     if asked.write is None:
@@ -184,26 +190,28 @@ def evaluate(
     limit: int | None = None,
     runtime: str | None = None,
     language: str | None = None,
+    fallback: Fallback | None = None,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Word error rate of `model` on `data` (its first `limit` utterances), compared utterance by utterance with `against`.
+    """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
 
-    `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `save`,
+    `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `language`: of utterances
+    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `save`,
     `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings that cannot be
-    used are left out and named in the result. Raises `DataError` if none can be scored.
+    used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
     """
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None
     if against is not None:
-        reference = evaluate(against, data, language=language, save=save_reference, progress=progress)
-    recognizer = _recognizer(model, runtime)
+        reference = evaluate(against, data, language=language, fallback=fallback, save=save_reference, progress=progress)
+    recognizer = _recognizer(model, runtime, fallback)
     transcription = _transcribed(recognizer, data, save, language=language, progress=progress)
     if transcription.unusable and not transcription.transcripts:
         raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
     return Evaluation(
-        score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None),
+        score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None, language=language),
         transcription=transcription,
         model_bytes=recognizer.stored_bytes,
         peak_memory_bytes=peak_memory_bytes(),
@@ -211,12 +219,15 @@ def evaluate(
     )
 
 
-def score(transcripts: str | Path, *, against: str | Path | None = None) -> tuple[Score, Score | None]:
-    """Scores of a transcript file, and those of the reference system's file it is compared with. No model is needed."""
+def score(transcripts: str | Path, *, against: str | Path | None = None, language: str | None = None) -> tuple[Score, Score | None]:
+    """Score a transcript file, and that of the reference system it is compared with. No model is needed.
+
+    `language`: of transcripts that name none. Raises `DataError` as `score_transcripts` does.
+    """
     reference = None if against is None else read_transcripts(against)
     return (
-        score_transcripts(read_transcripts(transcripts), reference),
-        None if reference is None else score_transcripts(reference),
+        score_transcripts(read_transcripts(transcripts), reference, language=language),
+        None if reference is None else score_transcripts(reference, language=language),
     )
 
 
@@ -238,9 +249,10 @@ def fit_confidence(
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
-    transcription = transcribe_data(model, DataSet(data.name, known), language=language, confidence=True, progress=progress)
+    recognizer = TorchRecognizer(model)
+    transcription = transcribe_data(recognizer, DataSet(data.name, known), language=language, confidence=True, progress=progress)
     halves = assign_folds([utterance.speaker for utterance in known])
-    return fit_to_transcripts(model, transcription.transcripts, halves)
+    return fit_to_transcripts(recognizer, transcription.transcripts, halves)
 
 
 def transcribe(
@@ -250,13 +262,15 @@ def transcribe(
     confidence: bool = False,
     runtime: str | None = None,
     language: str | None = None,
+    fallback: Fallback | None = None,
     save: str | Path | None = None,
     progress: Progress = silent,
 ) -> Transcription:
-    """The words spoken in sound files, folders of them and data sets, in their order.
+    """Transcribe sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `evaluation.confidence.words_of`). `save`: write the transcripts there; a
-    stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
+    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`.
+    `save`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and
+    named in the result.
     """
     utterances: list[Utterance] = []
     for source in audio:
@@ -265,7 +279,7 @@ def transcribe(
         else:
             utterances.append(Utterance(id=str(source), audio=Path(source)))
     data = DataSet("files", tuple(utterances))
-    recognizer = _recognizer(model, runtime)
+    recognizer = _recognizer(model, runtime, fallback)
     return _transcribed(recognizer, data, save, language=language, confidence=confidence, progress=progress)
 
 
@@ -279,7 +293,7 @@ def _transcribed(
     progress: Progress,
 ) -> Transcription:
     """What can be transcribed of `data`; kept in the file `save` as it is made."""
-    journal = None
+    cache = None
     if save is not None:
         source = Path(recognizer.source)
         inputs = {
@@ -289,25 +303,30 @@ def _transcribed(
             "runtime": type(recognizer).__name__,
             "language": language,
             "confidence": confidence,
+            "fallback": asdict(recognizer.fallback) if isinstance(recognizer, TorchRecognizer) and recognizer.fallback else None,
             "version": __version__,
         }
-        journal = TranscriptCache(save, inputs)
+        cache = TranscriptCache(save, inputs)
     transcription = transcribe_data(
         recognizer,
         data,
         language=language,
         confidence=confidence,
         lenient=True,
-        journal=journal,
+        cache=cache,
         progress=progress,
     )
-    if journal is not None:
-        journal.finish(transcription.transcripts, whole=not transcription.unusable)
+    if cache is not None:
+        cache.finish(transcription.transcripts, whole=not transcription.unusable)
     return transcription
 
 
-def _recognizer(model: str | Path | SpeechModel | Recognizer, runtime: str | None) -> Recognizer:
-    return open_recognizer(model, runtime) if isinstance(model, str | Path | SpeechModel) else model
+def _recognizer(model: str | Path | SpeechModel | Recognizer, runtime: str | None, fallback: Fallback | None) -> Recognizer:
+    if isinstance(model, str | Path | SpeechModel):
+        return open_recognizer(model, runtime, fallback=fallback)
+    if fallback is not None:
+        raise RecipeError("a recognizer decodes as it was opened; give the fallback to open_recognizer, or give the model here")
+    return model
 
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from click.testing import CliRunner
 from sottovoce import api
 from sottovoce.cli.main import main
 from sottovoce.data.load import load_data
-from sottovoce.errors import DataError
+from sottovoce.errors import DataError, ModelError
 from sottovoce.evaluation.confidence import (
-    Scaling,
-    Word,
+    ConfidenceScaling,
+    WordConfidence,
     confidence_metrics,
     fit_platt,
     fit_scalings,
@@ -23,33 +24,34 @@ from sottovoce.evaluation.confidence import (
     fit_to_transcripts,
     label_words,
     log_odds,
-    words_of,
+    word_confidences,
 )
+from sottovoce.evaluation.recognizer import TorchRecognizer, refuse_words
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
 from tests.conftest import make_tiny
 
 
-def drawn(n: int, slope: float, offset: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def sampled_confidences(n: int, slope: float, offset: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Confidences whose true log-odds are `slope * z + offset`."""
     generator = np.random.default_rng(seed)
     confidences = generator.beta(4, 1.5, n)
-    return confidences, generator.random(n) < Scaling(slope, offset).apply(confidences)
+    return confidences, generator.random(n) < ConfidenceScaling(slope, offset).apply(confidences)
 
 
-def test_trust_by_hand() -> None:
-    trust = confidence_metrics(np.array([0.95, 0.91, 0.55, 1.0]), np.array([True, False, True, True]))
-    assert trust.accuracy == 0.75
+def test_metrics_by_hand() -> None:
+    metrics = confidence_metrics(np.array([0.95, 0.91, 0.55, 1.0]), np.array([True, False, True, True]))
+    assert metrics.accuracy == 0.75
     top, middle = abs((0.95 + 0.91 + 1.0) / 3 - 2 / 3), abs(0.55 - 1)
-    assert trust.expected_calibration_error == pytest.approx((3 * top + middle) / 4)
+    assert metrics.expected_calibration_error == pytest.approx((3 * top + middle) / 4)
     entropy = -(math.log(0.95) + math.log(0.09) + math.log(0.55) + math.log(1 - 1e-6)) / 4
     whole = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert trust.normalized_cross_entropy == pytest.approx((whole - entropy) / whole)
-    assert [count for *_, count in trust.bins] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+    assert metrics.normalized_cross_entropy == pytest.approx((whole - entropy) / whole)
+    assert [count for *_, count in metrics.bins] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
 
 
-def test_fits_minimise_the_cross_entropy() -> None:
-    confidences, right = drawn(400, 0.4, -0.7)
+def test_fits_minimize_the_cross_entropy() -> None:
+    confidences, right = sampled_confidences(400, 0.4, -0.7)
 
     def loss(slope: float, offset: float) -> float:
         odds = slope * log_odds(confidences) + offset
@@ -63,7 +65,7 @@ def test_fits_minimise_the_cross_entropy() -> None:
 
 
 def test_fits_find_the_truth_and_mend_the_confidences() -> None:
-    confidences, right = drawn(40000, 0.5, -0.5)
+    confidences, right = sampled_confidences(40000, 0.5, -0.5)
     platt = fit_platt(confidences, right)
     assert (platt.slope, platt.offset) == pytest.approx((0.5, -0.5), abs=0.05)
     fitted = fit_scalings([(confidences[i::2], right[i::2]) for i in (0, 1)], [0, 1])
@@ -78,31 +80,37 @@ def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(DataError, match="no words"):
         confidence_metrics(np.array([]), np.array([], dtype=bool))
     with pytest.raises(DataError, match="too little speech"):
-        fit_scalings([drawn(5, 1, 0)], [0])
+        fit_scalings([sampled_confidences(5, 1, 0)], [0])
 
 
 def test_loops_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
+    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: sampled_confidences(50, 0.5, -1.0, seed=len(words)))
     model = make_tiny()
 
-    def said(name: str, text: str, logs: bool = True) -> Transcript:
+    def hypothesis(name: str, text: str, logs: bool = True) -> Transcript:
         tokens = tuple(model.tokens(text))
         return Transcript(id=name, text=text, tokens=tokens, duration_s=1.0, reference="x",
                           log_probabilities=tuple([-0.1] * len(tokens)) if logs else ())  # fmt: skip
 
     transcripts = [
-        said("a", "one fine day"),
-        said("b", "another"),
-        said("loop", "navy " * 30),
-        said("long", "x", logs=False),
+        hypothesis("a", "one fine day"),
+        hypothesis("b", "another"),
+        hypothesis("loop", "navy " * 30),
+        hypothesis("long", "x", logs=False),
     ]
-    fitted = fit_to_transcripts(model, transcripts, [0, 1, 1, 0])
+    fitted = fit_to_transcripts(TorchRecognizer(model), transcripts, [0, 1, 1, 0])
     assert fitted.left_out == 2
     assert (fitted.fitted_words, fitted.raw_metrics.words) == (50, 50)
 
 
 def test_right_and_wrong_words() -> None:
-    words = [Word("The", 0.9), Word("cat's", 0.8), Word("--", 0.1), Word("gone", 0.7), Word("away.", 0.6)]
+    words = [
+        WordConfidence("The", 0.9),
+        WordConfidence("cat's", 0.8),
+        WordConfidence("--", 0.1),
+        WordConfidence("gone", 0.7),
+        WordConfidence("away.", 0.6),
+    ]
     confidences, right = label_words(words, "the cat's gone, astray")
     assert confidences.tolist() == [0.9, 0.8, 0.7, 0.6]
     assert right.tolist() == [True, True, True, False]
@@ -111,18 +119,19 @@ def test_right_and_wrong_words() -> None:
 
 def test_word_confidences_are_those_of_a_plain_forward_pass(speech_folder: Path) -> None:
     model, data = make_tiny(), load_data(speech_folder).take(3)
-    heard = transcribe_data(model, data, confidence=True).transcripts
-    for utterance, transcript in zip(data, heard, strict=True):
+    recognizer = TorchRecognizer(model)
+    made = transcribe_data(recognizer, data, confidence=True).transcripts
+    for utterance, transcript in zip(data, made, strict=True):
         encoded = model.encode(model.features([utterance.samples()]))
         inputs, _ = model.teacher_forcing([transcript.tokens], None)
         logits = model.network.proj_out(model.decoder_states(encoded, inputs))[0].log_softmax(-1)
         wanted = [float(logits[model.prompt_length - 1 + i, token]) for i, token in enumerate(transcript.tokens)]
         np.testing.assert_allclose(transcript.log_probabilities, wanted, atol=1e-4)
-        words = words_of(model, transcript)
+        words = word_confidences(recognizer, transcript)
         assert "".join(word.text for word in words).replace(" ", "") == transcript.text.replace(" ", "")
-    assert transcribe_data(model, data).transcripts[0].tokens == heard[0].tokens
+    assert transcribe_data(model, data).transcripts[0].tokens == made[0].tokens
     with pytest.raises(DataError, match="transcribe with confidences"):
-        words_of(model, transcribe_data(model, data).transcripts[0])
+        word_confidences(recognizer, transcribe_data(model, data).transcripts[0])
 
 
 def test_split_words_at_spaces() -> None:
@@ -131,6 +140,27 @@ def test_split_words_at_spaces() -> None:
     words, values = model.split_words(tokens, torch.arange(len(tokens)).tolist())
     assert [model.text(word) for word in words] == ["to", "be"]
     assert [len(v) for v in values] == [len(w) for w in words]
+
+
+def test_scaled_word_confidences(speech_folder: Path) -> None:
+    recognizer = TorchRecognizer(make_tiny())
+    transcript = transcribe_data(recognizer, load_data(speech_folder).take(1), confidence=True).transcripts[0]
+    scaling = ConfidenceScaling(slope=0.5, offset=-1.0)
+    raw, scaled = word_confidences(recognizer, transcript), word_confidences(recognizer, transcript, scaling)
+    assert [word.text for word in raw] == [word.text for word in scaled]
+    for before, after in zip(raw, scaled, strict=True):
+        odds = 0.5 * math.log(before.confidence / (1 - before.confidence)) - 1
+        assert after.confidence == pytest.approx(1 / (1 + math.exp(-odds)))
+
+
+def test_a_runtime_without_word_boundaries_says_so() -> None:
+    class Wordless(TorchRecognizer):
+        def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+            refuse_words("a.bin", "whisper.cpp")
+
+    transcript = Transcript(id="a", text="x", tokens=(65,), duration_s=1.0, log_probabilities=(-0.1,))
+    with pytest.raises(ModelError, match=r"a\.bin: whisper\.cpp does not tell how its tokens make words; .* torch or onnx"):
+        word_confidences(Wordless(make_tiny()), transcript)
 
 
 def test_the_command_fits_stores_and_applies(
@@ -143,7 +173,7 @@ def test_the_command_fits_stores_and_applies(
     out = tmp_path / "out"
     assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
     # A random model gets no word right: stand in for the alignment.
-    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: drawn(50, 0.5, -1.0, seed=len(words)))
+    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: sampled_confidences(50, 0.5, -1.0, seed=len(words)))
     code, _, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", "platt")
     assert code == 1
     assert "carries no scaling" in complaint
@@ -159,7 +189,7 @@ def test_the_command_fits_stores_and_applies(
         assert code == 0, complaint
         words[name] = json.loads(printed)[0]["words"]
     raw = np.array([word["confidence"] for word in words["raw"]])
-    scaled = Scaling(**stored["platt"]).apply(raw)
+    scaled = ConfidenceScaling(**stored["platt"]).apply(raw)
     np.testing.assert_allclose([word["confidence"] for word in words["platt"]], scaled, atol=0.02)
     assert api.load(out).network is not None
     assert run("confidence", model_folder, speech_folder, "--store")[0] == 1

@@ -7,21 +7,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from sottovoce import api
+from sottovoce.cli.main import main
 from sottovoce.data.audio import read_audio
 from sottovoce.data.load import load_data
 from sottovoce.errors import AudioError, DataError
-from sottovoce.evaluation import transcribe as module
+from sottovoce.evaluation.recognizer import RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
-from tests.cli.test_cli import run
 from tests.conftest import make_tiny
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture
@@ -39,7 +48,7 @@ def mixed(speech_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_the_good_ones_are_finished_and_the_bad_ones_named(model_folder: Path, mixed: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "heard.jsonl"
+    saved = tmp_path / "hypotheses.jsonl"
     code, printed, shown = run("evaluate", model_folder, mixed, "--save", saved, "--json")
     assert code == 1
     assert json.loads(printed)["utterances"] == 12
@@ -57,20 +66,25 @@ def test_the_good_ones_are_finished_and_the_bad_ones_named(model_folder: Path, m
 def test_after_a_repair_only_the_missing_ones_are_made(
     model_folder: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved, heard = tmp_path / "heard.jsonl", list[int]()
-    original = module._transcribe_batch
-    monkeypatch.setattr(module, "_transcribe_batch", lambda *a: (heard.append(len(a[1])), original(*a))[1])
+    saved, counts = tmp_path / "hypotheses.jsonl", list[int]()
+    original = TorchRecognizer.recognize
+
+    def counted(self: TorchRecognizer, recordings: Sequence[np.ndarray], *rest: Any, **options: Any) -> RecognitionBatch:
+        counts.append(len(recordings))
+        return original(self, recordings, *rest, **options)
+
+    monkeypatch.setattr(TorchRecognizer, "recognize", counted)
     run("transcribe", model_folder, mixed, "--save", saved)
     before = {t.id: t for t in read_transcripts(saved)}
     for name in ("cut", "text", "silent", "nan", "gone"):
         shutil.copy(mixed / "u5.wav", mixed / f"{name}.wav")
     shutil.copy(mixed / "u6.wav", mixed / "u2.wav")  # changed since
     assert run("transcribe", model_folder, mixed, "--save", saved)[0] == 0
-    assert heard == [12, 6]
+    assert counts == [12, 6]
     after = {t.id: t for t in read_transcripts(saved)}
     assert len(after) == 17
     assert {name for name in before if after[name] != before[name]} <= {"u2"}
-    assert not list(tmp_path.glob(".heard*"))  # all is made: the journal is gone
+    assert not list(tmp_path.glob(".hypotheses*"))  # all is made: the cache is gone
 
 
 def test_killed_on_the_way_nothing_is_made_twice(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
@@ -78,24 +92,24 @@ def test_killed_on_the_way_nothing_is_made_twice(model_folder: Path, speech_fold
     folder.mkdir()
     for i in range(12 * 8):
         shutil.copy(speech_folder / f"u{i % 12}.wav", folder / f"r{i:03d}.wav")
-    saved, journal = tmp_path / "heard.jsonl", tmp_path / ".heard.jsonl.unfinished"
+    saved, cache = tmp_path / "hypotheses.jsonl", tmp_path / ".hypotheses.jsonl.unfinished"
     command = [sys.executable, "-m", "sottovoce", "transcribe", str(model_folder), str(folder), "--save", str(saved)]
     command += ["--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if journal.is_file() and journal.read_text().count("\n") > 1:
+        if cache.is_file() and cache.read_text().count("\n") > 1:
             break
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     if process.returncode == -signal.SIGKILL:
-        with journal.open("a") as file:
+        with cache.open("a") as file:
             file.write('["half a li')
-        made = journal.read_text().count("\n") - 1
+        made = cache.read_text().count("\n") - 1
         assert made >= 32
         data = load_data(folder)
-        known = TranscriptCache(saved, json.loads(journal.read_text().splitlines()[0])).known
+        known = TranscriptCache(saved, json.loads(cache.read_text().splitlines()[0])).known
         assert len(known) == made
         assert subprocess.run(command, capture_output=True, check=False).returncode == 0
         assert len(data) == len(read_transcripts(saved))
@@ -105,7 +119,7 @@ def test_killed_on_the_way_nothing_is_made_twice(model_folder: Path, speech_fold
 
 
 def test_transcripts_of_another_model_are_not_taken(model_folder: Path, mixed: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "heard.jsonl"
+    saved = tmp_path / "hypotheses.jsonl"
     run("transcribe", model_folder, mixed, "--save", saved)
     other = tmp_path / "other"
     network = make_tiny(seed=1)

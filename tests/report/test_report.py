@@ -15,7 +15,7 @@ from sottovoce.bench.table import Run
 from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
-from sottovoce.evaluation.confidence import ConfidenceMetrics, FittedConfidence, Scaling
+from sottovoce.evaluation.confidence import ConfidenceMetrics, ConfidenceScaling, FittedConfidence
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.quantization.recipe import Recipe
@@ -98,12 +98,13 @@ def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
     shutil.copytree(quantized, folder)
     assert 'id="confidence"' not in folder_page(folder)
     bins = [(0.1 * i + 0.05, 0.1 * i, 3) for i in range(9)] + [(None, None, 0)]
-    trust = ConfidenceMetrics(
+    metrics = ConfidenceMetrics(
         words=27, accuracy=0.4, mean_confidence=0.45, expected_calibration_error=0.0512, normalized_cross_entropy=0.1,
         bins=tuple(bins),
     )  # fmt: skip
     fitted = FittedConfidence(
-        temperature=Scaling(0.9), platt=Scaling(0.8, 0.1), raw_metrics=trust, temperature_metrics=trust, platt_metrics=trust,
+        temperature=ConfidenceScaling(0.9), platt=ConfidenceScaling(0.8, 0.1),
+        raw_metrics=metrics, temperature_metrics=metrics, platt_metrics=metrics,
         fitted_words=30,
     )  # fmt: skip
     store_confidence(folder, ConfidenceRecord(fitted=fitted, data=EVIL, seed=0))

@@ -1,4 +1,4 @@
-"""Does a written file say what the model says? Tried in a process of its own, since native runtimes may end it."""
+"""Whether a written file gives the words of its model. Tried in a process of its own, since native runtimes may end it."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +15,7 @@ from sottovoce.errors import ExportError
 from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import recognized_words
 from sottovoce.models.speech_model import SpeechModel
 
 MOST_DIFFERENT = 0.2  # of the words; runtimes round activations to 8 bits, so that near ties fall the other way
@@ -31,8 +32,18 @@ class Agreement:
 
 
 def compare(model: SpeechModel, runtime: str, file: Path, data: DataSet, language: str | None) -> Agreement:
-    """Transcribe `data` in both. Raises `ExportError` if the file does not load, or if more words differ than rounding explains."""
+    """Transcribe `data` in both, and compare.
+
+    Raises `ExportError` if the file does not load, if more words differ than rounding explains, or if the model recognizes no word in
+    PyTorch: then equal transcripts prove nothing.
+    """
     ours = transcribe_data(model, data, language=language).transcripts
+    if not recognized_words(ours):
+        raise ExportError(
+            f"{model.source} recognizes no word of {data.name} ({len(ours)} recordings) in PyTorch, so a comparison with it proves "
+            "nothing; the file was deleted. Check the model with `sottovoce evaluate` (its tokenizer files, the language), give "
+            "other speech with --speech, or export it with --no-verify"
+        )
     threads = torch.get_num_threads()
     context = multiprocessing.get_context("spawn")
     try:
@@ -43,7 +54,7 @@ def compare(model: SpeechModel, runtime: str, file: Path, data: DataSet, languag
     agreement = agree(ours, theirs)
     if agreement.word_difference > MOST_DIFFERENT:
         raise ExportError(
-            f"{agreement.word_difference:.0%} of the words that the {runtime} runtime hears differ from PyTorch's "
+            f"{agreement.word_difference:.0%} of the words that the {runtime} runtime recognizes differ from PyTorch's "
             f"({agreement.equal} of {agreement.utterances} utterances agree); the file was deleted. A model that recognizes nothing "
             "differs by chance: check it with `sottovoce evaluate`, and export it with --no-verify if it is as you want it"
         )
@@ -51,8 +62,8 @@ def compare(model: SpeechModel, runtime: str, file: Path, data: DataSet, languag
 
 
 def agree(ours: tuple[Transcript, ...], theirs: tuple[Transcript, ...]) -> Agreement:
-    """How the words of two transcriptions of the same data agree, after normalization."""
-    pairs = [(normalize(a.text), normalize(b.text)) for a, b in zip(ours, theirs, strict=True)]
+    """Compare the words of two transcriptions of the same data, after normalization by the language of `ours`."""
+    pairs = [(normalize(a.text, a.language), normalize(b.text, a.language)) for a, b in zip(ours, theirs, strict=True)]
     words = sum(len(a.split()) for a, _ in pairs)
     errors = 0
     for a, b in pairs:

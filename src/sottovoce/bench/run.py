@@ -220,7 +220,7 @@ class _Bench:
             transcripts = tuple(as_transcript(row) for row in known["result"]["transcripts"])
             return TeacherForcedOutput(transcripts, tuple(states[str(i)] for i in range(len(transcripts))))
         started = time.perf_counter()
-        heard: TeacherForcedOutput = self.listener(model, data).listen(self.model(model)[0], self.plan.language)
+        heard: TeacherForcedOutput = self.listener(model, data).evaluate(self.model(model)[0], self.plan.language)
         self.cache.mkdir(parents=True, exist_ok=True)
         partial = states_file.with_name(f".{os.getpid()}.{states_file.name}")
         save_file({str(i): state.contiguous() for i, state in enumerate(heard.states)}, partial)
@@ -341,7 +341,7 @@ class _Bench:
     def _evaluate(self, job: Quantization, model: SpeechModel, data: str, cell: Cell) -> None:
         started = time.perf_counter()
         reference = self.reference(job.model, data)
-        heard = self.listener(job.model, data).listen(model, self.plan.language, reference.tokens)
+        heard = self.listener(job.model, data).evaluate(model, self.plan.language, reference.tokens)
         distances = divergence(self.model(job.model)[0], reference, model, heard)
         result = {
             "transcripts": [asdict(transcript) for transcript in heard.transcripts],

@@ -4,16 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sottovoce.api import Evaluation
 from sottovoce.backends.export import Export
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.cli.display_folder import notes
 from sottovoce.demo.run import DemoResult
-from sottovoce.errors import CheckpointError, ModelError
-from sottovoce.evaluation.confidence import Scaling, words_of
+from sottovoce.errors import CheckpointError
+from sottovoce.evaluation.confidence import UNSCALED, ConfidenceScaling, word_confidences
 from sottovoce.evaluation.gate import Gate
 from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.evaluation.transcripts import Transcript
@@ -64,35 +62,29 @@ def evaluation_to_dict(result: Evaluation) -> dict[str, Any]:
         "encoder_s": transcription.encoder_s,
         "decoder_s": transcription.decoder_s,
         "unusable": dict(transcription.unusable),
-        "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference} for t in transcription.transcripts],
+        "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference, "language": t.language} for t in transcription.transcripts],
         "reference": None if result.reference is None else evaluation_to_dict(result.reference),
     }
 
 
-def stored_scaling(model: str, name: str) -> Scaling:
-    """The scaling called `name` ("raw": none) that a quantized folder carries. Raises `CheckpointError` if it carries none."""
+def stored_scaling(model: str, name: str) -> ConfidenceScaling:
+    """Return the scaling called `name` ("raw": none) that a quantized folder carries. Raises `CheckpointError` if it carries none."""
     if name == "raw":
-        return Scaling()
+        return UNSCALED
     stored = read_manifest(Path(model)).confidence
     if stored is None:
         raise CheckpointError(f"{model}: carries no scaling of confidences; fit one with `sottovoce confidence --store`")
     return stored.fitted.temperature if name == "temperature" else stored.fitted.platt
 
 
-def words(recognizer: Recognizer, transcript: Transcript, scaling: Scaling) -> list[dict[str, Any]] | None:
-    """Words with their confidences, or None where there are none (a recording of more than one pass).
+def words(recognizer: Recognizer, transcript: Transcript, scaling: ConfidenceScaling) -> list[dict[str, Any]] | None:
+    """Return words with their confidences, or None where there are none (a recording of more than one pass).
 
     Raises `ModelError` for a runtime that does not tell how its tokens make words.
     """
-    model = getattr(recognizer, "model", None)
-    if model is None:
-        raise ModelError(f"{recognizer.source}: word confidences need the runtime torch or onnx")
-    if len(transcript.log_probabilities) != len(transcript.tokens):
+    if not transcript.has_confidences:
         return None
-    return [
-        {"word": word.text, "confidence": round(float(scaling.apply(np.array([word.confidence]))[0]), 4)}
-        for word in words_of(model, transcript)
-    ]
+    return [{"word": word.text, "confidence": round(word.confidence, 4)} for word in word_confidences(recognizer, transcript, scaling)]
 
 
 def demo_to_dict(result: DemoResult) -> dict[str, Any]:

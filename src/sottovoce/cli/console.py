@@ -1,6 +1,7 @@
 """The terminal: where tables go, the progress bar, and silence for the libraries."""
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ from rich.progress import Progress as Bars
 from sottovoce.system.progress import Progress
 
 MEGABYTE = 1e6
+NONE = "-"  # in a table, where there was nothing to measure
 PIPE_WIDTH = 160  # columns
 
 
@@ -64,6 +66,11 @@ def progress_bar() -> Iterator[Progress]:
 def megabytes(n_bytes: float) -> str:
     """Format a size."""
     return f"{n_bytes / MEGABYTE:.1f} MB"
+
+
+def percent(rate: float) -> str:
+    """Format a rate; a dash for NaN, where there was nothing to measure."""
+    return NONE if math.isnan(rate) else f"{100 * rate:.2f} %"
 
 
 def figure(value: float | None) -> str:

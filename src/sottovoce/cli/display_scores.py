@@ -3,13 +3,13 @@
 from rich.table import Table
 
 from sottovoce.api import Evaluation
-from sottovoce.cli.console import console, megabytes
+from sottovoce.cli.console import NONE, console, figure, megabytes, percent
 from sottovoce.cli.display_folder import _parts_table
 from sottovoce.demo.run import DemoResult
-from sottovoce.evaluation.confidence import FittedConfidence, Scaling
+from sottovoce.evaluation.confidence import UNSCALED, FittedConfidence
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import Gate
-from sottovoce.evaluation.wer import Score
+from sottovoce.evaluation.wer import Metric, Score
 
 
 def print_evaluation(result: Evaluation) -> None:
@@ -24,18 +24,22 @@ def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[st
     """Print scores, the reference system first if there is one; `timing`: its cells, if something was timed."""
     terminal = console()
     speed = ("size", "x real time", "encoder s", "decoder s") if timing[1] else ()
-    table = Table("", "WER", "95 % interval", "capped", "CER", "sub", "ins", "del", *speed)
+    metric = score.metric
+    table = Table("", metric, "95 % interval", "capped", "WER" if metric == "CER" else "CER", "sub", "ins", "del", *speed)
     if reference:
-        table.add_row("reference", *_score_cells(reference), *(timing[0] or []))
-    table.add_row("model", *_score_cells(score), *(timing[1] or []))
+        table.add_row("reference", *_score_cells(reference, metric), *(timing[0] or []))
+    table.add_row("model", *_score_cells(score, metric), *(timing[1] or []))
     terminal.print(table)
     terminal.print(
-        f"{len(score.utterances)} utterances, {score.words} words; {score.unscored} without a reference text to score",
+        f"{len(score.utterances)} utterances, {score.words} words, {score.characters} characters in {', '.join(score.languages)}; "
+        f"decoding: {', '.join(score.decodings)}; {score.unscored} without a reference text to score",
         highlight=False,
     )
+    if score.silences:
+        terminal.print(f"{score.silences} utterances without words; {score.invented_words} words were invented on them", highlight=False)
     if paired := score.paired:
         terminal.print(
-            f"against the reference: {100 * paired.difference:+.2f} points of WER "
+            f"against the reference: {100 * paired.difference:+.2f} points of {metric} "
             f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {len(paired.better)} utterances better, "
             f"{len(paired.worse)} worse (sign test p = {paired.sign_test:.3g}); "
             f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %",
@@ -56,12 +60,12 @@ def print_gate(result: Gate) -> None:
     terminal.print(f"gate {verdict}: at most {result.tolerance} added of each kind", highlight=False)
 
 
-def _score_cells(score: Score) -> list[str]:
+def _score_cells(score: Score, metric: Metric) -> list[str]:
     return [
-        f"{100 * score.wer:.2f} %",
-        f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
-        f"{100 * score.capped_wer:.2f} %",
-        f"{100 * score.cer:.2f} %",
+        percent(score.rate),
+        f"{100 * score.low:.2f} .. {100 * score.high:.2f}" if score.utterances else NONE,
+        percent(score.capped_rate),
+        percent(score.wer if metric == "CER" else score.cer),
         str(score.substitutions),
         str(score.insertions),
         str(score.deletions),
@@ -83,18 +87,18 @@ def print_confidence(fitted: FittedConfidence) -> None:
     terminal = console()
     table = Table("confidence", "scaling", "calibration error", "cross-entropy explained", "mean", "words right")
     rows = {
-        "as it is": (Scaling(), fitted.raw_metrics),
+        "as it is": (UNSCALED, fitted.raw_metrics),
         "temperature": (fitted.temperature, fitted.temperature_metrics),
         "Platt": (fitted.platt, fitted.platt_metrics),
     }
-    for name, (scaling, trust) in rows.items():
+    for name, (scaling, metrics) in rows.items():
         table.add_row(
             name,
             f"{scaling.slope:.3f} z {scaling.offset:+.3f}",
-            f"{trust.expected_calibration_error:.3f}",
-            f"{trust.normalized_cross_entropy:.3f}",
-            f"{trust.mean_confidence:.3f}",
-            f"{trust.accuracy:.3f}",
+            f"{metrics.expected_calibration_error:.3f}",
+            f"{figure(metrics.normalized_cross_entropy)}",
+            f"{metrics.mean_confidence:.3f}",
+            f"{metrics.accuracy:.3f}",
         )
     terminal.print(table)
     terminal.print(

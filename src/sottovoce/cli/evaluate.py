@@ -9,6 +9,8 @@ import click
 
 from sottovoce.cli.options import (
     exit_for_unusable,
+    fallback_option,
+    fallback_seed_option,
     json_option,
     language_option,
     print_json,
@@ -42,6 +44,8 @@ tolerance_option = click.option(
 @tolerance_option
 @runtime_option
 @language_option
+@fallback_option
+@fallback_seed_option
 @threads_option
 @json_option
 def evaluate(
@@ -55,10 +59,12 @@ def evaluate(
     tolerance: int,
     runtime: str | None,
     language: str | None,
+    fallback: bool,
+    seed: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure the word error rate of MODEL on DATA.
+    """Measure the word error rate of MODEL on DATA (the character error rate, for languages without spaces).
 
     \b
     sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
@@ -80,6 +86,7 @@ def evaluate(
             limit=limit,
             runtime=runtime,
             language=language,
+            fallback=api.Fallback(seed=seed) if fallback else None,
             save=save,
             save_reference=save_reference,
             progress=progress,
@@ -94,10 +101,11 @@ def evaluate(
 @click.command()
 @click.argument("transcripts", type=click.Path(path_type=Path))
 @click.option("--against", metavar="FILE", type=click.Path(path_type=Path), help="Transcripts of a reference system.")
+@click.option("--language", help="Language of transcripts that name none (default: en).")
 @gate_option
 @tolerance_option
 @json_option
-def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, as_json: bool) -> None:
+def score(transcripts: Path, against: Path | None, language: str | None, gate: bool, tolerance: int, as_json: bool) -> None:
     """Score a file of TRANSCRIPTS; no model is needed.
 
     \b
@@ -108,7 +116,7 @@ def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, a
     from sottovoce.evaluation.wer import score_to_dict
 
     _gate_needs(gate, against)
-    ours, reference = api.score(transcripts, against=against)
+    ours, reference = api.score(transcripts, against=against, language=language)
     content = {**score_to_dict(ours), "reference": score_to_dict(reference) if reference else None} if as_json else None
     if not as_json:
         print_scores(ours, reference)
@@ -126,6 +134,8 @@ def score(transcripts: Path, against: Path | None, gate: bool, tolerance: int, a
 )
 @runtime_option
 @language_option
+@fallback_option
+@fallback_seed_option
 @threads_option
 @json_option
 def transcribe(
@@ -135,6 +145,8 @@ def transcribe(
     confidence: str | None,
     runtime: str | None,
     language: str | None,
+    fallback: bool,
+    seed: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -150,7 +162,7 @@ def transcribe(
     if confidence and not as_json:
         raise click.UsageError("--confidence goes with --json")
     set_threads(threads)
-    recognizer = api.open_recognizer(model, runtime)
+    recognizer = api.open_recognizer(model, runtime, fallback=api.Fallback(seed=seed) if fallback else None)
     scaling = stored_scaling(model, confidence) if confidence else None
     with progress_bar() as progress:
         result = api.transcribe(recognizer, audio, confidence=confidence is not None, language=language, save=save, progress=progress)

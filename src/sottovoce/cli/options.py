@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 language_option = click.option(
     "--language", help="Language of recordings that have none of their own, or auto to detect it for each recording (default: en)."
 )
+fallback_option = click.option(
+    "--fallback",
+    is_flag=True,
+    help="Decode again, at rising temperatures, what loops or is improbable, as openai/whisper does (default: greedy; PyTorch only).",
+)
+fallback_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling of --fallback.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if sottovoce wrote it.")
 
@@ -73,8 +80,18 @@ def set_threads(threads: int | None) -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print plain data as JSON."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    """Print plain data as JSON; numbers that JSON does not have (NaN, infinite) become null."""
+    click.echo(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
 
 
 def exit_for_unusable(transcription: Transcription) -> None:

@@ -1,12 +1,11 @@
-"""How far the confidence in each recognized word can be trusted, and two scalings that mend it.
+"""The confidence in each recognized word, how well it agrees with what is right, and two scalings that improve it.
 
-A word's confidence is the geometric mean of its tokens' probabilities. It is judged by whether the word is right, after an
+A word's confidence is the geometric mean of its tokens' probabilities. It is compared with whether the word is right, after an
 alignment with the reference. Both scalings work on its log-odds `z`: temperature scaling (Guo et al., arXiv 1706.04599, for two
 classes) gives `sigmoid(z / T)`, Platt scaling (Platt 1999) `sigmoid(a z + b)`.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,19 +14,18 @@ import numpy as np
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.failures import is_loop
-from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.normalize import counts_characters, normalize, plain_word
+from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.models.speech_model import SpeechModel
 
 BINS = 10  # of equal width, in reliability diagrams and the expected calibration error
 SMALLEST = 1e-6  # confidences are kept so far from 0 and 1
 NEWTON_STEPS = 100
 RIDGE = 1e-6  # keeps the fit finite where right and wrong words separate perfectly
-NOT_SPOKEN = re.compile(r"[^\w']+")
 
 
 @dataclass(frozen=True)
-class Word:
+class WordConfidence:
     """A recognized word as it is written, with the confidence that it is right, 0 to 1."""
 
     text: str
@@ -35,43 +33,47 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class ConfidenceScaling:
     """`sigmoid(slope * z + offset)` of a confidence's log-odds z. Temperature scaling has slope 1 / T and offset 0."""
 
     slope: float = 1.0
     offset: float = 0.0
 
     def apply(self, confidences: np.ndarray) -> np.ndarray:
-        """Scaled confidences `[n]`."""
+        """Scale confidences `[n]`."""
         return _sigmoid(self.slope * log_odds(confidences) + self.offset)
+
+
+UNSCALED = ConfidenceScaling()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceMetrics:
     """How well confidences agree with what is right.
 
-    `expected_calibration_error`: mean gap between confidence and share of right words over bins, weighted by their size.
+    `expected_calibration_error`: mean distance of confidence and share of right words over bins, weighted by their size.
     `normalized_cross_entropy`: share of the entropy of "right or wrong" that the confidences explain (1: all; below 0: worse
-    than always saying the mean). `bins`: mean confidence, share right, and count of each bin (None where it is empty).
+    than always saying the mean; None where all words are right or all wrong). `bins`: mean confidence, share right, and count of
+    each bin (None where it is empty).
     """
 
     words: int
     accuracy: float
     mean_confidence: float
     expected_calibration_error: float
-    normalized_cross_entropy: float
+    normalized_cross_entropy: float | None
     bins: tuple[tuple[float | None, float | None, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedConfidence:
-    """Two scalings fitted on one half of some speech, and what all three confidences are worth on the other half.
+    """Two scalings fitted on one half of some speech, and the metrics of all three confidences on the other half.
 
     `left_out`: utterances that took no part.
     """
 
-    temperature: Scaling
-    platt: Scaling
+    temperature: ConfidenceScaling
+    platt: ConfidenceScaling
     raw_metrics: ConfidenceMetrics
     temperature_metrics: ConfidenceMetrics
     platt_metrics: ConfidenceMetrics
@@ -79,64 +81,72 @@ class FittedConfidence:
     left_out: int = 0
 
 
-def fit_to_transcripts(model: SpeechModel, transcripts: Sequence[Transcript], halves: Sequence[int]) -> FittedConfidence:
-    """`halves`: for each transcript 0 to fit on, 1 to judge on. Left out and counted are loops, whose hundreds of words would
-    drown the others (the gate is there for them), and recordings without log-probabilities.
+def fit_to_transcripts(recognizer: Recognizer, transcripts: Sequence[Transcript], halves: Sequence[int]) -> FittedConfidence:
+    """Fit both scalings on transcripts that carry references and log-probabilities.
 
-    Raises `DataError` as `fit_scalings` does.
+    `halves`: for each transcript 0 to fit on, 1 to measure on. Left out and counted are loops, whose hundreds of words would outweigh the
+    others (the gate is there for them), and recordings without log-probabilities. Raises `DataError` as `fit_scalings` does, and
+    `ModelError` as `word_confidences` does.
     """
-    marked, used = [], []
+    labeled, used = [], []
     for transcript, half in zip(transcripts, halves, strict=True):
-        if len(transcript.log_probabilities) == len(transcript.tokens) and not is_loop(normalize(transcript.text)):
-            marked.append(label_words(words_of(model, transcript), transcript.reference or ""))
+        if transcript.has_confidences and not _loops(transcript):
+            labeled.append(label_words(word_confidences(recognizer, transcript), transcript.reference or ""))
             used.append(half)
-    return replace(fit_scalings(marked, used), left_out=len(transcripts) - len(used))
+    return replace(fit_scalings(labeled, used), left_out=len(transcripts) - len(used))
 
 
-def fit_scalings(marked: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequence[int]) -> FittedConfidence:
-    """`marked`: confidences and rightness of each utterance's words; `halves`: 0 to fit on, 1 to judge on.
+def _loops(transcript: Transcript) -> bool:
+    return is_loop(normalize(transcript.text, transcript.language), characters=counts_characters(transcript.language))
 
-    Raises `DataError` if a half has no words, or the fitted half's words are all right or all wrong.
+
+def fit_scalings(labeled: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequence[int]) -> FittedConfidence:
+    """Fit both scalings on the words of half 0 and measure them on those of half 1.
+
+    `labeled`: confidences `[n]` and rightness, bool `[n]`, of each utterance's words; `halves`: the half of each utterance. Raises
+    `DataError` if a half has no words, or the fitted half's words are all right or all wrong.
     """
     parts = []
     for half in (0, 1):
-        own = [pair for pair, h in zip(marked, halves, strict=True) if h == half]
+        own = [pair for pair, h in zip(labeled, halves, strict=True) if h == half]
         if not sum(len(confidences) for confidences, _ in own):
-            raise DataError("too little speech: words are needed to fit a scaling and others to judge it")
+            raise DataError("too little speech: words are needed to fit a scaling and others to measure it")
         parts.append((np.concatenate([c for c, _ in own]), np.concatenate([r for _, r in own])))
-    (fit, right), (judge, judged) = parts
-    temperature, platt = fit_temperature(fit, right), fit_platt(fit, right)
+    (fitted, fitted_right), (held_out, held_out_right) = parts
+    temperature, platt = fit_temperature(fitted, fitted_right), fit_platt(fitted, fitted_right)
     return FittedConfidence(
         temperature=temperature,
         platt=platt,
-        raw_metrics=confidence_metrics(judge, judged),
-        temperature_metrics=confidence_metrics(temperature.apply(judge), judged),
-        platt_metrics=confidence_metrics(platt.apply(judge), judged),
-        fitted_words=len(fit),
+        raw_metrics=confidence_metrics(held_out, held_out_right),
+        temperature_metrics=confidence_metrics(temperature.apply(held_out), held_out_right),
+        platt_metrics=confidence_metrics(platt.apply(held_out), held_out_right),
+        fitted_words=len(fitted),
     )
 
 
-def words_of(model: SpeechModel, transcript: Transcript) -> list[Word]:
-    """The words of a transcript whose tokens carry log-probabilities. Raises `DataError` if they do not."""
-    if len(transcript.log_probabilities) != len(transcript.tokens):
+def word_confidences(recognizer: Recognizer, transcript: Transcript, scaling: ConfidenceScaling = UNSCALED) -> list[WordConfidence]:
+    """Return the words of a transcript that `recognizer` made with `confidence=True`, each with its scaled confidence.
+
+    A word's confidence is the geometric mean of its tokens' probabilities; `scaling` is applied to it. Raises `DataError` if the
+    transcript carries no log-probabilities, and `ModelError` if the runtime does not tell how its tokens make words.
+    """
+    if not transcript.has_confidences:
         raise DataError(
             f"{transcript.id}: {len(transcript.tokens)} tokens with {len(transcript.log_probabilities)} log-probabilities; "
             "transcribe with confidences, and recordings that fit one pass"
         )
-    words = []
-    for tokens, logs in zip(*model.split_words(transcript.tokens, transcript.log_probabilities), strict=True):
-        text = model.text(tokens)
-        if text:
-            words.append(Word(text, math.exp(sum(logs) / len(logs))))
-    return words
+    words = recognizer.split_words(transcript.tokens, transcript.log_probabilities)
+    raw = np.array([math.exp(sum(logs) / len(logs)) for _, logs in words])
+    scaled = raw if scaling == UNSCALED else scaling.apply(raw)
+    return [WordConfidence(text, float(confidence)) for (text, _), confidence in zip(words, scaled, strict=True)]
 
 
-def label_words(words: Sequence[Word], reference: str) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out."""
-    spoken = [(_plain(word.text), word.confidence) for word in words]
+def label_words(words: Sequence[WordConfidence], reference: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out."""
+    spoken = [(plain_word(word.text), word.confidence) for word in words]
     spoken = [(text, confidence) for text, confidence in spoken if text]
     right = np.zeros(len(spoken), dtype=bool)
-    wanted = [text for text in map(_plain, reference.split()) if text]
+    wanted = [text for text in map(plain_word, reference.split()) if text]
     if spoken and wanted:
         output = jiwer.process_words(" ".join(wanted), " ".join(text for text, _ in spoken))
         for chunk in output.alignments[0]:
@@ -145,31 +155,26 @@ def label_words(words: Sequence[Word], reference: str) -> tuple[np.ndarray, np.n
     return np.array([confidence for _, confidence in spoken]), right
 
 
-def _plain(word: str) -> str:
-    """A single word without case and punctuation. (The scoring normalizer joins words, so it cannot be used here.)"""
-    return NOT_SPOKEN.sub("", word.lower()).strip("'_")
-
-
 def log_odds(confidences: np.ndarray) -> np.ndarray:
-    """`log(c / (1 - c))`, finite."""
+    """Return `log(c / (1 - c))` of confidences `[n]`, finite."""
     kept = np.clip(confidences, SMALLEST, 1 - SMALLEST)
     odds: np.ndarray = np.log(kept) - np.log1p(-kept)
     return odds
 
 
 def confidence_metrics(confidences: np.ndarray, right: np.ndarray) -> ConfidenceMetrics:
-    """Judge confidences `[n]` by whether the words are right `[n]`. Raises `DataError` if there are none."""
+    """Compare confidences `[n]` with whether the words are right, bool `[n]`. Raises `DataError` if there are none."""
     if not len(confidences):
-        raise DataError("no words were recognized, so there are no confidences to judge")
+        raise DataError("no words were recognized, so there are no confidences to measure")
     kept = np.clip(confidences, SMALLEST, 1 - SMALLEST)
     at = np.minimum((confidences * BINS).astype(int), BINS - 1)
-    bins, gap = [], 0.0
+    bins, distance = [], 0.0
     for i in range(BINS):
         inside = at == i
         count = int(inside.sum())
         mean, share = (float(confidences[inside].mean()), float(right[inside].mean())) if count else (None, None)
         bins.append((mean, share, count))
-        gap += count * abs(mean - share) if mean is not None and share is not None else 0.0
+        distance += count * abs(mean - share) if mean is not None and share is not None else 0.0
     accuracy = float(right.mean())
     entropy = -float(np.where(right, np.log(kept), np.log1p(-kept)).mean())
     whole = 0.0 if accuracy in (0.0, 1.0) else -(accuracy * math.log(accuracy) + (1 - accuracy) * math.log(1 - accuracy))
@@ -177,27 +182,27 @@ def confidence_metrics(confidences: np.ndarray, right: np.ndarray) -> Confidence
         words=len(confidences),
         accuracy=accuracy,
         mean_confidence=float(confidences.mean()),
-        expected_calibration_error=gap / len(confidences),
-        normalized_cross_entropy=(whole - entropy) / whole if whole > 0 else math.nan,
+        expected_calibration_error=distance / len(confidences),
+        normalized_cross_entropy=(whole - entropy) / whole if whole > 0 else None,
         bins=tuple(bins),
     )
 
 
-def fit_temperature(confidences: np.ndarray, right: np.ndarray) -> Scaling:
-    """The temperature with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
+def fit_temperature(confidences: np.ndarray, right: np.ndarray) -> ConfidenceScaling:
+    """Fit the temperature with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
     slope = _newton(log_odds(confidences)[:, None], right)[0]
-    return Scaling(slope=float(slope))
+    return ConfidenceScaling(slope=float(slope))
 
 
-def fit_platt(confidences: np.ndarray, right: np.ndarray) -> Scaling:
-    """Slope and offset with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
+def fit_platt(confidences: np.ndarray, right: np.ndarray) -> ConfidenceScaling:
+    """Fit the slope and offset with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
     odds = log_odds(confidences)
     slope, offset = _newton(np.stack([odds, np.ones_like(odds)], axis=1), right)
-    return Scaling(float(slope), float(offset))
+    return ConfidenceScaling(float(slope), float(offset))
 
 
 def _newton(features: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Logistic regression without an intercept of its own, `[n, k]` on bool `[n]`, by damped Newton steps."""
+    """Fit a logistic regression of bool `[n]` on `[n, k]` without an intercept of its own, by damped Newton steps; return `[k]`."""
     if right.all() or not right.any():
         raise DataError(f"all {len(right)} words are {'right' if right.all() else 'wrong'}: a scaling needs both kinds; give more speech")
     weights = np.zeros(features.shape[1])

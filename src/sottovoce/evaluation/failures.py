@@ -1,27 +1,33 @@
-"""Failures that a word error rate hides: loops, empty output, truncation, words on silence."""
+"""Failures that an error rate hides: loops, empty output, truncation, words on silence."""
 
 import zlib
 
 COMPRESSION_LIMIT = 2.4  # zlib ratio above which Whisper itself takes a transcript for a loop
-
-
 REPEATS = 5  # consecutive repetitions of the same words that make a loop
-
-
 LONGEST_LOOP = 8  # words in the repeated phrase
-
+CHARACTER_REPEATS = 10  # consecutive repetitions of one character: fewer are laughter, or zeros of a number
+LONGEST_CHARACTER_LOOP = 24  # characters in the repeated phrase
 
 FAILURES = ("looped", "empty", "spoken_silence", "truncated")
 
 
-def is_loop(text: str) -> bool:
-    """Whether the same words come again and again: by repetition, or because the text compresses too well."""
-    words = text.split()
-    for size in range(1, LONGEST_LOOP + 1):
+def is_loop(text: str, *, characters: bool = False) -> bool:
+    """Tell whether a normalized text repeats the same units over and over, or compresses as well as if it did.
+
+    `characters`: the units are characters of a language without spaces (see `normalize`), not words.
+    """
+    units = text.split()
+    for size in range(1, (LONGEST_CHARACTER_LOOP if characters else LONGEST_LOOP) + 1):
+        enough = CHARACTER_REPEATS if characters and size == 1 else REPEATS
         run = 1
-        for i in range(size, len(words) - size + 1, size):
-            run = run + 1 if words[i : i + size] == words[i - size : i] else 1
-            if run >= REPEATS:
+        for i in range(size, len(units) - size + 1, size):
+            run = run + 1 if units[i : i + size] == units[i - size : i] else 1
+            if run >= enough:
                 return True
+    return compression_ratio("".join(units) if characters else text) > COMPRESSION_LIMIT
+
+
+def compression_ratio(text: str) -> float:
+    """Return the length of `text` in UTF-8 over its length when compressed by zlib; 0 for an empty text."""
     raw = text.encode()
-    return len(raw) > 0 and len(raw) / len(zlib.compress(raw)) > COMPRESSION_LIMIT
+    return len(raw) / len(zlib.compress(raw)) if raw else 0.0

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sottovoce.errors import DataError
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.wer import Score
 
 
 @dataclass(frozen=True)
 class Gate:
-    """May the system ship? `added`: by failure, ids that fail and did not fail in the reference system.
+    """The failures that a system adds to those of its reference system.
 
-    It is open if no failure was added more than `tolerance` times.
+    `added`: for each kind of failure, ids that fail and did not fail in the reference system. The gate is open if no kind was added more
+    than `tolerance` times.
     """
 
     added: Mapping[str, tuple[str, ...]]
@@ -19,12 +21,17 @@ class Gate:
 
     @property
     def open(self) -> bool:
-        """Whether every failure is within the tolerance."""
+        """Tell whether every kind of failure is within the tolerance."""
         return all(len(ids) <= self.tolerance for ids in self.added.values())
 
 
 def gate(score: Score, reference: Score, *, tolerance: int = 0) -> Gate:
-    """Compare the failures of two scores of the same data."""
+    """Compare the failures of two scores of the same data.
+
+    Raises `DataError` if the reference system recognized no word: whatever fails in another system failed there as well.
+    """
+    if reference.utterances and all(utterance.empty for utterance in reference.utterances):
+        raise DataError("the reference system recognized no word, so a gate against it proves nothing; check that its folder is whole")
     added = {
         failure: tuple(name for name in getattr(score, failure) if name not in set(getattr(reference, failure))) for failure in FAILURES
     }

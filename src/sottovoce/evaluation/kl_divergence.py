@@ -1,4 +1,4 @@
-"""How far a model's token distributions are from those of a reference, token for token on the same transcripts."""
+"""Kullback-Leibler divergence of a model's token distributions from a reference model's, token for token on the same transcripts."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from sottovoce.models.speech_model import SpeechModel
 
 @torch.no_grad()
 def hidden_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None) -> list[Tensor]:
-    """The head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted.
+    """Return the head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted.
 
     `transcripts`: token ids, given to the decoder as they are (teacher forcing).
     """
@@ -23,7 +23,10 @@ def hidden_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Se
 
 @torch.no_grad()
 def token_divergence(reference: SpeechModel, reference_states: Sequence[Tensor], model: SpeechModel, states: Sequence[Tensor]) -> Tensor:
-    """Kullback-Leibler divergence KL(reference || model) in nats at every token, utterances joined; `[n_tokens]`."""
+    """Return KL(reference || model) = sum_v p(v) (log p(v) - log q(v)) in nats at every token, utterances joined; `[n_tokens]`.
+
+    `reference_states`, `states`: the heads' inputs on the same transcripts (see `hidden_states`), `[n_i, d]` each.
+    """
     head, other_head = reference.module(reference.head), model.module(model.head)
     divergences = []
     for wanted, got in zip(reference_states, states, strict=True):
@@ -34,7 +37,7 @@ def token_divergence(reference: SpeechModel, reference_states: Sequence[Tensor],
 
 @torch.no_grad()
 def token_log_probabilities(model: SpeechModel, states: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Log-probability (natural) that the model gives each of its `tokens` at the head's inputs `states` `[>= n_tokens, d]`.
+    """Return the natural log-probability of each of `tokens` at the head's inputs `states` `[>= n_tokens, d]`; `[n_tokens]`.
 
     Of the plain softmax over the whole vocabulary: what decoding suppresses is not taken out.
     """

@@ -1,16 +1,22 @@
-"""What turns recordings into words: a model in PyTorch, or a file in one of the runtimes."""
+"""The seam between recordings and words: a model in PyTorch, or a file in one of the runtimes."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.errors import ModelError
+from sottovoce.evaluation.fallback import FALLBACK, Fallback
 from sottovoce.evaluation.kl_divergence import hidden_states, token_log_probabilities
+from sottovoce.evaluation.transcripts import GREEDY, LONG_FORM
 from sottovoce.models.batching import Encoded, batches_by_language
+from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
@@ -18,12 +24,21 @@ ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What was heard in one recording. `tokens` are without prompt and end token; `ended`: the end token came before the limit."""
+    """The hypothesis for one recording.
+
+    `tokens`: ids without prompt and end token. `ended`: the end token came before the token limit. `log_probabilities`: natural, one per
+    token, or empty if they were not asked for. `language`: the code it was decoded in, found by the model where it was asked to detect it;
+    None if nobody named or found one. `decoding`: "greedy", "fallback" (see `fallback.Fallback`) or "long-form" (the model's own procedure
+    for long recordings); `temperature`: at which a fallback ended, 0 for greedy.
+    """
 
     text: str
     tokens: tuple[int, ...]
     ended: bool
     log_probabilities: tuple[float, ...] = ()
+    language: str | None = None
+    decoding: str = GREEDY
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +54,11 @@ class RecognitionBatch:
 
 
 class Recognizer(Protocol):
-    """`source`: what it was loaded from. `max_duration_s`: seconds of one forward pass. `stored_bytes`: size of the weights on disk."""
+    """Recognize the words in recordings.
+
+    `source`: what it was loaded from. `max_duration_s`: seconds of audio that one forward pass takes. `stored_bytes`: size of the weights
+    on disk.
+    """
 
     source: str
     max_duration_s: float
@@ -48,21 +67,34 @@ class Recognizer(Protocol):
     def stored_bytes(self) -> int: ...
 
     def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
-        """Recordings of 16 kHz, none longer than `max_duration_s`. `confidence`: with log-probabilities, where there are any."""
+        """Recognize recordings: float32 `[n_samples]` at 16 kHz, none longer than `max_duration_s`.
+
+        `confidence`: also give log-probabilities, where the runtime has them.
+        """
 
     def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
-        """A recording of any length by a procedure of the model's own, or None if it has none."""
+        """Recognize a recording of any length by a procedure of the model's own; return None if it has none."""
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        """Split a hypothesis into words, each with the values of its tokens; `tokens` and `values` have one length.
+
+        Raises `ModelError` where the runtime does not tell how its tokens make words.
+        """
 
 
 class TorchRecognizer:
-    """A model in PyTorch: greedy, with its own prompt and suppression rules."""
+    """A model in PyTorch: greedy, with its own prompt and suppression rules.
 
-    def __init__(self, model: SpeechModel) -> None:
+    `encoder_batch`: recordings that the encoder takes at once. `fallback`: decode again what does not pass its thresholds.
+    """
+
+    def __init__(self, model: SpeechModel, *, encoder_batch: int = ENCODER_BATCH, fallback: Fallback | None = None) -> None:
         self.model, self.source, self.max_duration_s = model, model.source, model.max_duration_s
+        self.encoder_batch, self.fallback = encoder_batch, fallback
 
     @property
     def stored_bytes(self) -> int:
-        """The weights on disk, or as float16 would be where they lie elsewhere."""
+        """Return the size of the weights on disk, or as float16 would be where they lie elsewhere."""
         files = list(Path(self.source).expanduser().glob("*.safetensors"))
         if files:
             return sum(file.stat().st_size for file in files)
@@ -70,35 +102,87 @@ class TorchRecognizer:
 
     @torch.no_grad()
     def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
-        model = self.model
         began = time.perf_counter()
+        size = self.encoder_batch
         encoded = Encoded.joined(
-            [model.encode(model.features(recordings[i : i + ENCODER_BATCH])) for i in range(0, len(recordings), ENCODER_BATCH)]
+            [self.model.encode(self.model.features(recordings[i : i + size])) for i in range(0, len(recordings), size)]
         )
         between = time.perf_counter()
-        decoded, languages = model.decode_by_language(encoded, language)
-        probabilities: list[tuple[float, ...]] = [()] * len(decoded)
-        for rows in batches_by_language(range(len(decoded)), languages, len(decoded)) if confidence else ():
-            found = self._probabilities(encoded[rows], [decoded[i][0] for i in rows], languages[rows[0]])
-            for i, row in zip(rows, found, strict=True):
-                probabilities[i] = row
-        recognitions = [
-            Recognition(text=model.text(tokens), tokens=tuple(tokens), ended=ended, log_probabilities=row)
-            for (tokens, ended), row in zip(decoded, probabilities, strict=True)
-        ]
+        recognitions = self.recognize_encoded(encoded, language, confidence=confidence)
         return RecognitionBatch(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
 
+    def recognize_encoded(self, encoded: Encoded, language: str | None, *, confidence: bool = False) -> list[Recognition]:
+        """Decode encoder outputs `[B, T, d]` to B recognitions."""
+        decoded, languages = self.model.decode_by_language(encoded, language)
+        recognitions = [
+            Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=ended, language=code)
+            for (tokens, ended), code in zip(decoded, languages, strict=True)
+        ]
+        if self.fallback is None and not confidence:
+            return recognitions
+        means = [0.0] * len(recognitions)
+        for rows in batches_by_language(range(len(decoded)), languages, len(decoded)):
+            found = self._log_probabilities(encoded[rows], [recognitions[i] for i in rows])
+            for i, (log_probabilities, mean) in zip(rows, found, strict=True):
+                recognitions[i], means[i] = replace(recognitions[i], log_probabilities=log_probabilities), mean
+        if self.fallback is not None:
+            recognitions = [self._with_fallback(encoded[[i]], r, means[i], self.fallback) for i, r in enumerate(recognitions)]
+        return recognitions if confidence else [replace(recognition, log_probabilities=()) for recognition in recognitions]
+
+    def _with_fallback(self, encoded: Encoded, greedy: Recognition, mean: float, fallback: Fallback) -> Recognition:
+        """Decode one recording again until a transcript passes, alone, so that its words do not depend on its neighbors."""
+        recognition = replace(greedy, decoding=FALLBACK)
+        for temperature in fallback.temperatures[1:]:
+            if fallback.accepts(recognition.text, mean):
+                break
+            ((tokens, ended),) = self.model.sample_decode(encoded, greedy.language, temperature, seed=fallback.seed)
+            sampled = replace(recognition, text=self.model.text(tokens), tokens=tuple(tokens), ended=ended, temperature=temperature)
+            ((log_probabilities, mean),) = self._log_probabilities(encoded, [sampled])
+            recognition = replace(sampled, log_probabilities=log_probabilities)
+        return recognition
+
     def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        if language == DETECT:  # from the first pass, as the procedure itself does, so that the transcript can name the language
+            first = recording[: int(self.max_duration_s * SAMPLE_RATE)]
+            (language,) = self.model.detect_languages(self.model.encode(self.model.features([first])))
         found = self.model.decode_long(recording, language)
         if found is None:
             return None
         tokens, ended = found
-        return Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=ended)
+        return Recognition(text=self.model.text(tokens), tokens=tuple(tokens), ended=ended, language=language, decoding=LONG_FORM)
 
-    def _probabilities(self, encoded: Encoded, transcripts: list[list[int]], language: str | None) -> list[tuple[float, ...]]:
-        """Log-probability of each token of each transcript, by one more pass of the decoder."""
-        states = hidden_states(self.model, encoded, transcripts, language)
-        return [
-            tuple(token_log_probabilities(self.model, state, tokens).clamp(max=0).tolist())
-            for state, tokens in zip(states, transcripts, strict=True)
-        ]
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        return split_words_of_model(self.model, tokens, values)
+
+    def _log_probabilities(self, encoded: Encoded, recognitions: Sequence[Recognition]) -> list[tuple[tuple[float, ...], float]]:
+        """Return the log-probability of each token of each recognition, and their mean with the end token, by one more decoder pass.
+
+        All recognitions are in one language. As in openai/whisper, the sum is divided by the number of tokens plus one in any case.
+        """
+        states = hidden_states(self.model, encoded, [r.tokens for r in recognitions], recognitions[0].language)
+        found = []
+        for state, recognition in zip(states, recognitions, strict=True):
+            count = len(recognition.tokens)
+            own = token_log_probabilities(self.model, state, recognition.tokens).clamp(max=0).tolist()
+            end = self._end_log_probability(state[count:]) if recognition.ended else 0.0
+            found.append((tuple(own), (sum(own) + end) / (count + 1)))
+        return found
+
+    def _end_log_probability(self, state: Tensor) -> float:
+        """Return the log-probability of any end token at the head's input `state` `[1, d]`."""
+        ends = self.model.network.generation_config.eos_token_id
+        ends = [*ends] if isinstance(ends, list | tuple) else [ends]
+        return float(token_log_probabilities(self.model, state.expand(len(ends), -1), ends).logsumexp(0))
+
+
+def split_words_of_model(model: SpeechModel, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+    """Split a hypothesis into words by the model's tokenizer, each with the values of its tokens; tokens without text are left out."""
+    words = zip(*model.split_words(tokens, values), strict=True)
+    return [(text, own) for word, own in words if (text := model.text(word))]
+
+
+def refuse_words(source: str, runtime: str) -> NoReturn:
+    """Raise the `ModelError` of a runtime whose tokens cannot be put together to words."""
+    raise ModelError(
+        f"{source}: {runtime} does not tell how its tokens make words; take word confidences in the runtime torch or onnx instead"
+    )

@@ -1,18 +1,16 @@
 """A data set to transcripts, batch by batch, by any recognizer."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.errors import AudioError
+from sottovoce.evaluation.normalize import scoring_language
+from sottovoce.evaluation.recognize import RecognizedRecording, recognize_batches
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.models.batching import batches_by_language
+from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.progress import Progress, silent
 
@@ -23,8 +21,8 @@ DECODER_BATCH = 32  # utterances; each step of the decoder costs little more for
 class Transcription:
     """Transcripts in the order of the data, and the wall-clock seconds of encoder (with features) and decoder.
 
-    `audio_s`: seconds of audio that took that time: those of transcripts made earlier are not in it. `unusable`: the other recordings, each
-    with the reason.
+    `audio_s`: seconds of audio that took that time: those of transcripts made earlier are not in it. `unusable`: the other recordings by
+    id, each with the reason.
     """
 
     transcripts: tuple[Transcript, ...]
@@ -41,39 +39,41 @@ def transcribe_data(
     language: str | None = None,
     confidence: bool = False,
     lenient: bool = False,
-    journal: TranscriptCache | None = None,
+    cache: TranscriptCache | None = None,
     progress: Progress = silent,
 ) -> Transcription:
-    """Transcribe every utterance of `data`. `language`: of those that have none of their own; "auto": found out one by one.
+    """Transcribe every utterance of `data`. `language`: of those that have none of their own; "auto": found by the model for each.
 
-    Recordings longer than one forward pass go through the model's own long-form procedure, one by one (all of their time
-    counts as the decoder's); where there is none, they are cut at silence and joined again. `confidence`: also take every
-    token's log-probability, but for long recordings, whose procedure gives none. `lenient`: recordings that cannot be used are left
-    out and named in the result; else they raise `AudioError`. `journal`: what it knows is not transcribed again, and it is told
-    all that is.
+    Long recordings: see `recognize_batches`. `confidence`: also take every token's log-probability. `lenient`: leave out recordings that
+    cannot be used and name them in the result; else they raise `AudioError`. `cache`: what it knows is not transcribed again, and all that
+    is transcribed is added to it.
     """
-    ears: Recognizer = TorchRecognizer(recognizer) if isinstance(recognizer, SpeechModel) else recognizer
-    known = {u.id: t for u in data if journal is not None and (t := journal.transcript(u)) is not None}
+    chosen: Recognizer = TorchRecognizer(recognizer) if isinstance(recognizer, SpeechModel) else recognizer
+    known = {u.id: t for u in data if cache is not None and (t := cache.transcript(u)) is not None}
+    missing = [utterance for utterance in data if utterance.id not in known]
     unusable = dict[str, str]()
+
+    def leave_out(index: int, reason: AudioError) -> None:
+        unusable[missing[index].id] = str(reason)
+
+    batches = recognize_batches(
+        chosen,
+        [utterance.samples for utterance in missing],
+        [utterance.language or language for utterance in missing],
+        DECODER_BATCH,
+        confidence=confidence,
+        on_unusable=leave_out if lenient else None,
+    )
     encoder_s, decoder_s, audio_s = 0.0, 0.0, 0.0
-    for spoken, utterances in _batches([utterance for utterance in data if utterance.id not in known], language):
-        progress(f"transcribing {data.name}", len(known) + len(unusable), len(data))
-        batch, recordings = [], []
-        for utterance in utterances:
-            try:
-                recordings.append(utterance.samples())
-                batch.append(utterance)
-            except AudioError as exc:
-                if not lenient:
-                    raise
-                unusable[utterance.id] = str(exc)
-        done, encoding_s, decoding_s = _transcribe_batch(ears, batch, recordings, spoken, confidence)
-        if journal is not None:
-            journal.add(batch, done)
+    progress(f"transcribing {data.name}", len(known), len(data))
+    for batch in batches:
+        done = [transcript_of(missing[recording.index], recording, language) for recording in batch.recordings]
+        if cache is not None:
+            cache.add([missing[recording.index] for recording in batch.recordings], done)
         known |= {transcript.id: transcript for transcript in done}
-        encoder_s, decoder_s = encoder_s + encoding_s, decoder_s + decoding_s
+        encoder_s, decoder_s = encoder_s + batch.encoder_s, decoder_s + batch.decoder_s
         audio_s += sum(transcript.duration_s for transcript in done)
-    progress(f"transcribing {data.name}", len(data), len(data))
+        progress(f"transcribing {data.name}", len(known) + len(unusable), len(data))
     return Transcription(
         transcripts=tuple(known[utterance.id] for utterance in data if utterance.id in known),
         encoder_s=encoder_s,
@@ -83,47 +83,20 @@ def transcribe_data(
     )
 
 
-def _batches(utterances: Sequence[Utterance], language: str | None) -> Iterator[tuple[str | None, list[Utterance]]]:
-    """Batches of one language each."""
-    languages = [utterance.language or language for utterance in utterances]
-    for which in batches_by_language(range(len(utterances)), languages, DECODER_BATCH):
-        yield languages[which[0]], [utterances[i] for i in which]
-
-
-def _transcribe_batch(
-    ears: Recognizer,
-    batch: Sequence[Utterance],
-    whole: Sequence[np.ndarray],
-    language: str | None,
-    confidence: bool,
-) -> tuple[list[Transcript], float, float]:
-    """Transcripts, and the seconds of encoder and decoder."""
-    began = time.perf_counter()
-    long = {
-        i: found
-        for i, samples in enumerate(whole)
-        if len(samples) > ears.max_duration_s * SAMPLE_RATE and (found := ears.recognize_long(samples, language)) is not None
-    }
-    long_s = time.perf_counter() - began
-    pieces = [[] if i in long else split_at_silence(samples, ears.max_duration_s) for i, samples in enumerate(whole)]
-    flat = [piece for parts in pieces for piece in parts]
-    # A recording of hours is many pieces: in batches of their own, so that memory does not grow with its length.
-    heard = [
-        ears.recognize(flat[first : first + DECODER_BATCH], language, confidence=confidence) for first in range(0, len(flat), DECODER_BATCH)
-    ]
-    pending, done = iter([recognition for one in heard for recognition in one.recognitions]), []
-    for i, (utterance, samples, parts) in enumerate(zip(batch, whole, pieces, strict=True)):
-        recognized = [long[i]] if i in long else [next(pending) for _ in parts]
-        done.append(
-            Transcript(
-                id=utterance.id,
-                text=" ".join(part.text for part in recognized if part.text),
-                tokens=tuple(token for part in recognized for token in part.tokens),
-                duration_s=len(samples) / SAMPLE_RATE,
-                reference=utterance.text,
-                pieces=max(1, len(parts)),
-                truncated=not all(part.ended for part in recognized),
-                log_probabilities=tuple(p for part in recognized for p in part.log_probabilities),
-            )
-        )
-    return done, sum(one.encoder_s for one in heard), sum(one.decoder_s for one in heard) + long_s
+def transcript_of(utterance: Utterance, recording: RecognizedRecording, language: str | None) -> Transcript:
+    """Make the transcript of an utterance from its recognition; `language`: the one asked for, if it has none of its own."""
+    recognition = recording.recognition
+    named = None if language == DETECT else language
+    return Transcript(
+        id=utterance.id,
+        text=recognition.text,
+        tokens=recognition.tokens,
+        duration_s=recording.duration_s,
+        reference=utterance.text,
+        pieces=recording.pieces,
+        truncated=not recognition.ended,
+        log_probabilities=recognition.log_probabilities,
+        language=scoring_language(utterance.language or recognition.language or named),
+        decoding=recognition.decoding,
+        temperature=recognition.temperature,
+    )

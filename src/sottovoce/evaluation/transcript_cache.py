@@ -17,7 +17,10 @@ from sottovoce.evaluation.transcripts import Transcript, transcript_from, write_
 
 
 class TranscriptCache:
-    """The journal of the transcript file `target`. Transcripts made from other `inputs` (model, runtime, language) are thrown away."""
+    """The transcripts made so far for the transcript file `target`.
+
+    `inputs`: what makes the transcripts (model, runtime, language); those made from other inputs are thrown away.
+    """
 
     def __init__(self, target: str | Path, inputs: Mapping[str, Any]) -> None:
         self.target = Path(target).expanduser().absolute()
@@ -27,7 +30,7 @@ class TranscriptCache:
             self._write("w", [header])
 
     def transcript(self, utterance: Utterance) -> Transcript | None:
-        """The transcript of a recording that has not changed since, if there is one."""
+        """Return the transcript of a recording that has not changed since, or None."""
         return self.known.get(fingerprint(utterance))
 
     def add(self, utterances: Sequence[Utterance], transcripts: Sequence[Transcript]) -> None:
@@ -37,7 +40,7 @@ class TranscriptCache:
         self.known |= made
 
     def finish(self, transcripts: Sequence[Transcript], *, whole: bool) -> None:
-        """Write the transcript file; unless it is `whole`, the journal stays, for when the missing recordings can be read."""
+        """Write the transcript file; unless it is `whole`, keep the cache, for when the missing recordings can be read."""
         write_transcripts(self.target, transcripts)
         if whole:
             self.file.unlink(missing_ok=True)
@@ -70,11 +73,11 @@ class TranscriptCache:
 
 
 def fingerprint(utterance: Utterance) -> str:
-    """What tells one recording from another without decoding it: its name, place, and its file's size and time."""
+    """Return what tells one recording from another without decoding it: its name, place, and its file's size and time."""
     audio = utterance.audio
     if isinstance(audio, bytes):
         about: list[Any] = [hashlib.sha256(audio).hexdigest()]
     else:
         status = audio.stat() if audio.exists() else None
         about = [str(audio.absolute()), status and status.st_size, status and status.st_mtime_ns]
-    return json.dumps([utterance.id, utterance.text, utterance.span, *about])
+    return json.dumps([utterance.id, utterance.text, utterance.span, utterance.language, *about])

@@ -1,7 +1,9 @@
-"""Transcripts to word error rates with intervals, and counts of the failures that a rate hides."""
+"""Word and character error rates of transcripts with intervals, and counts of the failures that a rate hides."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jiwer
 import numpy as np
@@ -9,15 +11,21 @@ import numpy as np
 from sottovoce.errors import DataError
 from sottovoce.evaluation.failures import FAILURES, is_loop
 from sottovoce.evaluation.intervals import bootstrap_interval, sign_test
-from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.normalize import counts_characters, normalize, scoring_language
 from sottovoce.evaluation.transcripts import Transcript
+
+Metric = Literal["WER", "CER"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UtteranceScore:
-    """Word and character errors of one utterance against its normalized reference of `words` words, `characters` characters."""
+    """Errors of one hypothesis against its normalized reference of `words` words and `characters` characters.
+
+    `language`: the code whose rules normalized both. In a language without spaces every character is a word.
+    """
 
     id: str
+    language: str
     words: int
     substitutions: int
     insertions: int
@@ -30,7 +38,7 @@ class UtteranceScore:
 
     @property
     def errors(self) -> int:
-        """Substitutions, insertions and deletions."""
+        """Return the number of substitutions, insertions and deletions of words."""
         return self.substitutions + self.insertions + self.deletions
 
 
@@ -38,8 +46,8 @@ class UtteranceScore:
 class Paired:
     """A system against a reference system on the same utterances.
 
-    `difference`: its WER minus the reference's, with a 95 % interval `low` .. `high` of the paired bootstrap over utterances.
-    `better`, `worse`: ids with fewer and with more word errors; `sign_test`: two-sided p of as lopsided a split by chance.
+    `difference`: its rate (see `Score.metric`) minus the reference's, with a 95 % interval `low` .. `high` of the paired bootstrap over
+    utterances. `better`, `worse`: ids with fewer and with more errors; `sign_test`: two-sided p of as uneven a split by chance.
     """
 
     difference: float
@@ -52,104 +60,177 @@ class Paired:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Corpus scores: all errors over all reference words (`wer`) or characters (`cer`), with the WER's 95 % bootstrap interval
-    over utterances. `capped_wer`: no utterance counts with more errors than it has words, so that a single loop, hundreds of
-    words long, does not outweigh everything else.
+    """Corpus scores: all errors over all reference words (`wer`) or characters (`cer`); NaN where no utterance has a reference with words.
 
-    Failures, each a list of ids: `looped`: a repeating transcript; `empty`: none although words were spoken;
-    `spoken_silence`: words where the reference is empty; `truncated`: the token limit was reached. `paired`: the comparison
-    with a reference system, None if there is none. `unscored`: utterances without a reference or with an empty one.
+    `metric`: the rate that leads. It is "CER" if an utterance is in a language written without spaces, else "WER". `low`, `high`: the 95 %
+    bootstrap interval over utterances of that rate. `capped_wer`, `capped_cer`: no utterance counts with more errors than its reference
+    has words (characters), so that a single loop, hundreds of words long, does not outweigh everything else. `languages`: codes of the
+    normalization. `decodings`: how the transcripts were decoded, "greedy", "fallback" or "long-form".
+
+    Failures, each a list of ids: `looped`: a repeating transcript; `empty`: none although words were spoken; `spoken_silence`: words where
+    the reference is empty; `truncated`: the token limit was reached. `silences`: utterances whose reference is empty; `invented_words`:
+    words (characters) in their transcripts. `paired`: the comparison with a reference system, None if there is none. `unscored`: utterances
+    without a reference.
     """
 
     utterances: tuple[UtteranceScore, ...]
+    metric: Metric
+    languages: tuple[str, ...]
+    decodings: tuple[str, ...]
     words: int
     substitutions: int
     insertions: int
     deletions: int
+    characters: int
     wer: float
+    cer: float
     low: float
     high: float
     capped_wer: float
-    cer: float
+    capped_cer: float
     looped: tuple[str, ...]
     empty: tuple[str, ...]
     spoken_silence: tuple[str, ...]
     truncated: tuple[str, ...]
+    silences: int
+    invented_words: int
     paired: Paired | None
     unscored: int
 
     @property
+    def rate(self) -> float:
+        """Return the rate that leads, `wer` or `cer`."""
+        return self.cer if self.metric == "CER" else self.wer
+
+    @property
+    def capped_rate(self) -> float:
+        """Return the capped form of the rate that leads."""
+        return self.capped_cer if self.metric == "CER" else self.capped_wer
+
+    @property
     def quality_of_inference(self) -> float | None:
-        """Share of utterances that did not get worse, None without a reference system."""
+        """Return the share of utterances that did not get worse, or None without a comparison."""
         return None if self.paired is None else 1 - len(self.paired.worse) / len(self.utterances)
 
 
-def score_transcripts(transcripts: Sequence[Transcript], against: Sequence[Transcript] | None = None, *, seed: int = 0) -> Score:
+def score_transcripts(
+    transcripts: Sequence[Transcript], against: Sequence[Transcript] | None = None, *, language: str | None = None, seed: int = 0
+) -> Score:
     """Score transcripts against the references they carry; `against`: those of a reference system, matched by id.
 
-    Raises `DataError` if no utterance has a reference, or if the two systems' utterances differ.
+    Every utterance is normalized by the language its transcript names, else by `language`, else as English. Raises `DataError` if no
+    utterance has a reference, if the two systems' utterances differ, or if the reference system recognized no word.
     """
-    spoken = [t for t in transcripts if t.reference is not None and normalize(t.reference)]
-    if not spoken:
+    known = [transcript for transcript in transcripts if transcript.reference is not None]
+    if not known:
         raise DataError("no utterance has a reference text, so there is no word error rate; give data with transcripts")
-    scored = [score_utterance(t) for t in spoken]
-    errors, words = np.array([u.errors for u in scored]), np.array([u.words for u in scored])
-    low, high = bootstrap_interval(errors, words, seed=seed)
-    silence = [t for t in transcripts if t.reference is not None and not normalize(t.reference)]
+    spoken = [t for t in known if normalize(t.reference or "", t.language or language)]
+    silent = [t for t in known if not normalize(t.reference or "", t.language or language)]
+    invented = {t.id: len(normalize(t.text, t.language or language).split()) for t in silent}
+    scored = [score_utterance(t, language) for t in spoken]
+    metric: Metric = "CER" if any(counts_characters(t.language or language) for t in spoken or silent) else "WER"
+    errors, lengths = _counts(scored, "WER")
+    character_errors, characters = _counts(scored, "CER")
+    low, high = bootstrap_interval(*_counts(scored, metric), seed=seed) if scored else (math.nan, math.nan)
     return Score(
         utterances=tuple(scored),
-        words=int(words.sum()),
+        metric=metric,
+        languages=tuple(sorted({scoring_language(t.language or language) for t in known})),
+        decodings=tuple(sorted({t.decoding for t in transcripts})),
+        words=int(lengths.sum()),
         substitutions=sum(u.substitutions for u in scored),
         insertions=sum(u.insertions for u in scored),
         deletions=sum(u.deletions for u in scored),
-        wer=float(errors.sum() / words.sum()),
+        characters=int(characters.sum()),
+        wer=_rate(errors, lengths),
+        cer=_rate(character_errors, characters),
         low=low,
         high=high,
-        capped_wer=float(np.minimum(errors, words).sum() / words.sum()),
-        cer=sum(u.character_errors for u in scored) / sum(u.characters for u in scored),
+        capped_wer=_rate(np.minimum(errors, lengths), lengths),
+        capped_cer=_rate(np.minimum(character_errors, characters), characters),
         looped=tuple(u.id for u in scored if u.looped),
         empty=tuple(u.id for u in scored if u.empty),
-        spoken_silence=tuple(t.id for t in silence if normalize(t.text)),
+        spoken_silence=tuple(name for name, count in invented.items() if count),
         truncated=tuple(t.id for t in transcripts if t.truncated),
-        paired=None if against is None else _compare(scored, against, seed),
-        unscored=len(transcripts) - len(scored),
+        silences=len(silent),
+        invented_words=sum(invented.values()),
+        paired=None if against is None else _compare(scored, silent, against, metric, seed),
+        unscored=len(transcripts) - len(known),
     )
 
 
-def score_utterance(transcript: Transcript) -> UtteranceScore:
-    """Align one transcript with its reference, both normalized."""
-    reference, hypothesis = normalize(transcript.reference or ""), normalize(transcript.text)
+def score_utterance(transcript: Transcript, language: str | None = None) -> UtteranceScore:
+    """Align one transcript with its reference, both normalized by the transcript's language, else by `language`."""
+    code = scoring_language(transcript.language or language)
+    by_character = counts_characters(code)
+    reference, hypothesis = normalize(transcript.reference or "", code), normalize(transcript.text, code)
     counts = jiwer.process_words(reference, hypothesis)
-    characters = jiwer.process_characters(reference, hypothesis)
+    # The spaces between characters are of the normalization, those between words are of the text.
+    texts = [text.replace(" ", "") if by_character else text for text in (reference, hypothesis)]
+    characters = jiwer.process_characters(*texts)
     return UtteranceScore(
         id=transcript.id,
+        language=code,
         words=len(reference.split()),
         substitutions=counts.substitutions,
         insertions=counts.insertions,
         deletions=counts.deletions,
-        characters=len(reference),
+        characters=len(texts[0]),
         character_errors=characters.substitutions + characters.insertions + characters.deletions,
-        looped=is_loop(hypothesis) and not is_loop(reference),
+        looped=is_loop(hypothesis, characters=by_character) and not is_loop(reference, characters=by_character),
         empty=not hypothesis,
         truncated=transcript.truncated,
     )
 
 
-def _compare(scored: Sequence[UtteranceScore], against: Sequence[Transcript], seed: int) -> Paired:
-    before = {t.id: score_utterance(t) for t in against if t.reference is not None}
-    missing = [u.id for u in scored if u.id not in before]
+def recognized_words(transcripts: Sequence[Transcript], language: str | None = None) -> int:
+    """Count the words (characters, in languages without spaces) in transcripts after normalization."""
+    return sum(len(normalize(t.text, t.language or language).split()) for t in transcripts)
+
+
+def _counts(scored: Sequence[UtteranceScore], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors and reference lengths of each utterance, `[n]` each."""
+    if metric == "CER":
+        return np.array([u.character_errors for u in scored], int), np.array([u.characters for u in scored], int)
+    return np.array([u.errors for u in scored], int), np.array([u.words for u in scored], int)
+
+
+def _rate(errors: np.ndarray, lengths: np.ndarray) -> float:
+    return float(errors.sum() / lengths.sum()) if lengths.sum() else math.nan
+
+
+def _compare(
+    scored: Sequence[UtteranceScore],
+    silent: Sequence[Transcript],
+    against: Sequence[Transcript],
+    metric: Metric,
+    seed: int,
+) -> Paired | None:
+    """Compare with a reference system; None if no utterance has words."""
+    theirs = {t.id: t for t in against if t.reference is not None}
+    missing = [name for name in [*(u.id for u in scored), *(t.id for t in silent)] if name not in theirs]
     if missing:
         raise DataError(f"the reference system has no transcript of {missing[0]!r} (and {len(missing) - 1} others)")
-    changed = [u.id for u in scored if u.words != before[u.id].words]
+    if not scored:
+        return None
+    # Both in one language: a model that detects it may find another.
+    theirs = {u.id: replace(theirs[u.id], language=u.language) for u in scored}
+    changed = [u.id for u in scored if len(normalize(theirs[u.id].reference or "", u.language).split()) != u.words]
     if changed:
         raise DataError(f"the reference text of {changed[0]!r} differs between the two systems' transcripts")
-    more = np.array([u.errors - before[u.id].errors for u in scored])
-    words = np.array([u.words for u in scored])
-    low, high = bootstrap_interval(more, words, seed=seed)
+    other = [score_utterance(theirs[u.id]) for u in scored]
+    if all(o.empty for o in other):
+        raise DataError(
+            f"the reference system recognized no word in {len(other)} utterances with words, so a comparison with it proves nothing; "
+            "check that its folder is whole, its tokenizer files above all, and that the language is right"
+        )
+    errors, lengths = _counts(scored, metric)
+    more = errors - _counts(other, metric)[0]
+    low, high = bootstrap_interval(more, lengths, seed=seed)
     better = tuple(u.id for u, change in zip(scored, more, strict=True) if change < 0)
     worse = tuple(u.id for u, change in zip(scored, more, strict=True) if change > 0)
     return Paired(
-        difference=float(more.sum() / words.sum()),
+        difference=float(more.sum() / lengths.sum()),
         low=low,
         high=high,
         better=better,
@@ -159,19 +240,27 @@ def _compare(scored: Sequence[UtteranceScore], against: Sequence[Transcript], se
 
 
 def score_to_dict(score: Score) -> Mapping[str, object]:
-    """The score's figures without its utterances, rates in percent."""
+    """Convert a score to plain data without its utterances; rates in percent, null where there is none."""
     paired = score.paired
     return {
         "utterances": len(score.utterances),
+        "metric": score.metric,
+        "languages": list(score.languages),
+        "decodings": list(score.decodings),
         "words": score.words,
-        "wer_percent": 100 * score.wer,
-        "interval_percent": [100 * score.low, 100 * score.high],
-        "capped_wer_percent": 100 * score.capped_wer,
-        "cer_percent": 100 * score.cer,
+        "characters": score.characters,
+        "rate_percent": _percent(score.rate),
+        "interval_percent": [_percent(score.low), _percent(score.high)],
+        "wer_percent": _percent(score.wer),
+        "capped_wer_percent": _percent(score.capped_wer),
+        "cer_percent": _percent(score.cer),
+        "capped_cer_percent": _percent(score.capped_cer),
         "substitutions": score.substitutions,
         "insertions": score.insertions,
         "deletions": score.deletions,
         **{failure: list(getattr(score, failure)) for failure in FAILURES},
+        "silences": score.silences,
+        "invented_words": score.invented_words,
         "paired": None
         if paired is None
         else {
@@ -184,3 +273,7 @@ def score_to_dict(score: Score) -> Mapping[str, object]:
         },
         "unscored": score.unscored,
     }
+
+
+def _percent(rate: float) -> float | None:
+    return None if math.isnan(rate) else 100 * rate

@@ -15,7 +15,7 @@ from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.layers import AWQMapping, Layer, Part, Positions
-from sottovoce.models.network import generate
+from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 
 CROSS = ("encoder_attn", "cross_attn", "crossattention")
@@ -97,7 +97,9 @@ class Generic(SpeechModel):
         longest = min(settings.max_length or MOST_TOKENS, *(limit for limit in limits if limit), MOST_TOKENS)
         return int(longest) - len(self._prompt(language))
 
-    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+    def _generate(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
+    ) -> list[tuple[list[int], bool]]:
         prompt, room = self._prompt(language), self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         ends = self.network.generation_config.eos_token_id
@@ -108,8 +110,7 @@ class Generic(SpeechModel):
                 self.network,
                 encoder_outputs=self._outputs(states),
                 decoder_input_ids=torch.tensor([prompt]),
-                num_beams=1,
-                do_sample=False,
+                **choice_of_tokens(temperature),
                 max_new_tokens=limit,
             )
             row = out[0, len(prompt) :].tolist()

@@ -9,7 +9,7 @@ from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderMod
 
 from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.layers import AWQMapping, Layer, attention_layers, mlp_layers
-from sottovoce.models.network import generate
+from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
@@ -103,14 +103,15 @@ class Moonshine(SpeechModel):
         longest = self.network.generation_config.max_length or self.network.config.max_position_embeddings
         return int(min(longest, self.network.config.max_position_embeddings)) - 1
 
-    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+    def _generate(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
+    ) -> list[tuple[list[int], bool]]:
         room = self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         out = generate(
             self.network,
             encoder_outputs=MoonshineEncoderModelOutput(last_hidden_state=encoded.states, attention_mask=encoded.mask),
-            num_beams=1,
-            do_sample=False,
+            **choice_of_tokens(temperature),
             max_new_tokens=limit,
         )
         end = self.network.generation_config.eos_token_id

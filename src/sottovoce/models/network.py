@@ -38,6 +38,13 @@ class EncoderOutputs:
         return self._again
 
 
+def choice_of_tokens(temperature: float) -> dict[str, Any]:
+    """Return the settings of `generate` by which the next token is chosen: greedy at 0, else sampled from the whole vocabulary."""
+    if temperature == 0:
+        return {"num_beams": 1, "do_sample": False}
+    return {"num_beams": 1, "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
 def generate(network: Any, *inputs: Tensor, **settings: Any) -> Any:
     """`network.generate(*inputs, **settings)`, without its notices, batch by batch, that these go before the model's own settings."""
     before = transformers_logging.get_verbosity()

@@ -17,7 +17,7 @@ from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.layers import AWQMapping, Layer, Positions, attention_layers, mlp_layers
-from sottovoce.models.network import generate
+from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 
 MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
@@ -116,7 +116,9 @@ class Qwen3ASR(SpeechModel):
         del language
         return int(self.network.generation_config.max_new_tokens or MOST_TOKENS)
 
-    def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
+    def _generate(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
+    ) -> list[tuple[list[int], bool]]:
         limit = min(max_new_tokens or self.max_new_tokens(language), self.max_new_tokens(language))
         rest = self.module(self.embedding)(torch.tensor(self._prompts(language)[1]))
         rows = [torch.cat([context, rest]) for context in self._contexts(encoded)]
@@ -127,8 +129,7 @@ class Qwen3ASR(SpeechModel):
             self.network,
             inputs_embeds=embedded,
             attention_mask=mask,
-            num_beams=1,
-            do_sample=False,
+            **choice_of_tokens(temperature),
             max_new_tokens=limit,
             eos_token_id=self._ends,
             pad_token_id=self._ends[0],

@@ -71,9 +71,21 @@ class SpeechModel(ABC):
             decoded.update(zip(rows, self.greedy_decode(encoded[rows], languages[rows[0]]), strict=True))
         return [decoded[i] for i in range(len(languages))], list(languages)
 
-    @abstractmethod
     def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:
-        """Greedy transcripts as token ids, prompt and end token left off, and whether each came to its end token."""
+        """Return greedy transcripts as token ids, without prompt and end token, and whether each came to its end token."""
+        return self._generate(encoded, language, max_new_tokens, 0.0)
+
+    def sample_decode(self, encoded: Encoded, language: str | None, temperature: float, *, seed: int) -> list[tuple[list[int], bool]]:
+        """Return transcripts sampled at `temperature` above 0, as `greedy_decode` does; the same `seed` gives the same tokens."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._generate(encoded, language, self.max_new_tokens(language), temperature)
+
+    @abstractmethod
+    def _generate(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
+    ) -> list[tuple[list[int], bool]]:
+        """Decode greedily (temperature 0) or by sampling; `max_new_tokens`: of a transcript, as many as the model takes if None."""
 
     @abstractmethod
     def max_new_tokens(self, language: str | None) -> int:

@@ -12,7 +12,7 @@ from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.languages import DETECT
 from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, mlp_layers
-from sottovoce.models.network import generate
+from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
@@ -93,11 +93,11 @@ class Whisper(SpeechModel):
         room = self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         first = min(FIRST_TOKENS, limit)
-        decoded = self._generate(encoded, language, first)
+        decoded = self._generate(encoded, language, first, 0.0)
         # Few utterances are longer than that, and looping ones run to the limit: only these go on, in a batch of their own.
         unfinished = [i for i, (_, ended) in enumerate(decoded) if not ended]
         if unfinished and first < limit:
-            longer = self._generate(encoded[unfinished], language, limit)
+            longer = self._generate(encoded[unfinished], language, limit, 0.0)
             for i, row in zip(unfinished, longer, strict=True):
                 decoded[i] = row
         return decoded
@@ -136,15 +136,16 @@ class Whisper(SpeechModel):
         skipped = {*self.processor.tokenizer.all_special_ids, self.network.generation_config.eos_token_id}
         return [token for token in out[0].tolist() if token not in skipped and token < first_timestamp], True
 
-    def _generate(self, encoded: Encoded, language: str | None, max_new_tokens: int) -> list[tuple[list[int], bool]]:
-        """Transcripts, and whether each came to its end token within `max_new_tokens`."""
+    def _generate(
+        self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
+    ) -> list[tuple[list[int], bool]]:
+        limit = self.max_new_tokens(language) if max_new_tokens is None else max_new_tokens
         out = generate(
             self.network,
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
-            num_beams=1,
-            do_sample=False,
+            **choice_of_tokens(temperature),
             return_timestamps=False,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limit,
             **self._language_options(language),
         )
         end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
@@ -153,7 +154,7 @@ class Whisper(SpeechModel):
             while row and row[0] in prompt:
                 row = row[1:]
             # The longest row of a batch comes without its end token.
-            transcripts.append((row[: row.index(end)] if end in row else row, end in row or len(row) < max_new_tokens))
+            transcripts.append((row[: row.index(end)] if end in row else row, end in row or len(row) < limit))
         return transcripts
 
     def tokens(self, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ import torch
 from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.data.dataset import DataSet
 from sottovoce.errors import CalibrationError
+from sottovoce.evaluation.recognize import recognize_batches
+from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.batching import Batch, batches_by_language
 from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
@@ -123,16 +126,25 @@ def prepare_speech(
     unknown = {i for i in missing if ids[i] not in known}
     # A language that is to be found out is needed for those with a known text as well.
     heard = [i for i in range(len(ids)) if i in unknown or languages[i] == DETECT]
+    batches = recognize_batches(
+        TorchRecognizer(model, encoder_batch=LABEL_BATCH),
+        [partial(np.asarray, recordings[i]) for i in heard],
+        [languages[i] for i in heard],
+        LABEL_BATCH,
+    )
     done = 0
-    for which in batches_by_language(heard, languages, LABEL_BATCH):
+    if heard:
         progress("transcribing calibration speech", done, len(heard))
-        encoded = model.encode(model.features([recordings[i] for i in which]))
-        decoded, found = model.decode_by_language(encoded, languages[which[0]])
-        made = {i: tuple(tokens) for i, (tokens, _) in zip(which, decoded, strict=True) if i in unknown}
-        for i, language_found in zip(which, found, strict=True):
-            languages[i], transcripts[i] = language_found, made.get(i, transcripts[i])
+    for batch in batches:
+        made = dict[int, tuple[int, ...]]()
+        for recording in batch.recordings:
+            i, recognition = heard[recording.index], recording.recognition
+            languages[i] = recognition.language
+            if i in unknown:
+                made[i] = transcripts[i] = recognition.tokens
         state.add_transcripts({ids[i]: transcript for i, transcript in made.items()})
-        done += len(which)
+        done += len(batch.recordings)
+        progress("transcribing calibration speech", done, len(heard))
     return CalibrationSpeech(
         ids=tuple(ids),
         recordings=tuple(recordings),

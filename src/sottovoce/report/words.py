@@ -1,7 +1,7 @@
 """Which words changed: the alignment of what was heard with what was said, and with what the original heard."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jiwer
 
@@ -65,19 +65,20 @@ def worst_first(transcripts: Sequence[Transcript], against: Sequence[Transcript]
     before = {transcript.id: transcript for transcript in against or ()}
     compared = []
     for transcript in transcripts:
-        if transcript.reference is None or not normalize(transcript.reference):
+        language = transcript.language
+        if transcript.reference is None or not normalize(transcript.reference, language):
             continue
-        said, original = normalize(transcript.reference), before.get(transcript.id)
+        said, original = normalize(transcript.reference, language), before.get(transcript.id)
         score = score_utterance(transcript)
         compared.append(
             Compared(
                 id=transcript.id,
                 said=said,
-                heard=aligned(said, normalize(transcript.text)),
-                before=None if original is None else aligned(said, normalize(original.text)),
+                heard=aligned(said, normalize(transcript.text, language)),
+                before=None if original is None else aligned(said, normalize(original.text, language)),
                 words=score.words,
                 errors=score.errors,
-                errors_before=None if original is None else score_utterance(original).errors,
+                errors_before=None if original is None else score_utterance(replace(original, language=language)).errors,
             )
         )
     return sorted(compared, key=lambda c: (-c.added, -c.errors, c.id))

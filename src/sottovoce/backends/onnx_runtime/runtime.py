@@ -11,7 +11,7 @@ from torch import nn
 
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, cache_names
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model
 from sottovoce.models.load import FAMILIES
 
 BATCH = 8  # utterances decoded together, where the family pads them to one length
@@ -86,6 +86,9 @@ class OnnxRecognizer:
         """Cut at silence."""
         del recording, language
         return None
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        return split_words_of_model(self.model, tokens, values)
 
     def _encode(self, recordings: Sequence[np.ndarray]) -> Any:
         """Encoder states as a value of the runtime, `[B, T, d]`."""

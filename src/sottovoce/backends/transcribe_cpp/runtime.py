@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
 from sottovoce.system.stderr import captured_stderr
 
 
@@ -67,6 +67,10 @@ class TranscribeCppRecognizer:
         """Cut at silence, as for every model without timestamps."""
         del recording, language
         return None
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        del tokens, values
+        refuse_words(self.source, "transcribe.cpp")
 
 
 def _library() -> Any:

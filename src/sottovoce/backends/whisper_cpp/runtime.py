@@ -9,7 +9,7 @@ import numpy as np
 
 from sottovoce.backends.whisper_cpp.header import read_header
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
 from sottovoce.system.stderr import captured_stderr
 
 # Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
@@ -79,3 +79,7 @@ class WhisperCppRecognizer:
         """Cut at silence, as for every model without timestamps."""
         del recording, language
         return None
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        del tokens, values
+        refuse_words(self.source, "whisper.cpp")

@@ -1,0 +1,51 @@
+"""Transcript files: written and read back, and bad lines named."""
+
+from pathlib import Path
+
+import pytest
+
+from sottovoce.errors import DataError
+from sottovoce.evaluation.transcripts import Transcript, read_transcripts, write_transcripts
+
+
+def test_transcripts_survive_the_file(tmp_path: Path) -> None:
+    transcripts = (
+        Transcript(
+            id="a/1",
+            text='he said "né"',
+            tokens=(1, 2),
+            duration_s=1.25,
+            reference="x",
+            pieces=2,
+            truncated=True,
+            language="fr",
+            decoding="fallback",
+            temperature=0.2,
+        ),
+        Transcript(id="b", text="", tokens=(), duration_s=0.5),
+    )
+    write_transcripts(tmp_path / "new" / "t.jsonl", transcripts)
+    assert read_transcripts(tmp_path / "new" / "t.jsonl") == transcripts
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["t.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "line 2: is not JSON"),
+        ("[1]", "wanted an object"),
+        ('{"id": "x"}', "wanted an object"),
+        ('{"id": "x", "text": "y", "reference": 3}', "reference"),
+        ('{"id": "x", "text": "y", "duration_s": NaN}', "duration_s"),
+        ('{"id": "x", "text": "y", "tokens": ["a"]}', "tokens"),
+        ('{"id": "x", "text": "y", "language": 3}', "language"),
+        ('{"id": "x", "text": "y", "decoding": null}', "decoding"),
+        ('{"id": "x", "text": "y", "temperature": -1}', "temperature"),
+        ('{"id": "first", "text": "y"}', "occurs twice"),
+    ],
+)
+def test_bad_transcript_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"id": "first", "text": "y"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_transcripts(file)
