@@ -2,7 +2,7 @@
 
     python benchmarks/reliability.py --work SCRATCH [--parts many,long,kills,tests] [--out benchmarks/results/reliability.json]
 
-Speech is synthesised (`sottovoce.demo`). Load: `bundled:moonshine-micro` at 4 bits. Crashes: `sottovoce quantize bundled:tiny.en`, killed
+Speech is synthesised (`sottovoce.demo`). Load: `bundled:moonshine-base` at 4 bits. Crashes: `sottovoce quantize bundled:tiny.en`, killed
 with SIGKILL at random moments and gone on with; every file's sha256 is compared with an undisturbed run's. Tests: the thorough form of
 the tests of crashes and of integrity, on a tiny model.
 """
@@ -27,19 +27,20 @@ from sottovoce.core.affine import Affine
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.load import load_data
 from sottovoce.demo import make_speech
-from sottovoce.demo.commands import make_commands
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.atomic_files import sha256
 from sottovoce.system.memory import memory_bytes
 
-UTTERANCES, SPOKEN, HOURS, KILLS = 5000, 200, 2, 5
+UTTERANCES, HOURS, KILLS = 5000, 2, 5
 
 
 def many(folder: Path, work: Path) -> dict[str, float]:
     """Evaluate thousands of utterances; memory after each batch, and the slope of its second half."""
-    spoken = load_data(make_commands(work / "test", "test", SPOKEN))
-    rows = [{"id": f"{i:05d}", "audio": str(u.audio), "text": u.text} for i in range(UTTERANCES) for u in [spoken.utterances[i % SPOKEN]]]
+    spoken = load_data(make_speech(work / "test", "test"))
+    rows = [
+        {"id": f"{i:05d}", "audio": str(u.audio), "text": u.text} for i in range(UTTERANCES) for u in [spoken.utterances[i % len(spoken)]]
+    ]
     manifest = work / "many.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen: list[tuple[int, float]] = []
@@ -63,13 +64,13 @@ def many(folder: Path, work: Path) -> dict[str, float]:
 
 
 def long(folder: Path, work: Path) -> dict[str, float]:
-    """One recording of hours, commands one after the other with pauses."""
-    spoken = [u.samples() for u in load_data(make_commands(work / "test", "test", SPOKEN))]
+    """One recording of hours, sentences one after the other with pauses."""
+    spoken = [u.samples() for u in load_data(make_speech(work / "test", "test"))]
     file, pause = work / "long.flac", np.zeros(SAMPLE_RATE // 2, np.float32)
     with soundfile.SoundFile(file, "w", SAMPLE_RATE, 1) as out:
         written, i = 0, 0
         while written < HOURS * 3600 * SAMPLE_RATE:
-            for piece in (spoken[i % SPOKEN], pause):
+            for piece in (spoken[i % len(spoken)], pause):
                 out.write(piece)
                 written += len(piece)
             i += 1
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability.json"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    folder = args.work / "micro-4bit"
+    folder = args.work / "moonshine-4bit"
     parts: dict[str, Callable[[], Mapping[str, object]]] = {
         "many": lambda: many(folder, args.work),
         "long": lambda: long(folder, args.work),
@@ -160,7 +161,7 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     if {"many", "long"} & set(wanted):
         recipe = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32))
-        api.quantize("bundled:moonshine-micro", folder, recipe=recipe, overwrite=True)
+        api.quantize("bundled:moonshine-base", folder, recipe=recipe, overwrite=True)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in wanted:
         results[part] = parts[part]()

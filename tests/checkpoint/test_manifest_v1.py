@@ -49,7 +49,8 @@ def test_confidences_can_be_stored_and_the_manifest_is_then_of_today(tmp_path: P
         words=1, accuracy=1.0, mean_confidence=0.5, expected_calibration_error=0.5, normalized_cross_entropy=0.0, bins=((None, None, 0),)
     )
     fitted = FittedConfidence(
-        temperature=ConfidenceScaling(0.9), platt=ConfidenceScaling(0.8, 0.1), raw_metrics=metrics, temperature_metrics=metrics, platt_metrics=metrics,
+        temperature=ConfidenceScaling(0.9), platt=ConfidenceScaling(0.8, 0.1),
+        raw_metrics=metrics, temperature_metrics=metrics, platt_metrics=metrics,
         fitted_words=1,
     )  # fmt: skip
     store_confidence(copy, ConfidenceRecord(fitted=fitted, data="speech", seed=0))

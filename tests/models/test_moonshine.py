@@ -1,5 +1,6 @@
 """Moonshine: recordings of any length, every method, the folder, GGUF and ONNX; on random weights."""
 
+import math
 from pathlib import Path
 
 import gguf
@@ -15,14 +16,22 @@ from sottovoce.backends.source import Source, open_source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
-from sottovoce.errors import RecipeError
+from sottovoce.errors import ModelError, RecipeError
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.load import load_model
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import METHODS, method_named
+from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.plan import Plan, make_plan
 from sottovoce.quantization.recipe import Recipe
-from tests.conftest import make_tiny_moonshine, planned, quantized
+from tests.conftest import make_tiny, make_tiny_moonshine
+
+GGUF = target_named("transcribe.cpp")
+
+
+def planned(model: Moonshine, recipe: Recipe) -> Plan:
+    return make_plan(model, recipe, target_named("compressed-tensors"))
 
 
 def recordings(*lengths: int) -> list[np.ndarray]:
@@ -45,6 +54,35 @@ def test_an_utterance_is_encoded_and_decoded_as_if_alone() -> None:
         if len(samples) > 1024:
             out = model.network.generate(torch.from_numpy(samples).unsqueeze(0), max_new_tokens=model.max_new_tokens(None))
             assert model.text(out[0].tolist()) == model.text(decoded[i][0])
+
+
+def test_tokens_a_second_cut_each_transcript_at_its_own_length() -> None:
+    """As a loop that counts would: decoding goes on to the limit of the longest, and each row is cut at its own."""
+    model, heard = make_tiny_moonshine(), recordings(9000, 30000, 300, 17000)
+    free = model.greedy_decode(model.encode(model.features(heard)), None)
+    assert max(len(tokens) for tokens, _ in free) > 12
+    for rate in (1.0, 3.5, 6.0, 13.0, 1000.0):
+        limited = model.with_tokens_per_second(rate)
+        together = limited.greedy_decode(limited.encode(limited.features(heard)), None)
+        for samples, whole, got in zip(heard, free, together, strict=True):
+            frames = model._frames(max(len(samples), 1024))
+            steps = min(math.ceil(rate * frames * 0.024), model.max_new_tokens(None))
+            tokens, ended = whole
+            assert got == (tokens[:steps], ended and len(tokens) < steps), (rate, len(samples))
+            assert limited.greedy_decode(limited.encode(limited.features([samples])), None) == [got]
+    assert model.tokens_per_second is None
+    assert limited.with_network(model.network).tokens_per_second == 1000.0
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.inf, math.nan])
+def test_no_limit_of_tokens_is_refused(limit: float) -> None:
+    with pytest.raises(ModelError, match="tokens a second is no limit; give a number above 0"):
+        make_tiny_moonshine().with_tokens_per_second(limit)
+
+
+def test_tokens_a_second_are_refused_where_all_audio_is_padded_to_one_length() -> None:
+    with pytest.raises(ModelError, match="'whisper' models do not tell how long the audio is, so 6 tokens a second is no limit"):
+        make_tiny().with_tokens_per_second(6)
 
 
 def test_teacher_forcing_predicts_what_was_decoded() -> None:
@@ -70,13 +108,14 @@ def test_every_method_solves_every_layer_once(method: str, speech_folder: Path) 
     model = make_tiny_moonshine()
     speech = prepare_speech(model, load_data(speech_folder).take(6))
     recipe = Recipe(method=method_named(method), format=Affine(bits=3, group_size=32))
-    result = quantized(model, recipe, speech)
+    result = quantize_model(model, planned(model, recipe), recipe, speech)
     assert set(result.weights) == {layer.name for layer in model.layers()}
     assert len(result.weights) == 2 * 6 + 2 * 10 + 1
     encoded = result.model.encode(result.model.features(recordings(20000)))
     assert bool(torch.isfinite(encoded.states).all())
     if method in ("fade", "gptq", "qep", "awq"):
-        rounded = quantized(model, Recipe(method=method_named("rtn"), format=Affine(bits=3, group_size=32)))
+        plain = Recipe(method=method_named("rtn"), format=Affine(bits=3, group_size=32))
+        rounded = quantize_model(model, planned(model, plain), plain)
         original = [model.encode(model.features([u.samples()])).states for u in load_data(speech_folder).take(6)]
 
         def error(other: Moonshine) -> float:
@@ -121,15 +160,16 @@ def test_folder_loads_and_transcribes_the_same(tmp_path: Path, speech_folder: Pa
     model.processor.save_pretrained(tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert isinstance(loaded, Moonshine)
-    recipe = Recipe(method=method_named("rtn"), format=target_named("gguf").format())
-    result = api.quantize(loaded, tmp_path / "out", recipe=recipe, target="gguf")
+    recipe = Recipe(method=method_named("rtn"), format=GGUF.format())
+    result = api.quantize(loaded, tmp_path / "out", recipe=recipe, target=GGUF.name)
     data = load_data(speech_folder).take(4)
     ours = transcribe_data(result.model, data).transcripts
     assert transcribe_data(api.load(tmp_path / "out"), data).transcripts == ours
 
 
 def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
-    result = quantized(make_tiny_moonshine(), Recipe(method=method_named("rtn"), format=target_named("gguf").format()))
+    model, recipe = make_tiny_moonshine(), Recipe(method=method_named("rtn"), format=GGUF.format())
+    result = quantize_model(model, make_plan(model, recipe, GGUF), recipe)
     source = open_source(result)
     write_gguf(source, tmp_path / "m.gguf")
     found = {t.name: t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
@@ -147,7 +187,7 @@ def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
     pieces = [model.processor.tokenizer.convert_ids_to_tokens(tokens) for tokens, _ in decoded]
     # Bytes that are no text are shown in different ways: compare the letters.
     wanted = [b"".join(bytes([int(p[3:5], 16)]) if p.startswith("<0x") else p.encode() for p in row) for row in pieces]
-    got = [r.text for r in open_runtime("gguf", tmp_path / "f.gguf", 2).recognize(heard, None).recognitions]
+    got = [r.text for r in open_runtime(GGUF.name, tmp_path / "f.gguf", 2).recognize(heard, None).recognitions]
 
     def plain(text: str) -> str:
         return "".join(c for c in text if c.isascii() and c.isalnum())
@@ -162,7 +202,32 @@ def test_onnx_transcribes_recordings_of_any_length(tmp_path: Path) -> None:
     assert (tmp_path / "m" / ENCODER).is_file()
     assert (tmp_path / "m" / DECODER).is_file()
     heard = recordings(9000, 30000, 300, 17000)
-    recognizer = open_runtime("onnx", tmp_path / "m", 2)
+    recognizer = open_runtime("onnxruntime", tmp_path / "m", 2)
     got = [r.tokens for r in recognizer.recognize(heard, None).recognitions]
     wanted = [tuple(t) for t, _ in model.greedy_decode(model.encode(model.features(heard)), None)]
     assert got == wanted
+    limited = model.with_tokens_per_second(6.0)
+    recognizer.model = recognizer.model.with_tokens_per_second(6.0)
+    found = [(list(r.tokens), r.ended) for r in recognizer.recognize(heard, None).recognitions]
+    assert found == limited.greedy_decode(limited.encode(limited.features(heard)), None)
+    assert found != model.greedy_decode(model.encode(model.features(heard)), None)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.02, 40.0])
+def test_very_short_and_very_long_recordings(seconds: float, tmp_path: Path) -> None:
+    """Shorter than the convolutions reach: padded, or refused below 0.1 s; longer than one pass: cut at silence."""
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", recordings(int(16000 * seconds))[0], 16000)
+    heard = api.transcribe(make_tiny_moonshine(), [tmp_path / "a.wav"])
+    if seconds < 0.1:
+        assert "0.020 s is too short; at least 0.1 s are needed" in heard.unusable[str(tmp_path / "a.wav")]
+    else:
+        assert heard.transcripts[0].pieces == (2 if seconds > 30 else 1)
+
+
+def test_silence_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", np.zeros(32000), 16000)
+    assert "is silent" in api.transcribe(make_tiny_moonshine(), [tmp_path / "a.wav"]).unusable[str(tmp_path / "a.wav")]

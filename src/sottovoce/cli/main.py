@@ -62,7 +62,8 @@ class _Group(click.Group):
 def main() -> None:
     """Low-bit speech recognition that keeps its words.
 
-    MODEL is a Hub id, a transformers or faster-whisper folder, a folder written by sottovoce, or bundled:tiny.en / bundled:base.
+    MODEL is a Hub id, a transformers or faster-whisper folder, a folder written by sottovoce, or bundled:tiny.en /
+    bundled:base / bundled:moonshine-base.
     DATA is a folder of sound files, the original directory of LibriSpeech, TED-LIUM or SPGISpeech, a manifest (JSON lines with
     "audio" and, where known, "text"), or a data set on the Hub, hf:NAME:CONFIG:SPLIT.
     """

