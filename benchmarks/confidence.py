@@ -1,9 +1,10 @@
-"""How far quantization spoils word confidences and how far scaling mends them, from the results of a bench.
+"""Measure how far quantization spoils word confidences, and how far scaling repairs them, from the cells of a bench.
 
     python benchmarks/confidence.py RESULTS [--model bundled:tiny.en] [--bits 3]
 
-For the original and every method and draw: words of all data sets together but for loops, fitted on one half of the
-utterances (by a fixed shuffle) and judged on the other. Writes `benchmarks/results/confidence.json`.
+RESULTS is the folder of a bench that was run on this machine: confidences need its transcripts, which are in RESULTS/cells alone. For
+the original, and for every method and seed, the words of all data sets together (without loops) are fitted on one half of the
+utterances, chosen by a fixed shuffle, and measured on the other. Writes `benchmarks/results/confidence.json`.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-from sottovoce.bench import read_results
+from sottovoce.bench.cells import TORCH, CellStore
+from sottovoce.bench.collect import finished_evaluations
+from sottovoce.bench.records import FLOAT_BITS
 from sottovoce.evaluation.confidence import fit_to_transcripts
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.load import load_model
@@ -27,10 +30,12 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     by_system: dict[tuple[str, int], list] = {}
-    for (name, method, bits, _), runs in sorted(read_results(arguments.results).items()):
-        if name == arguments.model and bits in (16, arguments.bits):
-            for draw, run in enumerate(runs):
-                by_system.setdefault((method, draw), []).extend(run.transcripts)
+    found = finished_evaluations(CellStore(Path(arguments.results)).all())
+    for run in sorted(found, key=lambda run: (run.method, run.bits, run.data, run.seed or 0)):
+        if run.model == arguments.model and run.runtime == TORCH and run.bits in (FLOAT_BITS, arguments.bits):
+            by_system.setdefault((run.method, run.seed or 0), []).extend(run.transcripts)
+    if not by_system:
+        parser.error(f"{arguments.results}/cells holds no transcripts of {arguments.model}; run the bench there first")
     rows = []
     for (method, draw), transcripts in by_system.items():
         scored = sorted((t for t in transcripts if t.reference), key=lambda transcript: transcript.id)

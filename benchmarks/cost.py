@@ -1,16 +1,15 @@
-"""What quantizing costs, in full-precision forward passes over the same batches.
+"""Measure what quantizing costs, in full-precision forward passes over the same batches.
 
     python benchmarks/cost.py --speech DIR [--utterances 128] [--repeats 4]
 
-DIR/calibration holds the speech. Solving (both walks, moments, all choices and rounding) is timed against the bare forward
-pass over the same batches of 8, right before it; transcribing the calibration speech is reported apart. The first run also
-waits for the system to hand out fresh memory, which takes seconds per gigabyte on some virtual machines: it is reported as
-`cold`, and `ratio` is the median of the others.
+DIR/calibration holds the speech. Each run times the bare forward pass over batches of 8, and then the quantization on the same
+batches: the forward passes of both networks, moments, all choices, and rounding. The time to transcribe the calibration speech is
+reported separately. The first run also waits for fresh memory, which takes seconds per gigabyte on some virtual machines: it is
+reported as `cold`, and `ratio` is the median of the others.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -25,7 +24,8 @@ from sottovoce.quantization.calibration_set import PositionWeights, make_batches
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes
-from sottovoce.system.versions import environment
+from sottovoce.system.plain_data import to_plain
+from sottovoce.system.versions import environment, processor
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         "ratio": statistics.median(run["ratio"] for run in runs[1:]),
         "peak_memory_gb": peak_memory_bytes() / 1e9,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": to_plain(processor()),
         "environment": environment(),
     }
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Load: 5,000 short utterances in one process with flat memory, and a recording of two hours. Crashes: tiny.en killed and resumed.
+"""Measure memory under load, and check that runs that were killed resume to the same bytes.
 
     python benchmarks/reliability.py --work SCRATCH [--parts many,long,kills,tests] [--out benchmarks/results/reliability.json]
 
@@ -87,7 +87,7 @@ def long(folder: Path, work: Path) -> dict[str, float]:
 
 
 def kills(work: Path) -> dict[str, object]:
-    """Quantize tiny.en, killed at random moments, gone on with after each, until it is done."""
+    """Quantize tiny.en, kill it at a random moment, resume it, and compare the bytes; several times."""
     work = work / "kills"
     shutil.rmtree(work, ignore_errors=True)
     speech = make_speech(work / "speech", "calibration")
@@ -124,9 +124,9 @@ def kills(work: Path) -> dict[str, object]:
 
 
 def tests(work: Path) -> dict[str, object]:
-    """50 kills at random moments, one at every border between layers, a flip in every byte of the JSON files and 2,000 of the weights."""
+    """Run the tests with 50 kills at random moments, one after every layer, and a flip in every JSON byte and in 2,000 of the weights."""
     report = work / "tests.xml"
-    chosen = ["tests/test_unfinished.py", "tests/test_verification.py"]
+    chosen = ["tests/checkpoint/test_resume.py", "tests/checkpoint/test_verify.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
     environment = os.environ | {"SOTTOVOCE_KILLS": "50", "SOTTOVOCE_THOROUGH": "1"}
     if subprocess.run(command, env=environment, check=False, cwd=Path(__file__).parent.parent).returncode != 0:

@@ -1,16 +1,16 @@
-"""The same codes in every runtime, beside what else there is: words, parity, size, speed and memory.
+"""Measure the same codes in every runtime, beside other systems: words, parity, size, speed and memory.
 
     python benchmarks/runtimes.py --speech DIR --work SCRATCH [--models tiny.en base] [--repeats 5] [--threads 2]
 
-DIR/calibration and DIR/dev-* hold the speech. Files are made once in SCRATCH; every system then runs in a process of its own, one
-after the other, and what is finished there is not measured again. Speed: seconds for the first four utterances of each set, one
-at a time, after one warm-up, medians over the repeats. Memory: peak of the process above what it held before the model was loaded.
+DIR/calibration and DIR/dev-* hold the speech. Files are made once in SCRATCH. Every system then runs in a process of its own, one
+after the other; what is finished in SCRATCH is not measured again. Speed: seconds for the first four utterances of each set, one at a
+time, after one warm-up, medians over the repeats. Memory: peak of the process above what it held before the model was loaded. The
+processor and its instruction sets are recorded, since speed depends on them.
 """
 
 import argparse
 import contextlib
 import json
-import platform
 import shutil
 import statistics
 import subprocess
@@ -31,18 +31,19 @@ from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.backends.whisper_cpp.writer import write_ggml
-from sottovoce.bench.cells import as_transcript
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.activation_rounding import int8_activations
 from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.models.bundled import locate
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule, encoder_rule
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
-from sottovoce.system.versions import environment
+from sottovoce.system.plain_data import from_plain, to_plain
+from sottovoce.system.versions import environment, processor
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 CLIPS_PER_SET = 4
@@ -109,7 +110,7 @@ COMPARED = ("float32, PyTorch", "8 bits RTN (Q8_0), transcribe.cpp", "4 bits RTN
 
 
 class FasterWhisper:
-    """CTranslate2 as faster-whisper drives it, greedily, without timestamps and without fallback."""
+    """Run CTranslate2 as faster-whisper does, greedily, without timestamps and without fallback."""
 
     max_duration_s = 30.0
 
@@ -192,7 +193,7 @@ def _result_file(arguments: argparse.Namespace, model: str, system: str, timed: 
 
 
 def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None, runtime: str) -> Path | None:
-    """The file or folder a system runs, made if it is not there."""
+    """Return the file or folder that a system runs; make it if it is not there."""
     work = arguments.work / model
     folder = work / quantization if quantization else None
     if folder is not None and not folder.is_dir():
@@ -221,7 +222,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
 
 
 def _dynamic_int8(floats: Path | None, folder: Path) -> None:
-    """ONNX Runtime's own dynamic quantization of the encoder; of a decoder with two branches it makes a file that does not load."""
+    """Quantize the encoder by ONNX Runtime's own dynamic quantization (its file of a decoder with two branches does not load)."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -267,18 +268,18 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     recognizer = _open(arguments, model, system, stack)
     result: dict[str, Any] = {"bytes": recognizer.stored_bytes}
     if arguments.words_only:
-        result["transcripts"] = {name: [asdict(t) for t in transcribe_data(recognizer, data).transcripts] for name, data in sets.items()}
+        result["transcripts"] = {name: to_plain(transcribe_data(recognizer, data).transcripts) for name, data in sets.items()}
     else:
         clips = [u.samples() for data in sets.values() for u in list(data)[:CLIPS_PER_SET]]
         result["audio_s"] = sum(map(len, clips)) / 16000
         runs = []
         for _ in range(arguments.repeats + 1):
-            heard = [_one(recognizer, clip, arguments.threads) for clip in clips]
+            measured = [_measure_clip(recognizer, clip, arguments.threads) for clip in clips]
             runs.append(
                 {
-                    "encoder_s": sum(h[0] for h in heard),
-                    "decoder_s": sum(h[1] for h in heard),
-                    "tokens": sum(h[2] for h in heard),
+                    "encoder_s": sum(m[0] for m in measured),
+                    "decoder_s": sum(m[1] for m in measured),
+                    "tokens": sum(m[2] for m in measured),
                 }
             )
         result["runs"] = runs[1:]
@@ -288,23 +289,23 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     file.write_text(json.dumps(result))
 
 
-def _one(recognizer: Any, clip: np.ndarray, threads: int) -> tuple[float, float, int]:
-    """Seconds of encoder and decoder, and tokens, of one clip."""
-    heard = recognizer.recognize([clip], None)
-    encoder_s, decoder_s = heard.encoder_s, heard.decoder_s
-    if hasattr(recognizer, "_calls"):  # whisper.cpp does not tell them apart: its encoder once more, alone
+def _measure_clip(recognizer: Any, clip: np.ndarray, threads: int) -> tuple[float, float, int]:
+    """Measure the seconds of encoder and decoder, and the tokens, of one clip."""
+    batch = recognizer.recognize([clip], None)
+    encoder_s, decoder_s = batch.encoder_s, batch.decoder_s
+    if hasattr(recognizer, "_calls"):  # whisper.cpp reports one time for both: run its encoder once more, alone
         began = time.perf_counter()
         recognizer._calls.whisper_encode(recognizer._context, 0, threads)
         encoder_s = time.perf_counter() - began
         decoder_s -= encoder_s
-    return encoder_s, decoder_s, len(heard.recognitions[0].tokens)
+    return encoder_s, decoder_s, len(batch.recognitions[0].tokens)
 
 
 def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     words = {name: _read(_result_file(arguments, model, name, False)) for name in SYSTEMS}
     speed = {name: _read(_result_file(arguments, model, name, True)) for name in SYSTEMS}
-    heard = {
-        name: {data: tuple(map(as_transcript, rows)) for data, rows in found["transcripts"].items()}
+    transcripts_of = {
+        name: {data: from_plain(tuple[Transcript, ...], rows) for data, rows in found["transcripts"].items()}
         for name, found in words.items()
         if found
     }
@@ -313,10 +314,10 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         found = words[name] or speed[name]
         if not found:
             continue
-        sets = heard.get(name, {})
+        sets = transcripts_of.get(name, {})
         row: dict[str, Any] = {"bytes": found["bytes"], "sets": {}}
         for data, transcripts in sets.items():
-            reference = heard.get("float32, PyTorch", {}).get(data)
+            reference = transcripts_of.get("float32, PyTorch", {}).get(data)
             score = score_transcripts(transcripts, None if name == "float32, PyTorch" else reference)
             row["sets"][data] = {
                 "wer": score.wer,
@@ -325,8 +326,8 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 "loops": len(score.looped),
                 "paired_with_float": None if score.paired is None else asdict(score.paired),
             }
-            if name in SIMULATED and SIMULATED[name] in heard:
-                simulated = heard[SIMULATED[name]][data]
+            if name in SIMULATED and SIMULATED[name] in transcripts_of:
+                simulated = transcripts_of[SIMULATED[name]][data]
                 row["sets"][data]["same_words_as_simulated"] = sum(
                     normalize(a.text) == normalize(b.text) for a, b in zip(transcripts, simulated, strict=True)
                 )
@@ -334,9 +335,9 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 row["sets"][data]["wer_simulated"] = score_transcripts(simulated).wer
         if name == SHIPPED:
             row["paired"] = {
-                other: {data: asdict(score_transcripts(ours, heard[other][data]).paired) for data, ours in sets.items()}
+                other: {data: asdict(score_transcripts(ours, transcripts_of[other][data]).paired) for data, ours in sets.items()}
                 for other in COMPARED
-                if other in heard
+                if other in transcripts_of
             }
         if speed[name]:
             runs, audio_s = speed[name]["runs"], speed[name]["audio_s"]
@@ -353,7 +354,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             row["memory_bytes"] = speed[name]["memory_bytes"]
         systems[name] = row
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": to_plain(processor()),
         "threads": arguments.threads,
         "environment": environment(),
     }

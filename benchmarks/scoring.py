@@ -1,8 +1,8 @@
-"""How long it takes to score ten thousand utterances against a reference system, with all intervals.
+"""Measure how long it takes to score ten thousand utterances against a reference system, with all intervals.
 
     python benchmarks/scoring.py --speech DIR [--utterances 10000]
 
-Texts are those of the three dev sets, repeated; both systems drop every tenth word at random.
+The texts of the three dev sets are repeated; both systems drop one word in ten at random.
 """
 
 import argparse
@@ -27,15 +27,15 @@ def main() -> None:
     texts = [utterance.text or "" for name in SETS for utterance in load_data(Path(arguments.speech) / name)]
     generator = random.Random(0)  # noqa: S311 - reproducible words, no secret
 
-    def heard() -> list[Transcript]:
+    def drop_words() -> list[Transcript]:
         found = []
         for i in range(arguments.utterances):
-            said = f"{texts[i % len(texts)]} {i}"  # no two alike, so that nothing is answered from a cache
-            words = " ".join(word for word in said.split() if generator.random() > 0.1)
-            found.append(Transcript(id=str(i), text=words, tokens=(), duration_s=1.0, reference=said))
+            reference = f"{texts[i % len(texts)]} {i}"  # no two alike, so that nothing is answered from a cache
+            words = " ".join(word for word in reference.split() if generator.random() > 0.1)
+            found.append(Transcript(id=str(i), text=words, tokens=(), duration_s=1.0, reference=reference))
         return found
 
-    ours, theirs = heard(), heard()
+    ours, theirs = drop_words(), drop_words()
     started = time.perf_counter()
     score = score_transcripts(ours, theirs)
     seconds = time.perf_counter() - started

@@ -1,9 +1,10 @@
-"""The tables of README.md and docs/results.md, written from the committed results.
+"""Write the tables of README.md and docs/results.md from the committed results.
 
     python benchmarks/tables.py [--check]
 
-A table stands between `<!-- table: NAME ARGUMENTS -->` and `<!-- end of table -->`; all else is left as it is. With `--check`
-nothing is written, and tables that differ from the results end the command with 1.
+A table stands between `<!-- table: NAME ARGUMENTS -->` and `<!-- end of table -->`; all else is left as it is. Tables of benches are
+made from `results.csv`, which `sottovoce bench --tables-only` makes from `evaluations.jsonl`. With `--check` nothing is written, and
+the exit code is 1 if a table differs from the results.
 """
 
 import argparse
@@ -92,14 +93,14 @@ def _table(asked: str) -> str:
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table whose first `words` columns are words and whose others are figures."""
+    """Write a table whose first `words` columns hold words and whose others hold figures."""
     rules = ["---"] * words + ["---:"] * (len(head) - words)
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
 
 
 def _rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
-    """Of a bench, by method, bits and data set."""
+    """Read the rows of a bench by method, bits and data set."""
     with (RESULTS / folder / "results.csv").open(newline="") as file:
         return {(row["method"], row["bits"], row["data"]): row for row in csv.DictReader(file)}
 
@@ -110,7 +111,7 @@ def _figure(row: dict[str, str], mean: str, deviation: str, digits: int, scale: 
 
 
 def methods(folder: str, bits: str, *sets: str) -> str:
-    """Every method at `bits`: error rate, capped error rate and divergence on every set, and loops on all."""
+    """Show every method at `bits`: error rate, capped error rate and divergence on every set, and loops on all."""
     rows = _rows(folder)
     head = ["method", "draws", *(title for name in sets for title in (f"{SETS[name]} WER %", "capped", "KL")), "loops"]
     table = []
@@ -135,26 +136,10 @@ def _three(row: dict[str, str]) -> list[str]:
 
 
 def options() -> str:
-    """What each option of FADE is worth, best first."""
+    """Show what each option of FADE is worth, best first."""
     rows = {method: row for (method, bits, _), row in _rows("options").items() if bits == "3"}
     ranked = sorted(rows.values(), key=lambda row: float(row["mean_kl"]))
     return _markdown(["FADE", "KL"], [[OPTIONS[row["method"]], f"{float(row['mean_kl']):.4f}"] for row in ranked])
-
-
-def moonshine() -> str:
-    """The methods on the bundled Moonshine, on three grids."""
-    grids = [("moonshine-micro", "3", "3 bits, groups of 32"), ("moonshine-micro", "2", "2 bits, groups of 32")]
-    grids += [("moonshine-micro-row", "2", "2 bits, one scale a row")]
-    table = []
-    for method, title in METHODS.items():
-        figures = list[str]()
-        for folder, bits, _ in grids:
-            row = next((r for at, r in _rows(folder).items() if at[:2] == (method, "16" if method == "none" else bits)), None)
-            if row is not None:
-                figures += [_figure(row, "wer", "deviation", 1, 100), _figure(row, "mean_kl", "kl_deviation", 4)]
-        if figures:
-            table.append([title, *figures])
-    return _markdown(["method", *(text for *_, grid in grids for text in (f"{grid}: WER %", "KL"))], table)
 
 
 def _systems(model: str) -> dict[str, Any]:
@@ -162,7 +147,7 @@ def _systems(model: str) -> dict[str, Any]:
 
 
 def runtimes(model: str) -> str:
-    """What runs the model: size, words, speed and memory."""
+    """Show the systems that run a model: size, words, speed and memory."""
     head = [f"Whisper {model}", "size MB", *(f"{title} WER %" for title in SETS.values())]
     head += ["encoder s", "decoder s", "audio s per s", "memory MB"]
     table = []
@@ -185,7 +170,7 @@ def _words(found: dict[str, Any] | None) -> str:
 
 
 def paired(model: str) -> str:
-    """The GGUF file's error rates minus those of others on the same utterances, in points, with 95 % intervals."""
+    """Show the GGUF file's error rates minus those of others on the same utterances, in points, with 95 % intervals."""
     table = []
     for other, sets in _systems(model)["4 bits FADE, transcribe.cpp"]["paired"].items():
         row = [f"against {other}"]
@@ -197,7 +182,7 @@ def paired(model: str) -> str:
 
 
 def parity(model: str) -> str:
-    """How often a runtime gives PyTorch's very words, and by how many points its error rate differs."""
+    """Show how often a runtime gives PyTorch's very words, and by how many points its error rate differs."""
     table = []
     for name, system in ((name, found) for name in PARITY if (found := _systems(model).get(name))):
         sets = [system["sets"].get(data, {}) for data in SETS]
@@ -214,7 +199,7 @@ def _same(found: dict[str, Any]) -> str:
 
 
 def demo() -> str:
-    """The demo's three systems."""
+    """Show the demo's three systems."""
     titles = {"float": "float16", "plain rounding": "4 bits, plain rounding", "FADE": "4 bits, FADE"}
     table = []
     for name, system in json.loads((RESULTS / "demo.json").read_text())["systems"].items():
@@ -223,9 +208,7 @@ def demo() -> str:
     return _markdown(["Whisper tiny.en", "size", "WER", "95 % interval"], table)
 
 
-TABLES: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (methods, options, moonshine, runtimes, paired, parity, demo)
-}
+TABLES: dict[str, Callable[..., str]] = {function.__name__: function for function in (methods, options, runtimes, paired, parity, demo)}
 
 
 if __name__ == "__main__":

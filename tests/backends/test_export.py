@@ -267,8 +267,8 @@ def test_bench_runs_in_runtimes_too(tmp_path: Path, speech_folder: Path) -> None
     assert "| 4 | rtn | 1 |" in done.stdout
     done = CliRunner().invoke(main, arguments)
     assert "0 cells computed" in done.stderr
-    cells = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob("evaluate-*.json")]
-    assert {cell["key"].get("runtime", "torch") for cell in cells} == {"torch", "transcribe.cpp"}
+    cells = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob("evaluation-*.json")]
+    assert {cell["key"]["runtime"] for cell in cells} == {"torch", "transcribe.cpp"}
     assert not any("transcribe.cpp" in p.name for p in (tmp_path / "out" / "cache").iterdir())
 
 

@@ -11,15 +11,34 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from sottovoce.bench import as_csv, as_markdown, read_plan, read_results, run_bench, summarize
+from sottovoce.bench import (
+    BenchManifest,
+    as_csv,
+    as_markdown,
+    plan_from,
+    read_plan,
+    read_results,
+    run_bench,
+    summarize,
+    write_summary,
+)
+from sottovoce.bench.cells import CellStore, Environment
+from sottovoce.bench.collect import finished_evaluations
+from sottovoce.bench.records import write_manifest
 from sottovoce.cli.main import main
-from sottovoce.errors import RecipeError
+from sottovoce.data.load import load_data
+from sottovoce.errors import DataError, RecipeError
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.models.load import load_model
+from sottovoce.system.versions import environment, processor
 
 RECIPE = """
 models = [{model!r}]
@@ -55,26 +74,31 @@ def bench_root(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, spe
 @pytest.fixture(scope="module")
 def undisturbed(bench_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
-    outcome = run_bench(read_plan(bench_root / "recipe.toml"), out, data_root=bench_root, threads=1)
+    outcome = run_bench(bench_root / "recipe.toml", out, threads=1)
     assert not outcome.failed
     assert len(outcome.computed) == CELLS
     return out
 
 
 def contents(out: Path) -> dict[str, dict[str, object]]:
-    """All results by file name, without their times."""
+    """All results by file name, without how they were made."""
     return {
-        file.name: {key: value for key, value in json.loads(file.read_text()).items() if key != "timing"}
+        file.name: {key: value for key, value in json.loads(file.read_text()).items() if key != "made"}
         for file in (out / "cells").glob("*.json")
     }
 
 
+def compact(out: Path) -> dict[str, bytes]:
+    """The files that are kept when the cells are not, and the tables."""
+    return {name: (out / name).read_bytes() for name in ("bench.json", "evaluations.jsonl", "layers.jsonl", "results.csv", "results.md")}
+
+
 def test_a_finished_bench_computes_nothing_again(bench_root: Path, undisturbed: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in (undisturbed / "cells").iterdir()}
-    outcome = run_bench(read_plan(bench_root / "recipe.toml"), undisturbed, data_root=bench_root, threads=1)
+    outcome = run_bench(read_plan(bench_root / "recipe.toml"), undisturbed, data=bench_root, threads=1)
     assert (len(outcome.computed), len(outcome.found)) == (0, CELLS)
     assert before == {file: file.stat().st_mtime_ns for file in (undisturbed / "cells").iterdir()}
-    assert not [file for file in (undisturbed / "cache").iterdir() if file.name.startswith("quantize")]
+    assert not [file for file in (undisturbed / "cache").iterdir() if file.name.startswith("quantization")]
 
 
 def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -94,6 +118,7 @@ def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed
         process.wait()
     assert subprocess.run([*map(str, command), "--threads", "1"], capture_output=True, check=False).returncode == 0
     assert contents(tmp_path / "out") == contents(undisturbed)
+    assert compact(tmp_path / "out") == compact(undisturbed)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -120,9 +145,10 @@ def _is_running(pid: str) -> bool:
 
 
 def test_two_processes_give_what_one_gives(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
-    outcome = run_bench(read_plan(bench_root / "recipe.toml"), tmp_path, data_root=bench_root, jobs=2, threads=1)
+    outcome = run_bench(tomllib.loads((bench_root / "recipe.toml").read_text()), tmp_path, data=bench_root, jobs=2, threads=1)
     assert not outcome.failed
     assert contents(tmp_path) == contents(undisturbed)
+    assert compact(tmp_path) == compact(undisturbed)
 
 
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(bench_root: Path, tmp_path: Path) -> None:
@@ -136,23 +162,35 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(bench_root: Path, tmp_pa
     assert result.exit_code == 1
     assert "gone.wav" in result.stderr
     results = read_results(tmp_path / "out")
-    assert {at[3] for at in results} == {"test"}
-    assert {at[1] for at in results} == {"none", "rtn", "gptq", "strong"}
+    assert {record.data for record in results.evaluations} == {"test"}
+    assert {record.method for record in results.evaluations} == {"none", "rtn", "gptq", "strong"}
+
+
+def transcripts(out: Path) -> dict[tuple[str, int, int | None], tuple[Transcript, ...]]:
+    """Of every evaluation, by method, bits and seed."""
+    found = finished_evaluations(CellStore(out).all())
+    return {(evaluation.method, evaluation.bits, evaluation.seed): evaluation.transcripts for evaluation in found}
 
 
 def test_the_table_follows_from_the_transcripts(undisturbed: Path) -> None:
     results = read_results(undisturbed)
-    rows = {(row.method, row.bits): row for row in summarize(results)}
-    (at,) = {(model, data) for model, _, _, data in results}
-    original = results[at[0], "none", 16, at[1]][0].transcripts
-    runs = results[at[0], "gptq", 3, at[1]]
-    scores = [score_transcripts(run.transcripts, original) for run in runs]
+    rows = {(row.method, row.bits): row for row in summarize(results.evaluations)}
+    heard = transcripts(undisturbed)
+    scores = [score_transcripts(heard["gptq", 3, seed], heard["none", 16, None]) for seed in (0, 1)]
+    divergences = [r.divergence.mean for r in results.evaluations if (r.method, r.bits) == ("gptq", 3) and r.divergence is not None]
     row, rounded = rows["gptq", 3], rows["rtn", 3]
-    assert len(runs) == row.seeds == 2
+    assert row.seeds == len(divergences) == 2
     assert rounded.seeds == 1
     assert row.wer == pytest.approx(statistics.fmean(score.wer for score in scores))
     assert row.deviation == pytest.approx(statistics.stdev(score.wer for score in scores))
-    assert row.mean_kl == pytest.approx(statistics.fmean(run.mean_kl for run in runs))
+    paired = [score.paired for score in scores if score.paired is not None]
+    assert row.difference == pytest.approx(
+        (statistics.fmean(p.difference for p in paired), min(p.low for p in paired), max(p.high for p in paired))
+    )
+    assert (row.low, row.high) == (min(score.low for score in scores), max(score.high for score in scores))
+    assert row.looped == statistics.fmean(len(score.looped) for score in scores)
+    assert row.truncated == statistics.fmean(len(score.truncated) for score in scores)
+    assert row.mean_kl == pytest.approx(statistics.fmean(divergences))
     assert row.gain == pytest.approx((rounded.wer - row.wer) / rounded.wer)
     assert row.calibration_share is None or 0 <= row.calibration_share <= 1
     assert rows["none", 16].mean_kl == 0
@@ -162,20 +200,96 @@ def test_the_table_follows_from_the_transcripts(undisturbed: Path) -> None:
     assert as_markdown(list(rows.values())).count("| strong |") == 2
 
 
+def test_the_compact_files_alone_give_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    for name in ("bench.json", "evaluations.jsonl", "layers.jsonl"):
+        shutil.copy(undisturbed / name, tmp_path)
+    assert read_results(tmp_path) == read_results(undisturbed)
+    write_summary(tmp_path)
+    assert compact(tmp_path) == compact(undisturbed)
+    drawn = {file.name: file.read_bytes() for file in tmp_path.glob("*.svg")}
+    assert drawn == {file.name: file.read_bytes() for file in undisturbed.glob("*.svg")}
+    assert len(drawn) == 2
+    assert CliRunner().invoke(main, ["report", str(tmp_path), "--html", str(tmp_path / "page.html")]).exit_code == 0
+    with pytest.raises(DataError, match="holds no results of a bench"):
+        read_results(tmp_path / "nothing")
+
+
+def test_the_manifest_says_what_was_run_on_what(bench_root: Path, undisturbed: Path) -> None:
+    manifest = read_results(undisturbed).manifest
+    content = tomllib.loads((bench_root / "recipe.toml").read_text())
+    assert manifest.recipes == (content,)
+    assert plan_from(manifest.recipes[0]) == read_plan(bench_root / "recipe.toml")
+    (model,) = content["models"]
+    assert manifest.weights == {model: load_model(model).digest()}
+    assert manifest.recordings == {"test": load_data(bench_root / "test").digest()}
+    samples = [load_data(bench_root / "calibration").sample(6, seed) for seed in (0, 1)]
+    assert {(c.data, c.seed, c.utterances, c.recordings) for c in manifest.calibrations} == {
+        ("calibration", seed, 6, sample.digest()) for seed, sample in enumerate(samples)
+    }
+    assert manifest.processors == (processor(),)
+    assert manifest.environments == (Environment(versions=environment(), threads=1),)
+
+
+def test_results_without_cells_stay_when_another_recipe_is_run(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
+    for name in ("bench.json", "evaluations.jsonl", "layers.jsonl"):
+        shutil.copy(undisturbed / name, tmp_path)
+    content = tomllib.loads((bench_root / "recipe.toml").read_text()) | {"methods": ["rtn"], "bits": [2], "runtimes": ["torch"]}
+    outcome = run_bench(content, tmp_path, data=bench_root, threads=1)
+    assert len(outcome.computed) == 3
+    before, after = read_results(undisturbed), read_results(tmp_path)
+    assert set(before.evaluations) < set(after.evaluations)
+    assert {record.bits for record in set(after.evaluations) - set(before.evaluations)} == {2}
+    assert after.manifest.recipes == (*before.manifest.recipes, content)
+    stale = BenchManifest(recordings={"test": "others"}, weights=before.manifest.weights)
+    write_manifest(tmp_path, stale)  # as if the data set had changed since
+    assert {(record.method, record.bits) for record in read_results(tmp_path).evaluations} == {("none", 16), ("rtn", 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bench.json", lambda text: text.replace('"version": 1', '"version": 2'), "version: wanted 1, got 2"),
+        ("bench.json", lambda text: text[:-9], "delimiter"),
+        ("evaluations.jsonl", lambda text: text.replace('"words":[', '"words":[1,'), "figures in every column"),
+        ("evaluations.jsonl", lambda text: text.replace('"bits":', '"bitz":'), "'bitz'"),
+        ("evaluations.jsonl", lambda text: text.replace('"bits":4', '"bits":"4"'), "bits: wanted a whole number"),
+    ],
+)
+def test_damaged_records_are_refused(undisturbed: Path, tmp_path: Path, name: str, change: Callable[[str], str], message: str) -> None:
+    for file in ("bench.json", "evaluations.jsonl", "layers.jsonl"):
+        shutil.copy(undisturbed / file, tmp_path)
+    (tmp_path / name).write_text(change((tmp_path / name).read_text()))
+    with pytest.raises(DataError, match=f"{name}: is damaged.*{message}"):
+        read_results(tmp_path)
+
+
+def test_cells_are_read_strictly(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "cells", tmp_path / "cells")
+    cell = next((tmp_path / "cells").glob("evaluation-*.json"))
+    text = cell.read_text()
+    assert text.count("\n") == 1
+    for damaged in (text[:-9], text.replace('"evaluation"', '"evaluate"', 1), text.replace('"threads": 1', '"threads": "1"'), "[]"):
+        assert damaged != text
+        cell.write_text(damaged)
+        with pytest.raises(DataError, match=f"{cell.name}: is damaged or of another version .*delete it"):
+            read_results(tmp_path)
+
+
 def test_of_two_measurements_of_one_thing_the_newest_counts(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed / "cells", tmp_path / "cells")
-    before = read_results(tmp_path)
+    before = transcripts(tmp_path)
     old = next(file for file in (tmp_path / "cells").glob("reference-*.json"))
     content = json.loads(old.read_text())
-    content["key"]["environment"]["torch"] = "of tomorrow"
+    content["key"]["environment"]["versions"]["torch"] = "of tomorrow"
     content["result"]["transcripts"][0]["text"] = "newer"
-    content["timing"]["finished"] += 1
+    content["made"]["finished"] += 1
     new = tmp_path / "cells" / "reference-0000000000000000.json"
     new.write_text(json.dumps(content))
-    os.utime(new, (0, 0))  # a checkout gives its files any times
-    after = read_results(tmp_path)
-    assert {at: len(runs) for at, runs in after.items()} == {at: len(runs) for at, runs in before.items()}
-    assert "newer" in {t.text for at, (run, *_) in after.items() if at[1] == "none" for t in run.transcripts}
+    os.utime(new, (0, 0))  # copying gives files any times
+    after = transcripts(tmp_path)
+    assert after.keys() == before.keys()
+    assert after["none", 16, None][0].text == "newer"
+    assert len(read_results(tmp_path).evaluations) == len(read_results(undisturbed).evaluations)
 
 
 def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from sottovoce import api
-from sottovoce.bench.table import Run
+from sottovoce.bench.cells import Divergence
+from sottovoce.bench.records import BenchResults, EvaluationRecord, LayerStrengths, UtteranceErrors
 from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.evaluation.confidence import ConfidenceMetrics, ConfidenceScaling, FittedConfidence
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
-from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.evaluation.wer import score_transcripts, score_utterance
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.report.page import bench_page, folder_page
 from sottovoce.report.words import Word, aligned, worst_first
@@ -115,12 +116,31 @@ def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
 
 
 def test_bench_page() -> None:
-    layers = tuple({"name": f"l{i}", "part": "encoder", "strength": 0.1 * i} for i in range(3))
-    results = {
-        (EVIL, "none", 16, "set"): [Run(THEIRS, 0.0)],
-        (EVIL, "rtn", 3, "set"): [Run(OURS, 0.5, layers)],
-        (EVIL, "fade", 3, "set"): [Run(OURS[:3] + THEIRS[3:], 0.2, layers), Run(THEIRS, 0.1, layers)],
-    }
+    def record(method: str, bits: int, seed: int | None, transcripts: tuple[Transcript, ...], mean: float) -> EvaluationRecord:
+        errors = UtteranceErrors.of([score_utterance(transcript) for transcript in transcripts])
+        divergence = None if method == "none" else Divergence(mean=mean, median=mean, tokens=10)
+        return EvaluationRecord(model=EVIL, method=method, bits=bits, seed=seed, data="set", divergence=divergence, utterances=errors)
+
+    results = BenchResults(
+        evaluations=(
+            record("none", 16, None, THEIRS, 0.0),
+            record("rtn", 3, None, OURS, 0.5),
+            record("fade", 3, 0, OURS[:3] + THEIRS[3:], 0.2),
+            record("fade", 3, 1, THEIRS, 0.1),
+        ),
+        layers=tuple(
+            LayerStrengths(
+                model=EVIL,
+                method="fade",
+                bits=3,
+                seed=seed,
+                names=("l0", "l1", "l2"),
+                parts=("encoder",) * 3,
+                strengths=(0.0, 0.1, 0.2),
+            )
+            for seed in (0, 1)
+        ),
+    )
     page = bench_page("name", results)
     assert EVIL not in page
     assert page.count("<tr data-key=") == 3

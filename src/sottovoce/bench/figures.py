@@ -1,12 +1,14 @@
-"""Figures of a bench, by matplotlib: rates against widths with their spread, and strengths by depth."""
+"""Draw the figures of a bench by matplotlib: rates against bits with their spread, and strengths by depth."""
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sottovoce.bench.table import Row, Run
+from sottovoce.bench.records import ORIGINAL, LayerStrengths
+from sottovoce.bench.table import Row
 from sottovoce.errors import MissingDependencyError
 from sottovoce.quantization.methods import METHODS
 
@@ -14,10 +16,10 @@ from sottovoce.quantization.methods import METHODS
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
           ("#000000", "X"), ("#999999", "*")]  # fmt: skip
 LOG_FROM = 3.0  # a scale is logarithmic if its largest value is so many times its smallest
-HALVES = {"encoder": "encoder", "decoder": "decoder"}
+HALVES = ("encoder", "decoder")
 
 
-def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str], Sequence[Run]], out: Path) -> list[tuple[str, Path]]:
+def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Path) -> list[tuple[str, Path]]:
     """Write SVG files to `out`: word error rate and divergence against bits, and strength by depth. Returns their titles and paths.
 
     Raises `MissingDependencyError` without matplotlib.
@@ -29,7 +31,7 @@ def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str]
     written = []
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if row.model == model]
-        if all(row.method == "none" for row in own):
+        if all(row.method == ORIGINAL for row in own):
             continue
         styles = _styles({row.method for row in own})
         name = "".join(c if c.isalnum() or c in "-." else "-" for c in model)
@@ -37,7 +39,7 @@ def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str]
             ("wer", "deviation", "word error rate", "%", 100.0),
             ("mean_kl", "kl_deviation", "mean divergence from the original", "nats per token", 1.0),
         ):
-            sets = list(dict.fromkeys(row.data for row in own))
+            sets = list(dict.fromkeys(row.data for row in own if row.method != ORIGINAL))
             figure = Figure(figsize=(4.2 * len(sets) + 1.4, 4.0), layout="constrained")
             axes = figure.subplots(1, len(sets), squeeze=False)[0]
             for axis, data in zip(axes, sets, strict=True):
@@ -47,12 +49,12 @@ def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str]
             axes[0].set_ylabel(f"{title} ({unit})")
             _legend(figure, axes[-1])
             written.append((f"{model}: {title}", _save(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
-        strengths = _strengths(model, results)
+        strengths = _strengths(model, layers)
         if strengths:
             figure = Figure(figsize=(10.4, 3.6), layout="constrained")
             axes = figure.subplots(1, 2, sharey=True)
             for axis, half in zip(axes, HALVES, strict=True):
-                _by_depth(axis, {series: layers[half] for series, layers in strengths.items()})
+                _by_depth(axis, {series: halves[half] for series, halves in strengths.items()})
                 axis.set_title(half)
             axes[0].set_ylabel("strength of the correction")
             _legend(figure, axes[1])
@@ -61,15 +63,15 @@ def draw_figures(rows: Sequence[Row], results: Mapping[tuple[str, str, int, str]
 
 
 def _styles(methods: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method: the same in every figure for those that are known, what is left for others."""
-    others = sorted(set(methods) - METHODS.keys() - {"none"})
+    """Give color and marker of each method: the same in every figure for those that are known, what is left for others."""
+    others = sorted(set(methods) - METHODS.keys() - {ORIGINAL})
     return {method: STYLES[i % len(STYLES)] for i, method in enumerate([*reversed(METHODS), *others]) if method in methods}
 
 
 def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]], key: str, spread: str, scale: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    bits = sorted({row.bits for row in rows if row.method != "none"})
+    bits = sorted({row.bits for row in rows if row.method != ORIGINAL})
     values = []
     for i, (method, (color, marker)) in enumerate(styles.items()):
         own = sorted((row for row in rows if row.method == method), key=lambda row: row.bits)
@@ -80,7 +82,7 @@ def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str
         values += heights
         errors = [scale * getattr(row, spread) for row in own]
         axis.errorbar(at, heights, yerr=errors, label=method, color=color, marker=marker, capsize=3, linewidth=1.2)
-    original = [row for row in rows if row.method == "none"]
+    original = [row for row in rows if row.method == ORIGINAL]
     if original and key == "wer":
         axis.axhline(scale * original[0].wer, color="#666666", linestyle="--", linewidth=1, label="full precision")
         values.append(scale * original[0].wer)
@@ -96,32 +98,32 @@ def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str
     axis.grid(axis="y", alpha=0.3)
 
 
-def _strengths(model: str, results: Mapping[tuple[str, str, int, str], Sequence[Run]]) -> dict[str, dict[str, list[tuple[str, float]]]]:
-    """By method and width: (layer, mean strength over seeds) in the order of the model, by half, where strengths vary."""
-    found: dict[str, dict[str, list[tuple[str, float]]]] = {}
-    for (name, method, bits, _), runs in results.items():
-        if name != model or f"{method}, {bits} bits" in found or not runs[0].layers:
-            continue
-        layers = [
-            (rows[0]["name"], rows[0]["part"], statistics.fmean(row["strength"] for row in rows))
-            for rows in zip(*(run.layers for run in runs), strict=True)
-        ]
-        if len({strength for *_, strength in layers if strength > 0}) > 1:
-            found[f"{method}, {bits} bits"] = {half: [(layer, s) for layer, part, s in layers if part.startswith(half)] for half in HALVES}
+def _strengths(model: str, layers: Sequence[LayerStrengths]) -> dict[str, dict[str, list[float]]]:
+    """By method and bits: mean strengths over seeds in the order of the model, by half, where strengths vary."""
+    groups = defaultdict[str, list[LayerStrengths]](list)
+    for record in layers:
+        if record.model == model:
+            groups[f"{record.method}, {record.bits} bits"].append(record)
+    found: dict[str, dict[str, list[float]]] = {}
+    for series, records in groups.items():
+        means = [statistics.fmean(strengths) for strengths in zip(*(record.strengths for record in records), strict=True)]
+        if len({strength for strength in means if strength > 0}) > 1:
+            parts = records[0].parts
+            found[series] = {half: [s for s, part in zip(means, parts, strict=True) if part.startswith(half)] for half in HALVES}
     return found
 
 
-def _by_depth(axis: Any, series: Mapping[str, Sequence[tuple[str, float]]]) -> None:
-    for i, (name, layers) in enumerate(sorted(series.items())):
+def _by_depth(axis: Any, series: Mapping[str, Sequence[float]]) -> None:
+    for i, (name, strengths) in enumerate(sorted(series.items())):
         color, marker = STYLES[i % len(STYLES)]
-        axis.plot([strength for _, strength in layers], label=name, color=color, marker=marker, markersize=4, linewidth=1)
+        axis.plot(strengths, label=name, color=color, marker=marker, markersize=4, linewidth=1)
     axis.set_xlabel("linear layer, in the order of the model")
     axis.set_ylim(-0.05, 1.1)
     axis.grid(axis="y", alpha=0.3)
 
 
 def _legend(figure: Any, axis: Any) -> None:
-    """Beside the axes, where it hides no curve."""
+    """Put the legend beside the axes, where it hides no curve."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
 
 

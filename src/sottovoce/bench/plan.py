@@ -51,6 +51,7 @@ class Quantization:
 
     model: str
     method: str
+    bits: int
     recipe: Recipe
     seed: int | None
 
@@ -59,10 +60,11 @@ class Quantization:
 class BenchPlan:
     """What to measure.
 
-    `data`: names of the test sets, as in the recipe; `calibration`: of the calibration set. `settings`: of every recipe;
-    `own_settings`: of single methods, by name, in their place.
+    `content`: what was in the recipe file, from which all else follows. `data`: names of the test sets, as in the recipe;
+    `calibration`: of the calibration set. `settings`: of every recipe; `own_settings`: of single methods, by name, in their place.
     """
 
+    content: Mapping[str, Any]
     models: tuple[str, ...]
     methods: Mapping[str, Method]
     bits: tuple[int, ...]
@@ -90,6 +92,7 @@ class BenchPlan:
                             Quantization(
                                 model=model,
                                 method=name,
+                                bits=bits,
                                 recipe=self.recipe(name, bits),
                                 seed=seed if method.n_networks else None,
                             )
@@ -105,23 +108,31 @@ class BenchPlan:
         return Recipe(method=self.methods[method], format=target_named(self.target).format(bits=bits, **grid), **own)
 
 
-def read_plan(file: str | Path) -> BenchPlan:
-    """The plan in a TOML file. Raises `RecipeError` for anything unknown, missing or out of range."""
+def read_plan(file: str | Path, **changes: Any) -> BenchPlan:
+    """Read the plan in a TOML file, with some of its settings replaced. Raises `RecipeError` as `plan_from` does."""
     try:
-        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        content = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
     except OSError as exc:
         raise RecipeError(f"{file}: cannot be read ({exc.strerror}); a TOML file is wanted") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{file}: is not TOML ({exc})") from exc
-    if unknown := sorted(content.keys() - KNOWN):
-        raise RecipeError(f"{file}: {unknown[0]!r} is not a setting of a bench; known are {', '.join(sorted(KNOWN))}")
     try:
-        return _plan(content)
-    except (RecipeError, TypeError) as exc:
+        return plan_from({**content, **changes})
+    except RecipeError as exc:
         raise RecipeError(f"{file}: {exc}") from exc
 
 
-def _plan(content: dict[str, Any]) -> BenchPlan:
+def plan_from(content: Mapping[str, Any]) -> BenchPlan:
+    """Make a plan of what a recipe file holds. Raises `RecipeError` for anything unknown, missing or out of range."""
+    if unknown := sorted(content.keys() - KNOWN):
+        raise RecipeError(f"{unknown[0]!r} is not a setting of a bench; known are {', '.join(sorted(KNOWN))}")
+    try:
+        return _plan(content)
+    except TypeError as exc:
+        raise RecipeError(str(exc)) from exc
+
+
+def _plan(content: Mapping[str, Any]) -> BenchPlan:
     methods, own_settings = dict(METHODS), dict[str, dict[str, Any]]()
     own = content.get("method", {})
     if not isinstance(own, dict):
@@ -137,6 +148,7 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
         raise RecipeError(f"method {missing[0]!r} is not known; choose from {', '.join(methods)}")
     settings = {"head_bits": 16} | {key: content[key] for key in SETTINGS if key in content}
     plan = BenchPlan(
+        content=dict(content),
         models=_list(content, "models", str),
         methods={name: methods[name] for name in names},
         bits=_list(content, "bits", int),
@@ -157,13 +169,13 @@ def _plan(content: dict[str, Any]) -> BenchPlan:
     return plan
 
 
-def _runtimes(content: dict[str, Any]) -> tuple[str, ...]:
+def _runtimes(content: Mapping[str, Any]) -> tuple[str, ...]:
     if "runtimes" not in content:
         return (DEFAULT_RUNTIME,)
     return tuple(backend_named(name).name for name in _list(content, "runtimes", str))
 
 
-def _list(content: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+def _list(content: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
     value = content.get(key)
     if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
         raise RecipeError(f"{key!r} must be a list of {'names' if kind is str else 'whole numbers'}, got {value!r}")
@@ -172,7 +184,7 @@ def _list(content: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _one(content: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+def _one(content: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = content.get(key, default)
     if value is not default and type(value) is not kind:
         raise RecipeError(f"{key!r} must be {'a name' if kind is str else 'a whole number'}, got {value!r}")

@@ -1,33 +1,30 @@
-"""Tables from the results alone: mean and spread over seeds, and where the spread comes from."""
+"""Make tables from the records alone: mean and spread over seeds, and where the spread comes from."""
 
 import csv
 import io
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sottovoce.bench.cells import as_transcript, read_cell
-from sottovoce.errors import DataError
+from sottovoce.bench.cells import TORCH
+from sottovoce.bench.records import FLOAT_BITS, ORIGINAL, EvaluationRecord
 from sottovoce.evaluation.intervals import RESAMPLES
-from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.evaluation.wer import Score, score_transcripts
+from sottovoce.evaluation.wer import Score, combine_utterances
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model, method, width and data set over the seeds that were run; rates as shares, not percent.
+    """One model, method, number of bits and data set over the seeds that were run; rates as shares, not percent.
 
     `bits` is 16 and `method` "none" for the original. `deviation`: sample standard deviation over seeds (0 for one).
     `calibration_share`: share of the WER's variance that comes from the calibration draw; the rest comes from the test
     sample (bootstrap over utterances). `gain`, `reliability`: against RTN on the same grid, `(WER_RTN - WER) / WER_RTN` and
     `(Acc - Acc_RTN) / Acc_RTN` with `Acc = 1 - WER`; None where there is no RTN row or its accuracy is not positive.
-    What another runtime than PyTorch heard is a row of its own, `method` "fade, gguf"; its divergences are NaN, since it shows none.
+    Another runtime than PyTorch has a row of its own, `method` "fade, gguf"; its divergences are NaN, since it shows none.
     `capped`: see `Score.capped_wer`. `difference`: WER minus the original's, with its widest paired interval over seeds.
     """
 
@@ -55,74 +52,53 @@ class Row:
     reliability: float | None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One evaluated cell: what was heard, the divergence from the original, and the reports of its layers."""
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What a row of the table is about; `method` names the runtime too if it is another than PyTorch: "fade, gguf"."""
 
-    transcripts: tuple[Transcript, ...]
-    mean_kl: float
-    layers: tuple[dict[str, Any], ...] = ()
-
-
-def read_results(out: str | Path) -> dict[tuple[str, str, int, str], list[Run]]:
-    """All finished evaluations in a bench's folder, by model, method, bits and data set, in the order of their seeds.
-
-    Where the same was measured more than once (with other versions or settings), the newest counts.
-    """
-    folder = Path(out).expanduser() / "cells"
-    cells = {file.stem: read_cell(file) for file in sorted(folder.glob("*.json"))}
-    if not cells:
-        raise DataError(f"{out}: holds no results of a bench (no {folder}/*.json)")
-    # by the time inside: a checkout gives its files any times
-    cells = dict(sorted(cells.items(), key=lambda item: item[1].get("timing", {}).get("finished", 0.0)))
-    found: dict[tuple[str, str, int, str], dict[int, Run]] = defaultdict(dict)
-    for cell in cells.values():
-        key, result = cell["key"], cell.get("result")
-        if result is None or cell["kind"] == "quantize":
-            continue
-        transcripts = tuple(map(as_transcript, result["transcripts"]))
-        if cell["kind"] == "reference":
-            found[key["model"], "none", 16, key["data"]][0] = Run(transcripts, 0.0)
-            continue
-        parent = cells.get(key["quantized"])
-        if parent is None or "result" not in parent:
-            continue
-        made = parent["key"]
-        method = made["method"] + (f", {key['runtime']}" if "runtime" in key else "")
-        at = (made["model"], method, made["recipe"]["format"]["bits"], key["data"])
-        kl = result.get("mean_kl", math.nan)
-        found[at][made["seed"] or 0] = Run(transcripts, kl, tuple(parent["result"]["layers"]))
-    return {at: [runs[seed] for seed in sorted(runs)] for at, runs in found.items()}
+    model: str
+    method: str
+    bits: int
+    data: str
 
 
-def summarize(results: dict[tuple[str, str, int, str], list[Run]]) -> list[Row]:
-    """One row per model, data set, width and method; models and data sets by name, widths falling, methods as they do better."""
-    scores: dict[tuple[str, str, int, str], list[Score]] = {}
-    for at, runs in results.items():
-        original = results.get((at[0], "none", 16, at[3]))
-        against = original[0].transcripts if original and at[1] != "none" else None
-        scores[at] = [score_transcripts(run.transcripts, against) for run in runs]
-    rows = [_row(at, scores, results[at]) for at in scores]
-    return sorted(rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl if row.mean_kl >= 0 else math.inf))
+def group_by_setting(records: Iterable[EvaluationRecord]) -> dict[Setting, list[EvaluationRecord]]:
+    """Group evaluations by all but their seeds, in the order of these."""
+    found = defaultdict[Setting, list[EvaluationRecord]](list)
+    for record in sorted(records, key=lambda record: record.seed or 0):
+        method = record.method if record.runtime == TORCH else f"{record.method}, {record.runtime}"
+        found[Setting(record.model, method, record.bits, record.data)].append(record)
+    return dict(found)
 
 
-def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Sequence[Run]) -> Row:
-    model, method, bits, data = at
-    own = scores[at]
-    rates, divergences = [score.wer for score in own], [run.mean_kl for run in runs]
+def summarize(records: Iterable[EvaluationRecord]) -> list[Row]:
+    """Make one row per model, data set, bits and method; models and data sets by name, bits falling, methods as they do better."""
+    groups = group_by_setting(records)
+    scores: dict[Setting, list[Score]] = {}
+    for setting, runs in groups.items():
+        original = groups.get(Setting(setting.model, ORIGINAL, FLOAT_BITS, setting.data))
+        against = original[0].utterances.scores() if original and setting.method != ORIGINAL else None
+        scores[setting] = [combine_utterances(run.utterances.scores(), against) for run in runs]
+    rows = [_row(setting, scores, runs) for setting, runs in groups.items()]
+    return sorted(rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl if row.mean_kl >= 0 else math.inf, row.method))
+
+
+def _row(setting: Setting, scores: Mapping[Setting, list[Score]], runs: Sequence[EvaluationRecord]) -> Row:
+    own = scores[setting]
+    rates, divergences = [score.wer for score in own], [_mean_divergence(run) for run in runs]
     wer = statistics.fmean(rates)
     capped = [score.capped_wer for score in own]
-    name, _, runtime = method.partition(", ")
+    name, _, runtime = setting.method.partition(", ")
     rounded_method = f"rtn, {runtime}" if runtime else "rtn"
-    rounded = scores.get((model, rounded_method, bits, data)) if name not in ("rtn", "none") else None
+    rounded = scores.get(replace(setting, method=rounded_method)) if name not in ("rtn", ORIGINAL) else None
     rounded_wer = rounded[0].wer if rounded else None
     paired = [score.paired for score in own if score.paired is not None]
     qualities = [quality for score in own if (quality := score.quality_of_inference) is not None]
     return Row(
-        model=model,
-        method=method,
-        bits=bits,
-        data=data,
+        model=setting.model,
+        method=setting.method,
+        bits=setting.bits,
+        data=setting.data,
         seeds=len(own),
         words=own[0].words,
         wer=wer,
@@ -150,12 +126,18 @@ def _row(at: tuple[str, str, int, str], scores: dict[Any, list[Score]], runs: Se
     )
 
 
+def _mean_divergence(record: EvaluationRecord) -> float:
+    if record.method == ORIGINAL:
+        return 0.0
+    return math.nan if record.divergence is None else record.divergence.mean
+
+
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _calibration_share(scores: Sequence[Score], seed: int = 0) -> float | None:
-    """Variance over seeds, as a share of itself plus the bootstrap variance of the mean system's WER over utterances."""
+    """Compute the variance over seeds, as a share of itself plus the bootstrap variance of the mean system's WER over utterances."""
     errors = np.array([[utterance.errors for utterance in score.utterances] for score in scores], dtype=float).mean(0)
     words = np.array([utterance.words for utterance in scores[0].utterances])
     draws = np.random.default_rng(seed).integers(0, len(words), size=(RESAMPLES, len(words)))
@@ -165,7 +147,7 @@ def _calibration_share(scores: Sequence[Score], seed: int = 0) -> float | None:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """A table per model and data set."""
+    """Write a Markdown table per model and data set."""
     lines = list[str]()
     for model, data in dict.fromkeys((row.model, row.data) for row in rows):
         own = [row for row in rows if (row.model, row.data) == (model, data)]
@@ -203,7 +185,7 @@ def _with_deviation(mean: float, deviation: float, seeds: int, digits: int) -> s
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """All figures, one line per row."""
+    """Write all figures, one line per row."""
     names = [name for name in Row.__dataclass_fields__ if name != "difference"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

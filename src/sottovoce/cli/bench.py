@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -46,35 +44,28 @@ def bench(
     \b
     sottovoce bench benchmarks/recipes/tiny.en.toml --data speech/ --out results/
     """
-    from sottovoce.bench import as_csv, as_markdown, draw_figures, read_plan, read_results, run_bench, summarize
+    from sottovoce.bench import read_plan, run_bench, write_summary
     from sottovoce.cli.console import progress_bar
-    from sottovoce.errors import MissingDependencyError
 
-    plan = read_plan(recipe)
-    if runtimes:
-        plan = replace(plan, runtimes=runtimes)
-    failed: tuple[tuple[str, str], ...] = ()
-    if not tables_only:
+    plan = read_plan(recipe, runtimes=list(runtimes)) if runtimes else read_plan(recipe)
+    failed = False
+    if tables_only:
+        summary = write_summary(out)
+    else:
         set_threads(None)
         with progress_bar() as progress:
-            outcome = run_bench(plan, out, data_root=data or recipe.parent, jobs=jobs, threads=threads, progress=progress)
-        failed = outcome.failed
+            outcome = run_bench(plan, out, data=data or recipe.parent, jobs=jobs, threads=threads, progress=progress)
         click.echo(f"{len(outcome.computed)} cells computed, {len(outcome.found)} found finished", err=True)
-    results = read_results(out)
-    rows = summarize(results)
-    table = as_markdown(rows)
-    (out / "results.md").write_text(table, encoding="utf-8")
-    (out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
-    click.echo(table)
-    try:
-        for _, file in draw_figures(rows, results, out):
-            click.echo(f"wrote {file}", err=True)
-    except MissingDependencyError as exc:
-        click.echo(f"note: {exc}", err=True)
-    for name, error in failed:
-        click.echo(f"failed: {name}: {error}", err=True)
+        for cell in outcome.failed:
+            click.echo(f"failed: {cell.name}: {cell.error}", err=True)
+        summary, failed = outcome.summary, bool(outcome.failed)
+    click.echo(summary.markdown)
+    for file in summary.figures:
+        click.echo(f"wrote {file}", err=True)
+    for note in summary.notes:
+        click.echo(f"note: {note}", err=True)
     if failed:
-        sys.exit(1)
+        raise SystemExit(1)
 
 
 @click.command()

@@ -128,15 +128,35 @@ def score_transcripts(
     silent = [t for t in known if not normalize(t.reference or "", t.language or language)]
     invented = {t.id: len(normalize(t.text, t.language or language).split()) for t in silent}
     scored = [score_utterance(t, language) for t in spoken]
-    metric: Metric = "CER" if any(counts_characters(t.language or language) for t in spoken or silent) else "WER"
+    other = None if against is None else _scores_of_reference(scored, silent, against)
+    score = combine_utterances(scored, other or None, seed=seed)
+    return replace(
+        score,
+        metric="CER" if any(counts_characters(t.language or language) for t in spoken or silent) else "WER",
+        languages=tuple(sorted({scoring_language(t.language or language) for t in known})),
+        decodings=tuple(sorted({t.decoding for t in transcripts})),
+        spoken_silence=tuple(name for name, count in invented.items() if count),
+        truncated=tuple(t.id for t in transcripts if t.truncated),
+        silences=len(silent),
+        invented_words=sum(invented.values()),
+        unscored=len(transcripts) - len(known),
+    )
+
+
+def combine_utterances(scored: Sequence[UtteranceScore], against: Sequence[UtteranceScore] | None = None, *, seed: int = 0) -> Score:
+    """Combine the scores of utterances, each with a reference that has words; `against`: those of a reference system, in any order.
+
+    Raises `DataError` if the two systems' utterances differ.
+    """
+    metric: Metric = "CER" if any(counts_characters(u.language) for u in scored) else "WER"
     errors, lengths = _counts(scored, "WER")
     character_errors, characters = _counts(scored, "CER")
     low, high = bootstrap_interval(*_counts(scored, metric), seed=seed) if scored else (math.nan, math.nan)
     return Score(
         utterances=tuple(scored),
         metric=metric,
-        languages=tuple(sorted({scoring_language(t.language or language) for t in known})),
-        decodings=tuple(sorted({t.decoding for t in transcripts})),
+        languages=tuple(sorted({u.language for u in scored})),
+        decodings=(),
         words=int(lengths.sum()),
         substitutions=sum(u.substitutions for u in scored),
         insertions=sum(u.insertions for u in scored),
@@ -150,12 +170,12 @@ def score_transcripts(
         capped_cer=_rate(np.minimum(character_errors, characters), characters),
         looped=tuple(u.id for u in scored if u.looped),
         empty=tuple(u.id for u in scored if u.empty),
-        spoken_silence=tuple(name for name, count in invented.items() if count),
-        truncated=tuple(t.id for t in transcripts if t.truncated),
-        silences=len(silent),
-        invented_words=sum(invented.values()),
-        paired=None if against is None else _compare(scored, silent, against, metric, seed),
-        unscored=len(transcripts) - len(known),
+        spoken_silence=(),
+        truncated=tuple(u.id for u in scored if u.truncated),
+        silences=0,
+        invented_words=0,
+        paired=None if against is None else _compare(scored, against, metric, seed),
+        unscored=0,
     )
 
 
@@ -199,33 +219,32 @@ def _rate(errors: np.ndarray, lengths: np.ndarray) -> float:
     return float(errors.sum() / lengths.sum()) if lengths.sum() else math.nan
 
 
-def _compare(
-    scored: Sequence[UtteranceScore],
-    silent: Sequence[Transcript],
-    against: Sequence[Transcript],
-    metric: Metric,
-    seed: int,
-) -> Paired | None:
-    """Compare with a reference system; None if no utterance has words."""
+def _scores_of_reference(
+    scored: Sequence[UtteranceScore], silent: Sequence[Transcript], against: Sequence[Transcript]
+) -> list[UtteranceScore]:
+    """Score a reference system's transcripts of the same utterances, each in the language it was scored in. Raises `DataError`."""
     theirs = {t.id: t for t in against if t.reference is not None}
     missing = [name for name in [*(u.id for u in scored), *(t.id for t in silent)] if name not in theirs]
     if missing:
         raise DataError(f"the reference system has no transcript of {missing[0]!r} (and {len(missing) - 1} others)")
-    if not scored:
-        return None
     # Both in one language: a model that detects it may find another.
-    theirs = {u.id: replace(theirs[u.id], language=u.language) for u in scored}
-    changed = [u.id for u in scored if len(normalize(theirs[u.id].reference or "", u.language).split()) != u.words]
-    if changed:
-        raise DataError(f"the reference text of {changed[0]!r} differs between the two systems' transcripts")
-    other = [score_utterance(theirs[u.id]) for u in scored]
-    if all(o.empty for o in other):
+    other = [score_utterance(replace(theirs[u.id], language=u.language)) for u in scored]
+    if other and all(o.empty for o in other):
         raise DataError(
             f"the reference system recognized no word in {len(other)} utterances with words, so a comparison with it proves nothing; "
             "check that its folder is whole, its tokenizer files above all, and that the language is right"
         )
+    return other
+
+
+def _compare(scored: Sequence[UtteranceScore], against: Sequence[UtteranceScore], metric: Metric, seed: int) -> Paired:
+    before = {u.id: u for u in against}
+    if missing := [u.id for u in scored if u.id not in before]:
+        raise DataError(f"the reference system has no transcript of {missing[0]!r} (and {len(missing) - 1} others)")
+    if changed := [u.id for u in scored if before[u.id].words != u.words]:
+        raise DataError(f"the reference text of {changed[0]!r} differs between the two systems' transcripts")
     errors, lengths = _counts(scored, metric)
-    more = errors - _counts(other, metric)[0]
+    more = errors - _counts([before[u.id] for u in scored], metric)[0]
     low, high = bootstrap_interval(more, lengths, seed=seed)
     better = tuple(u.id for u, change in zip(scored, more, strict=True) if change < 0)
     worse = tuple(u.id for u, change in zip(scored, more, strict=True) if change > 0)

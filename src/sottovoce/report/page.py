@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce import __version__
+from sottovoce.bench.collect import is_bench, read_results
 from sottovoce.bench.figures import draw_figures
-from sottovoce.bench.table import Row, Run, read_results, summarize
+from sottovoce.bench.records import BenchResults
+from sottovoce.bench.table import summarize
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
@@ -53,7 +55,7 @@ def write_report(
     the folder, with its name). Raises `CheckpointError`, `DataError` or `OutputError`.
     """
     folder = Path(folder).expanduser().resolve()
-    if (folder / "cells").is_dir():
+    if is_bench(folder):
         page = bench_page(folder.name, read_results(folder))
     else:
         page = folder_page(
@@ -100,11 +102,11 @@ def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = N
     )
 
 
-def bench_page(name: str, results: dict[tuple[str, str, int, str], list[Run]]) -> str:
-    """A bench: its table, sortable, and its figures."""
-    rows: list[Row] = summarize(results)
+def bench_page(name: str, results: BenchResults) -> str:
+    """Write the page of a bench called `name`: its table, sortable, and its figures."""
+    rows = summarize(results.evaluations)
     with tempfile.TemporaryDirectory() as scratch:
-        figures = [(title, inline(file.read_text())) for title, file in draw_figures(rows, results, Path(scratch))]
+        figures = [(title, inline(file.read_text())) for title, file in draw_figures(rows, results.layers, Path(scratch))]
     return _render("bench.html.j2", title=f"bench {name}", name=name, rows=[asdict(row) for row in rows], figures=figures)
 
 

@@ -1,0 +1,45 @@
+"""Write everything that follows from a bench's results: the compact records, the tables and the figures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sottovoce.bench.collect import read_results
+from sottovoce.bench.figures import draw_figures
+from sottovoce.bench.records import BenchResults, write_records
+from sottovoce.bench.table import Row, as_csv, as_markdown, summarize
+from sottovoce.errors import MissingDependencyError, OutputError
+from sottovoce.system.atomic_files import written_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSummary:
+    """The results and rows of a bench, its table in Markdown, the figures that were drawn, and why some were not."""
+
+    results: BenchResults
+    rows: tuple[Row, ...]
+    markdown: str
+    figures: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def write_summary(out: str | Path) -> BenchSummary:
+    """Write compact records, `results.csv`, `results.md` and SVG figures into `out`, from its cells or, where they are gone, its records.
+
+    Without matplotlib there are no figures, and a note says so. Raises `DataError` if `out` holds no results, `OutputError` if it
+    cannot be written.
+    """
+    folder = Path(out).expanduser()
+    results = read_results(folder)
+    rows = summarize(results.evaluations)
+    markdown, figures, notes = as_markdown(rows), list[Path](), list[str]()
+    try:
+        write_records(folder, results)
+        for name, text in (("results.md", markdown), ("results.csv", as_csv(rows))):
+            with written_whole(folder / name) as file:
+                file.write(text)
+        figures += [file for _, file in draw_figures(rows, results.layers, folder)]
+    except MissingDependencyError as exc:
+        notes.append(str(exc))
+    except OSError as exc:
+        raise OutputError(f"{out}: results cannot be written ({exc})") from exc
+    return BenchSummary(results=results, rows=tuple(rows), markdown=markdown, figures=tuple(figures), notes=tuple(notes))
