@@ -19,9 +19,11 @@ from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import refuse_existing, save_quantized
 from sottovoce.checkpoint.verify import verify
-from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.augment import Augmentation
+from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
-from sottovoce.data.load import load_data
+from sottovoce.data.load import load_data, load_each, load_sources
+from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
 from sottovoce.evaluation.fallback import Fallback
@@ -95,7 +97,9 @@ def quantize(
     *,
     recipe: Recipe | None = None,
     plan: Plan | None = None,
-    calibration: str | Path | DataSet | None = None,
+    calibration: str | Path | DataSet | Sequence[str | Path | DataSet] | None = None,
+    weighting: Weighting = "hours",
+    augmentation: Augmentation | None = None,
     utterances: int | None = 128,
     seed: int = 0,
     batch_size: int = 8,
@@ -107,8 +111,10 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
 
-    `calibration`: speech to calibrate on, of which `utterances` are sampled by `seed`; transcripts are not needed. `target`: the
-    runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result. `plan`: which
+    `calibration`: speech to calibrate on, of which `utterances` are sampled by `seed`; transcripts are not needed. Of several
+    data sets each gives utterances by its hours, or all as many (`weighting`). `augmentation`: vary the speech (see `data.augment`).
+    `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
+    `plan`: which
     layer gets which format, in place of what `recipe` and `target` say of that. Same inputs and seed give the same bytes.
     `resume`: go on where an earlier run of the same inputs was stopped, if there is one.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
@@ -124,17 +130,19 @@ def quantize(
         check_plan(plan, speech_model, wanted)
     sample = None
     if recipe.method.n_networks:
-        if calibration is None:
+        if calibration is None or (isinstance(calibration, Sequence) and not calibration):
             raise RecipeError(
                 f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
             )
-        data = calibration if isinstance(calibration, DataSet) else _calibration_data(calibration, utterances)
-        sample = data.sample(utterances, seed)
+        sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
+        sets = load_each(sources, lambda source: _calibration_data(source, utterances))
+        sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
     inputs = {
         "model": speech_model.digest(),
         "recipe": to_plain(recipe),
         "plan": to_plain(plan),
         "calibration": None if sample is None else sample.digest(),
+        "augmentation": to_plain(augmentation),
         "seed": seed,
         "batch_size": batch_size,
         "language": language,
@@ -144,7 +152,9 @@ def quantize(
         state.begin(inputs, resume=resume)
         speech = None
         if sample is not None:
-            speech = prepare_speech(speech_model, sample, language=language, state=state, progress=progress)
+            speech = prepare_speech(
+                speech_model, sample, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
+            )
         result = quantize_model(speech_model, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
         save_quantized(result, folder, overwrite=overwrite)
     return result
@@ -272,13 +282,7 @@ def transcribe(
     `save`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and
     named in the result.
     """
-    utterances: list[Utterance] = []
-    for source in audio:
-        if Path(source).is_dir() or Path(source).suffix == ".jsonl":
-            utterances += load_data(source)
-        else:
-            utterances.append(Utterance(id=str(source), audio=Path(source)))
-    data = DataSet("files", tuple(utterances))
+    data = load_sources(audio)
     recognizer = _recognizer(model, runtime, fallback)
     return _transcribed(recognizer, data, save, language=language, confidence=confidence, progress=progress)
 

@@ -28,6 +28,7 @@ from sottovoce.quantization.layer import LayerReport, LayerResult
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.atomic_files import clear_leftovers, written_whole
 from sottovoce.system.plain_data import from_plain, to_plain
+from sottovoce.system.text_files import read_lines
 
 LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
 
@@ -58,7 +59,7 @@ class StoredRun(RunState):
         """Return the calibration transcripts made so far. A line that was being written when the run was stopped is left out."""
         found: dict[str, tuple[int, ...]] = {}
         file = self.folder / TRANSCRIPTS
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        for line in read_lines(file) if file.is_file() else ():
             try:
                 name, tokens = json.loads(line)
             except ValueError:

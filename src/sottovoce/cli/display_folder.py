@@ -76,6 +76,8 @@ def notes(result: QuantizedModel) -> list[str]:
     found = []
     if result.calibration and (cut := result.calibration.cut_at_silence):
         found.append(f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}")
+    if result.calibration:
+        found += [f"left out of the calibration: {reason}" for reason in result.calibration.left_out.values()]
     method = result.recipe.method
     for report in result.reports:
         if isinstance(method, GPTQ) and report.damping is not None and not isinstance(method.damping, str):

@@ -19,6 +19,7 @@ from sottovoce.cli.evaluate import confidence, evaluate, score, transcribe
 from sottovoce.cli.folder import inspect, report, verify
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.errors import SottovoceError
+from sottovoce.system.notices import notices_on_standard_error
 
 COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, report, bench, demo)
 
@@ -44,7 +45,8 @@ class _Group(click.Group):
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
         try:
-            return super().invoke(ctx)
+            with notices_on_standard_error():
+                return super().invoke(ctx)
         except SottovoceError as exc:
             click.echo(f"error: {exc}", err=True)
             sys.exit(1)

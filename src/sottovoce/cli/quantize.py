@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -27,7 +28,20 @@ EXAMPLES = "\n".join(
 @click.command()
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--calibration", metavar="DATA", help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it.")
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    multiple=True,
+    help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it. Repeatable.",
+)
+@click.option(
+    "--calibration-weights",
+    type=click.Choice(["hours", "equal"]),
+    default="hours",
+    show_default=True,
+    help="Utterances of several data sets: by their hours of speech, or as many of each.",
+)
+@click.option("--augment", is_flag=True, help="Vary the calibration speech: short, cut and joined clips, a little noise; seeded.")
 @recipe_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file of the format of every layer (see --dry-run).")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop; with --json print it, to be edited and given with --plan.")
@@ -50,7 +64,9 @@ def quantize(
     ctx: click.Context,
     model: str,
     out: Path,
-    calibration: str | None,
+    calibration: tuple[str, ...],
+    calibration_weights: Literal["hours", "equal"],
+    augment: bool,
     options: RecipeOptions,
     plan_file: Path | None,
     dry_run: bool,
@@ -72,6 +88,7 @@ def quantize(
     from sottovoce.cli.as_json import quantized_to_dict
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_folder import print_plan, print_quantized
+    from sottovoce.data.augment import Augmentation
     from sottovoce.quantization.plan_file import read_plan
     from sottovoce.system.plain_data import to_plain
 
@@ -95,6 +112,8 @@ def quantize(
             recipe=recipe,
             plan=plan,
             calibration=calibration,
+            weighting=calibration_weights,
+            augmentation=Augmentation() if augment else None,
             utterances=utterances,
             seed=seed,
             batch_size=batch_size,

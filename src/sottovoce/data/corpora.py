@@ -4,14 +4,19 @@ Their texts follow rules of their own. What is not speech (TED-LIUM's `<unk>`, `
 so that a text can also be taught; spelling, case, punctuation and numbers are levelled when scoring (`evaluate.score.normalize`).
 """
 
+import codecs
 import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from sottovoce.data.audio import SUFFIXES
+from sottovoce.data.containers import CONTAINER_SUFFIXES, INSTALL, decoder_installed
 from sottovoce.data.dataset import Utterance
+from sottovoce.data.files import counted_by_suffix, is_file, is_hidden, visible_files
 from sottovoce.errors import DataError
+from sottovoce.system.notices import notice
+from sottovoce.system.text_files import read_text, split_lines
 
 IGNORED = "ignore_time_segment_in_scoring"  # the text of a TED-LIUM segment that must not be scored
 NOT_WORDS = re.compile(r"<[^>]*>|\{[^}]*\}|\(\d+\)|\[[^\]]*\]")
@@ -20,21 +25,31 @@ SPGI_COLUMNS = ("wav_filename", "wav_filesize", "transcript")
 
 
 def read_folder(path: Path) -> list[Utterance]:
-    """All sound files below a folder, by name; nothing is known of what they say."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    return [Utterance(id=file.relative_to(path).with_suffix("").as_posix(), audio=file) for file in files]
+    """Read all sound files and videos below a folder, by name; nothing is known of what they say. Hidden files are passed over; what
+    else is left out is said, and so is what needs a decoder that is not installed."""
+    wanted = (*SUFFIXES, *CONTAINER_SUFFIXES)
+    files = list(visible_files(path))
+    recordings = [file for file in files if file.suffix.lower() in wanted]
+    if others := [file for file in files if file.suffix.lower() not in wanted]:
+        notice(f"{path}: left out {counted_by_suffix(others)} (not known as recordings)")
+    if hidden := [file for file in path.rglob("*") if file.suffix.lower() in wanted and is_hidden(file, path) and is_file(file)]:
+        notice(f"{path}: passed over hidden files: {counted_by_suffix(hidden)}")
+    if not decoder_installed() and (unread := [file for file in recordings if file.suffix.lower() in CONTAINER_SUFFIXES]):
+        notice(f"{path}: {counted_by_suffix(unread)} cannot be read without PyAV; {INSTALL}")
+    named = ((file, file.relative_to(path)) for file in recordings)
+    return [Utterance(id=name.with_suffix("").as_posix(), audio=file, written=name.as_posix()) for file, name in named]
 
 
 def read_librispeech(transcripts: list[Path]) -> list[Utterance]:
     """LibriSpeech's own layout: `speaker/chapter/speaker-chapter.trans.txt` beside `speaker-chapter-NNNN.flac`."""
     utterances = []
     for transcript in transcripts:
-        for number, line in enumerate(_text(transcript).splitlines(), start=1):
+        for number, line in enumerate(split_lines(_text(transcript)), start=1):
             name, _, text = line.strip().partition(" ")
             if not name:
                 continue
             files = [transcript.parent / f"{name}{suffix}" for suffix in (".flac", ".wav")]
-            audio = next((file for file in files if Path(name).name == name and _is_file(file)), None)
+            audio = next((file for file in files if Path(name).name == name and is_file(file)), None)
             if audio is None:
                 raise DataError(f"{transcript}, line {number}: no {name}.flac beside it")
             utterances.append(Utterance(id=name, audio=audio, text=text, speaker=name.split("-")[0]))
@@ -71,7 +86,7 @@ def read_tedlium(transcripts: list[Path]) -> tuple[list[Utterance], int]:
 
 
 def _stm_lines(transcript: Path) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(_text(transcript).splitlines(), start=1):
+    for number, line in enumerate(split_lines(_text(transcript)), start=1):
         if not line.strip() or line.startswith(";;"):
             continue
         fields = line.split(maxsplit=STM_FIELDS - 1)
@@ -86,7 +101,7 @@ def _recording_of(transcript: Path) -> Path:
     for folder in (transcript.parent.parent / "sph", transcript.parent.parent / "wav", transcript.parent):
         for suffix in (".sph", ".wav", ".flac"):
             file = folder / f"{transcript.stem}{suffix}"
-            if file.is_file():
+            if is_file(file):
                 return file
     raise DataError(f"{transcript}: no {transcript.stem}.sph in the folder sph beside it")
 
@@ -96,7 +111,7 @@ def read_spgispeech(table: Path) -> list[Utterance]:
     utterances = []
     root = table.parent / table.stem if (table.parent / table.stem).is_dir() else table.parent
     # Quotes stand for themselves: transcripts hold them unpaired.
-    rows = csv.reader(_text(table).splitlines(), delimiter="|", quoting=csv.QUOTE_NONE)
+    rows = csv.reader(split_lines(_text(table)), delimiter="|", quoting=csv.QUOTE_NONE)
     try:
         if tuple(next(rows, ())) != SPGI_COLUMNS:
             raise DataError(f"{table}: its first line must be {'|'.join(SPGI_COLUMNS)}")
@@ -108,10 +123,18 @@ def read_spgispeech(table: Path) -> list[Utterance]:
                 raise DataError(f"{table}, line {number}: {name!r} is not the name of a file")
             if not (root / name).resolve().is_relative_to(root.resolve()):
                 raise DataError(f"{table}, line {number}: {name!r} lies outside of {root}")
-            utterances.append(Utterance(id=Path(name).with_suffix("").as_posix(), audio=root / name, text=text, speaker=_folder(name)))
+            written = f"{table.stem}/{name}"
+            called = Path(name).with_suffix("").as_posix()
+            utterances.append(Utterance(id=called, audio=root / name, text=text, speaker=_folder(name), written=written))
     except csv.Error as exc:
         raise DataError(f"{table}, line {rows.line_num}: {exc}") from exc
     return utterances
+
+
+def is_spgispeech(table: Path) -> bool:
+    """Whether a table begins as those of SPGISpeech."""
+    with table.open("rb") as file:
+        return file.readline().removeprefix(codecs.BOM_UTF8).startswith(f"{SPGI_COLUMNS[0]}|".encode())
 
 
 def _folder(name: str) -> str | None:
@@ -122,14 +145,6 @@ def _folder(name: str) -> str | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({exc})") from exc
-
-
-def _is_file(path: Path) -> bool:
-    """False also for names that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False

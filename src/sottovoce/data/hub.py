@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from sottovoce.data.corpora import tedlium_text
 from sottovoce.data.dataset import Utterance
+from sottovoce.data.rows import SPEAKER_NAMES, TEXT_NAMES
 from sottovoce.errors import DataError, MissingDependencyError
 
 PREFIX = "hf:"
@@ -16,8 +17,8 @@ DEFAULT_SPLIT = "test"
 # Names under which data sets on the Hub keep what is wanted, the usual ones first.
 GUESSES = {
     "audio": ("audio", "speech", "file"),
-    "text": ("text", "transcript", "sentence", "transcription", "normalized_text", "raw_text"),
-    "speaker": ("speaker_id", "speaker", "client_id"),
+    "text": TEXT_NAMES,
+    "speaker": SPEAKER_NAMES,
     "id": ("id", "segment_id", "utt_id", "wav_filename"),
 }
 

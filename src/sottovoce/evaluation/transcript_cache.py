@@ -14,6 +14,7 @@ from typing import Any
 from sottovoce.data.dataset import Utterance
 from sottovoce.errors import DataError, OutputError
 from sottovoce.evaluation.transcripts import Transcript, transcript_from, write_transcripts
+from sottovoce.system.text_files import read_lines
 
 
 class TranscriptCache:
@@ -47,7 +48,7 @@ class TranscriptCache:
 
     def _read(self, header: str) -> dict[str, Transcript]:
         try:
-            first, *lines = self.file.read_text(encoding="utf-8").splitlines()
+            first, *lines = read_lines(self.file)
         except (OSError, UnicodeDecodeError, ValueError):
             return {}
         found: dict[str, Transcript] = {}

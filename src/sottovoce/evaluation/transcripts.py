@@ -14,6 +14,7 @@ from typing import Any
 
 from sottovoce.errors import DataError, OutputError
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.text_files import read_lines
 
 GREEDY = "greedy"  # the decoding in which models and runtimes are compared
 LONG_FORM = "long-form"  # a model's own procedure for recordings of more than one pass
@@ -62,7 +63,7 @@ def read_transcripts(path: str | Path) -> tuple[Transcript, ...]:
     """Read a transcript file. Raises `DataError` with file and line for anything that does not fit."""
     source = Path(path).expanduser()
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(source)
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{path}: cannot be read as a transcript file (JSON lines): {exc}") from exc
     found: dict[str, Transcript] = {}

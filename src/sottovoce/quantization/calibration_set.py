@@ -1,15 +1,17 @@
 """Calibration speech: recordings, transcripts, and the batches made from them."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 
 from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
-from sottovoce.data.dataset import DataSet
+from sottovoce.data.augment import Augmentation, augment
+from sottovoce.data.dataset import DataSet, Share
+from sottovoce.data.usable import read_usable
 from sottovoce.errors import CalibrationError
 from sottovoce.evaluation.recognize import recognize_batches
 from sottovoce.evaluation.recognizer import TorchRecognizer
@@ -74,7 +76,8 @@ class CalibrationSpeech:
     """Prepared calibration speech: 16 kHz recordings, their token ids, and how they came about.
 
     `labelled`: how many transcripts the model made itself. `cut`: ids of recordings that were cut at silence because they
-    were longer than one forward pass takes.
+    were longer than one forward pass takes. `left_out`: ids of recordings that could not be used, each with the reason.
+    `shares`: what came from each data set, if there are several. `augmentation`: how the recordings were varied.
     """
 
     ids: tuple[str, ...]
@@ -86,6 +89,9 @@ class CalibrationSpeech:
     cut: tuple[str, ...]
     seconds: float
     label_time_s: float
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[Share, ...] = ()
+    augmentation: Augmentation | None = None
 
 
 def prepare_speech(
@@ -93,19 +99,24 @@ def prepare_speech(
     data: DataSet,
     *,
     language: str | None = None,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
     state: RunState | None = None,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
     A recording with a known text is taught with it; others with the model's own greedy transcript. `language`: of those that have
-    none of their own; "auto": the model detects it. Transcripts that `state` has are not made again; those that are made are added to it
-    at once. Raises `AudioError` for a recording that cannot be used.
+    none of their own; "auto": the model detects it. `augmentation`: vary the recordings by `seed`. Transcripts that `state` has are
+    not made again; those that are made are added to it at once. Recordings that cannot be used are left out and named. Raises
+    `CalibrationError` if less than two remain.
     """
     state = state or RunState()
+    usable = read_usable(data)
+    if augmentation is not None:
+        usable = augment(usable, augmentation, seed)
     ids, recordings, texts, speakers, languages, cut = [], [], [], [], list[str | None](), []
-    for utterance in data:
-        samples = utterance.samples()
+    for utterance, samples in zip(usable.utterances, usable.samples, strict=True):
         pieces = split_at_silence(samples, model.max_duration_s)
         if len(pieces) > 1:
             cut.append(utterance.id)
@@ -116,7 +127,8 @@ def prepare_speech(
             texts.append(utterance.text if len(pieces) == 1 else None)
             speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
     if len(recordings) < 2:
-        raise CalibrationError(f"{data.name}: {len(recordings)} utterance; at least two are needed, better a hundred")
+        reasons = "".join(f"; {reason}" for reason in usable.left_out.values())
+        raise CalibrationError(f"{data.name}: {len(recordings)} usable recordings; at least two are needed, better a hundred{reasons}")
     started = time.perf_counter()
     transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
     missing = [i for i, text in enumerate(texts) if text is None]
@@ -155,4 +167,7 @@ def prepare_speech(
         cut=tuple(cut),
         seconds=sum(map(len, recordings)) / SAMPLE_RATE,
         label_time_s=time.perf_counter() - started,
+        left_out=usable.left_out,
+        shares=data.shares,
+        augmentation=augmentation,
     )

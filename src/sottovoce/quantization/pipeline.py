@@ -1,11 +1,13 @@
 """The main job: recordings, a plan and a recipe in, a quantized recognizer out."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.data.augment import Augmentation
+from sottovoce.data.dataset import Share
 from sottovoce.data.folds import assign_folds
 from sottovoce.errors import CalibrationError
 from sottovoce.models.network import share_weights
@@ -40,6 +42,9 @@ class CalibrationRecord:
     seconds: float
     transcribed_by_the_model: int  # how many transcripts the model made itself
     cut_at_silence: tuple[str, ...]  # recordings longer than one forward pass takes
+    left_out: dict[str, str] = field(default_factory=dict)  # recordings that could not be used, each with the reason
+    sources: tuple[Share, ...] = ()  # what came from each data set, if there are several
+    augmentation: Augmentation | None = None  # how the recordings were varied
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,4 +134,7 @@ def _record(speech: CalibrationSpeech, seed: int) -> CalibrationRecord:
         seconds=round(speech.seconds, 3),
         transcribed_by_the_model=speech.labelled,
         cut_at_silence=speech.cut,
+        left_out=dict(speech.left_out),
+        sources=speech.shares,
+        augmentation=speech.augmentation,
     )
