@@ -224,12 +224,13 @@ def test_public_names() -> None:
         "verify",
     }
     assert set(sottovoce.__all__) == {
-        "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "ConfidenceRecord", "ConfidenceScaling", "DataSet", "Evaluation", "Export", "FADE", "Fallback",
-        "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest", "NumberFormat", "Plan", "PlannedLayer", "QEP",
-        "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule", "Score", "SottovoceError", "SpeechModel",
-        "Transcript", "Transcription", "Utterance", "__version__", "evaluate", "export", "fit_confidence", "inspect", "load",
-        "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan", "run_bench", "score",
-        "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan", "write_report",
+        "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "ConfidenceRecord", "ConfidenceScaling", "DataSet",
+        "Evaluation", "Export", "FADE", "Fallback", "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest",
+        "NumberFormat", "Plan", "PlannedLayer", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
+        "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__", "evaluate", "export",
+        "fit_confidence", "inspect", "load", "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan",
+        "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
+        "write_report",
     }  # fmt: skip
     for module in pkgutil.walk_packages(sottovoce.__path__, "sottovoce."):
         importlib.import_module(module.name)  # which must not put itself in a public name's place

@@ -1,0 +1,41 @@
+"""The quick part of `benchmarks/same_codes.py`: plain rounding of the real tiny.en, which needs no speech, gives the codes of the record."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sottovoce.backends.registry import target_named
+from sottovoce.models.load import load_model
+from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.plain_data import to_plain
+from sottovoce.system.versions import processor
+from tests.conftest import quantized
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/same_codes.py"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("same_codes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.mark.parametrize("target", script.TARGETS)
+@pytest.mark.parametrize("bits", [4, 3])
+def test_rounded_codes_are_those_of_the_record(bits: int, target: str) -> None:
+    record = json.loads(script.RECORD.read_text())
+    if record["processor"] != to_plain(processor()):
+        pytest.skip(f"the record is of {record['processor']['name']}, whose sums of scale errors may round in other ways")
+    recipe = Recipe(method=METHODS["rtn"], format=target_named(target).format(bits=bits))
+    found = script.digests(quantized(load_model("bundled:tiny.en"), recipe, target=target))
+    assert found == record["digests"][f"tiny.en, {target}, {bits} bits, rtn"]
