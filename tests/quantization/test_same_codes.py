@@ -1,4 +1,4 @@
-"""The quick part of `benchmarks/same_codes.py`: plain rounding of the real tiny.en, which needs no speech, gives the codes of the record."""
+"""The quick part of `benchmarks/same_codes.py`: rounding tiny.en, which needs no speech, gives the record's codes."""
 
 import importlib.util
 import json
