@@ -12,10 +12,10 @@ from sottovoce.models.layers import Positions
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs of one forward pass with teacher forcing.
+    """Hold the inputs of one forward pass with teacher forcing.
 
     `weights[p]` `[B, T_p]`: how much each position of kind p counts; for kind "all" there are none. `folds` `[B]`: the fold (0 or 1)
-    of each utterance. `names`: what they are called in messages.
+    of each utterance. `names`: what messages call them.
     """
 
     inputs: dict[str, Any]
@@ -26,7 +26,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Encoder outputs: `states` `[B, T, d]`, and which of them hear audio, bool `mask` `[B, T]`, or None: all count."""
+    """Hold encoder outputs: `states` `[B, T, d]`, and bool `mask` `[B, T]` of those that are no padding, or None: all count."""
 
     states: Tensor
     mask: Tensor | None = None
@@ -36,7 +36,7 @@ class Encoded:
 
     @staticmethod
     def joined(parts: Sequence["Encoded"]) -> "Encoded":
-        """One batch of several; shorter ones are padded and masked."""
+        """Join several batches into one; shorter ones are padded and masked."""
         longest = max(part.states.shape[1] for part in parts)
         if all(part.mask is None and part.states.shape[1] == longest for part in parts):
             return Encoded(torch.cat([part.states for part in parts]))
@@ -50,7 +50,7 @@ class Encoded:
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Token ids `[B, T]`, padded on the right with `fill`, and a mask of what is not padding.
+    """Return token ids `[B, T]`, padded on the right with `fill`, and a bool mask `[B, T]` of what is not padding.
 
     Attention is causal, so real positions see no padding without any mask.
     """
@@ -63,7 +63,7 @@ def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tenso
 
 
 def batches_by_language(order: Sequence[int], languages: Sequence[str | None], size: int) -> Iterator[list[int]]:
-    """Pieces of at most `size` of the numbers in `order`, none of which mixes languages."""
+    """Yield pieces of at most `size` of the numbers in `order`, none of which mixes languages."""
     for language in sorted(set(languages), key=str):
         group = [i for i in order if languages[i] == language]
         for start in range(0, len(group), size):

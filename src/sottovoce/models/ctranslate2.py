@@ -22,9 +22,9 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from sottovoce.errors import ModelError
+from sottovoce.models.whisper_settings import complete_generation_config
 
 BINARY_VERSION = 6
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -39,7 +39,7 @@ HEAD_SIZE = 64  # every published Whisper has attention heads of 64
 
 
 class _Reader:
-    """Reads little-endian fields from a buffer and refuses to run past its end."""
+    """Read little-endian fields from a buffer and refuse to run past its end."""
 
     def __init__(self, buffer: memoryview, name: str) -> None:
         self._buffer, self._name, self.offset = buffer, name, 0
@@ -67,7 +67,7 @@ class _Reader:
 
 
 def read_variables(*parts: Path) -> dict[str, np.ndarray]:
-    """Every variable of a `model.bin`, given as one file or as consecutive parts of it.
+    """Read every variable of a `model.bin`, given as one file or as consecutive parts of it.
 
     Raises `ModelError` if the file is damaged, is of another version, or is not a Whisper model.
     """
@@ -117,7 +117,7 @@ def _read_variable(reader: _Reader, file_name: str) -> tuple[str, np.ndarray]:
 
 
 def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """The model (float32, evaluation mode) and processor of a CTranslate2 Whisper folder.
+    """Return the model (float32, evaluation mode) and processor of a CTranslate2 Whisper folder.
 
     `parts`: files that make up `model.bin` where it is not one file of the folder. Raises `ModelError` for a damaged
     file, for int8 or int16 weights, and for a folder without `config.json` or `tokenizer.json`.
@@ -142,13 +142,18 @@ def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[Wh
     if missing or unexpected:
         raise ModelError(f"{folder}: weights do not make up a Whisper model; missing {missing}, unexpected {unexpected}")
     model.tie_weights()
-    model.generation_config = _generation_config(config, tokenizer, settings)
+    model.generation_config = GenerationConfig(
+        suppress_tokens=settings.get("suppress_ids", []),
+        begin_suppress_tokens=settings.get("suppress_ids_begin", []),
+        alignment_heads=settings.get("alignment_heads"),
+    )
+    complete_generation_config(model, tokenizer, str(folder))
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     return model.eval(), WhisperProcessor(extractor, tokenizer)
 
 
 def to_transformers(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """CTranslate2 variables under `transformers` names, as float32 tensors (float16 to float32 is exact)."""
+    """Return CTranslate2 variables under `transformers` names, as float32 tensors (float16 to float32 is exact)."""
     state: dict[str, torch.Tensor] = {}
 
     def put(name: str, value: np.ndarray) -> None:
@@ -240,32 +245,3 @@ def _config(state: dict[str, torch.Tensor], tokenizer: WhisperTokenizer) -> Whis
         decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
         architectures=["WhisperForConditionalGeneration"],
     )
-
-
-def _generation_config(config: WhisperConfig, tokenizer: WhisperTokenizer, settings: dict[str, Any]) -> GenerationConfig:
-    """Whisper's generation settings; what `config.json` does not hold follows from the vocabulary."""
-    token = tokenizer.convert_tokens_to_ids
-    no_timestamps = token("<|notimestamps|>")
-    # English-only vocabularies have one text token fewer than the multilingual ones.
-    multilingual = token("<|endoftext|>") == 50257
-    values: dict[str, Any] = {
-        "decoder_start_token_id": config.decoder_start_token_id,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "max_length": config.max_target_positions,
-        "no_timestamps_token_id": no_timestamps,
-        "prev_sot_token_id": token("<|startofprev|>"),
-        "max_initial_timestamp_index": 50,
-        "return_timestamps": False,
-        "is_multilingual": multilingual,
-        "suppress_tokens": settings.get("suppress_ids", []),
-        "begin_suppress_tokens": settings.get("suppress_ids_begin", []),
-        "alignment_heads": settings.get("alignment_heads"),
-    }
-    if multilingual:
-        unknown = tokenizer.unk_token_id
-        languages = {f"<|{code}|>": token(f"<|{code}|>") for code in LANGUAGES}
-        values["lang_to_id"] = {key: value for key, value in languages.items() if value != unknown}
-        values["task_to_id"] = {task: token(f"<|{task}|>") for task in ("transcribe", "translate")}
-    return GenerationConfig(**values)

@@ -17,10 +17,11 @@ from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.layers import AWQMapping, Layer, Part, Positions
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.whisper_settings import language_tokens
 
 CROSS = ("encoder_attn", "cross_attn", "crossattention")
 ATTENTION = ("attn", "attention")
-MOST_TOKENS = 200  # of a transcript, where the model's own settings do not say
+MAX_NEW_TOKENS = 200  # of a transcript, where the model's own settings do not say
 
 
 class Generic(SpeechModel):
@@ -45,6 +46,21 @@ class Generic(SpeechModel):
     def _name_of(self, module: nn.Module) -> str:
         return next(str(name) for name, other in self.network.named_modules() if other is module)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that have a token, where the processor makes a prompt from one."""
+        if not hasattr(self.processor, "get_decoder_prompt_ids"):
+            return super().languages
+        return tuple(token[2:-2] for token in language_tokens(self.processor.tokenizer.get_vocab()))
+
+    def complete_settings(self) -> None:
+        super().complete_settings()
+        if self.network.generation_config.decoder_start_token_id is None and not hasattr(self.processor, "get_decoder_prompt_ids"):
+            raise ModelError(
+                f"{self.source}: neither generation_config.json nor config.json says which token begins a transcript "
+                "(decoder_start_token_id); add it to generation_config.json"
+            )
+
     def layers(self) -> list[Layer]:
         encoder, decoder = (self._name_of(half) + "." for half in (self._encoder, self._decoder))
         linears = [name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)]
@@ -67,7 +83,7 @@ class Generic(SpeechModel):
         )
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """One entry for each recording, by its number: what the encoder takes for it alone, so that there is no padding."""
+        """Return one entry for each recording, by its number: what the encoder takes for it alone, so that there is no padding."""
         return {str(i): self._features_of(recording) for i, recording in enumerate(recordings)}
 
     def _features_of(self, recording: np.ndarray) -> Tensor:
@@ -94,7 +110,7 @@ class Generic(SpeechModel):
     def max_new_tokens(self, language: str | None) -> int:
         settings, config = self.network.generation_config, self.network.config
         limits = [getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings")]
-        longest = min(settings.max_length or MOST_TOKENS, *(limit for limit in limits if limit), MOST_TOKENS)
+        longest = min(settings.max_length or MAX_NEW_TOKENS, *(limit for limit in limits if limit), MAX_NEW_TOKENS)
         return int(longest) - len(self._prompt(language))
 
     def _generate(
@@ -139,15 +155,15 @@ class Generic(SpeechModel):
         return inputs | {"use_cache": False}, {}
 
     def _prompt(self, language: str | None) -> list[int]:
-        """What decoding starts from: the processor's prompt, where it makes one, or the start token."""
+        """Return what decoding starts from: the processor's prompt, where it makes one, or the start token."""
         if hasattr(self.processor, "get_decoder_prompt_ids"):
-            return list(self.processor.get_decoder_prompt_ids(language=language or "en"))
+            return list(self.processor.get_decoder_prompt_ids(language=self.spoken_language(language)))
         start = self.network.generation_config.decoder_start_token_id
         return [self.network.config.decoder_start_token_id if start is None else start]
 
 
 def _one_by_one(encoded: Encoded) -> list[Tensor]:
-    """Encoder outputs of each utterance alone, `[1, T, d]`, padding cut off. Copies: some decoders write into what they are given."""
+    """Return each utterance's encoder outputs, `[1, T, d]`, without padding, as copies: some decoders write into what they are given."""
     mask = encoded.mask
     lengths = [None] * len(encoded.states) if mask is None else mask.sum(1).tolist()
     return [encoded.states[i : i + 1, :length].clone() for i, length in enumerate(lengths)]

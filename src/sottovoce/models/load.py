@@ -12,22 +12,26 @@ from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
+from sottovoce.models.readiness import make_ready
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
 
+ADAPTER = "adapter_config.json"
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 
 
 def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None = None) -> SpeechModel:
-    """The recognizer called `source`, in float32 on the CPU, in evaluation mode.
+    """Load the recognizer called `source`, in float32 on the CPU, in evaluation mode.
 
     `source`: `bundled:NAME`, a folder (transformers, faster-whisper, or one of ours, read by `quantized_loader`), or a
     Hub id. Raises `ModelError` if there is no such model, it is of another architecture, or it holds NaN or infinite weights.
     """
     name = str(source)
     folder = Path(name).expanduser()
+    if (folder / ADAPTER).is_file():
+        raise ModelError(_merge_first(name, folder / ADAPTER))
     if name.startswith(bundled.PREFIX) and (recovered := bundled.RECOVERED.get(name.removeprefix(bundled.PREFIX))):
         network, processor = _from_transformers(recovered())
     elif name.startswith(bundled.PREFIX):
@@ -44,17 +48,17 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         network, processor = _from_transformers(folder if folder.is_dir() else name)
     _check_weights(network, name)
     family = FAMILIES.get(network.config.model_type, Generic)
-    return family(network.eval().requires_grad_(False), processor, name)
+    return make_ready(family(network.eval().requires_grad_(False), processor, name))
 
 
 def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     """Load by `transformers`, from a folder or the Hub; foreign errors become a `ModelError`."""
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as RECOGNISERS
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as RECOGNIZERS
 
     try:
         model_type = AutoConfig.from_pretrained(source).model_type
-        if model_type not in RECOGNISERS:
+        if model_type not in RECOGNIZERS:
             raise ModelError(
                 f"{source}: a {model_type!r} model is not an encoder-decoder speech recognizer that transformers knows; "
                 f"best known here: {', '.join(FAMILIES)}"
@@ -66,7 +70,37 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     except json.JSONDecodeError as exc:
         raise ModelError(f"{source}: its config.json is not JSON ({exc})") from exc
     except Exception as exc:  # noqa: BLE001 - transformers and the Hub raise many kinds; all mean the model is not to be had
+        if (adapter := _adapter_on_hub(source)) is not None:
+            raise ModelError(_merge_first(str(source), adapter)) from exc
         raise ModelError(f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
+
+
+def _merge_first(name: str, adapter: Path) -> str:
+    """Say that `name` is an adapter, and how to make a model of it: one sentence and two lines of Python."""
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    base, merged = str(base or "BASE"), f"{Path(name).name}-merged"
+    return (
+        f"{name}: holds an adapter ({ADAPTER}), not a whole model; merge it first with these two lines of Python (package peft), and "
+        f"give the folder {merged}, or remove {ADAPTER} if the weights are merged already:\n"
+        "  import peft, transformers as t; peft.PeftModel.from_pretrained(t.AutoModelForSpeechSeq2Seq.from_pretrained("
+        f"{base!r}), {name!r}).merge_and_unload().save_pretrained({merged!r})\n"
+        f"  t.AutoProcessor.from_pretrained({base!r}).save_pretrained({merged!r})"
+    )
+
+
+def _adapter_on_hub(source: Path | str) -> Path | None:
+    """Return the description of the adapter that a Hub id names, or None: it names none, or the Hub is not reached."""
+    if isinstance(source, Path):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, ADAPTER))
+    except Exception:  # noqa: BLE001 - whatever the reason, the first error is the one to tell
+        return None
 
 
 def _first_line(exc: Exception) -> str:

@@ -6,17 +6,19 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from sottovoce.models.decoding import measured_config
+
 
 def share_weights(network: nn.Module) -> nn.Module:
-    """A copy of `network` with modules of its own that share all tensors; replace a parameter to change only the copy."""
+    """Return a copy of `network` with modules of its own that share all tensors; replace a parameter to change only the copy."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 class EncoderOutputs:
-    """Remembers what a network's encoder returns, batch by batch, so that its decoder can run again for little.
+    """Remember what a network's encoder returns, batch by batch, so that its decoder can run again at little cost.
 
-    (What is remembered is what the paused forward passes hold anyway.)
+    (The paused forward passes hold these tensors anyway.)
     """
 
     def __init__(self, network: Any, encoder: str) -> None:
@@ -29,8 +31,10 @@ class EncoderOutputs:
         self._outputs.append(output)
 
     def decoder_again(self) -> nn.Module:
-        """The network as it was at first, with its encoder returning what was remembered, in the same order and once; where nothing was
-        (its embedding is called before its encoder), the whole network. Nothing is remembered from now on."""
+        """Return the network as it was at first, with its encoder returning what was remembered, in the same order and once.
+
+        Where nothing was remembered (the embedding is called before the encoder), return the whole network. Stop remembering.
+        """
         self._hook.remove()
         if self._outputs:
             outputs, self._outputs = iter(self._outputs), []
@@ -46,10 +50,16 @@ def choice_of_tokens(temperature: float) -> dict[str, Any]:
 
 
 def generate(network: Any, *inputs: Tensor, **settings: Any) -> Any:
-    """`network.generate(*inputs, **settings)`, without its notices, batch by batch, that these go before the model's own settings."""
-    before = transformers_logging.get_verbosity()
+    """Call `network.generate(*inputs, **settings)` with the decoding that is measured, and the warnings of `transformers` silenced.
+
+    The network's own settings stay what they are. They are replaced for the time of the call, since `generate` fills in from them
+    whatever it is not given.
+    """
+    before, own = transformers_logging.get_verbosity(), network.generation_config
     transformers_logging.set_verbosity(max(before, transformers_logging.ERROR))
+    network.generation_config = measured_config(own)
     try:
         return network.generate(*inputs, **settings)
     finally:
+        network.generation_config = own
         transformers_logging.set_verbosity(before)

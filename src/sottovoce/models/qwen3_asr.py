@@ -4,6 +4,7 @@ A row of the language model is `[head of the prompt] [audio] [rest of the prompt
 depend on it, so head and audio count as the encoder's output here, and the rest of the prompt as the decoder's.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT, language_code
 from sottovoce.models.layers import AWQMapping, Layer, Positions, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 
-MOST_TOKENS = 256  # of a transcript, as the model's own examples have it
+LANGUAGE_TOKENS = 12  # in which the model says the language, if the prompt does not
+MAX_NEW_TOKENS = 256  # of a transcript, as the model's own examples have it
 AUDIO = "model.audio_tower"
 TOWER_BITS = 8  # of the audio tower: with less, long recordings were seen to loop
 TEXT = "model.language_model"
@@ -31,10 +35,24 @@ class Qwen3ASR(SpeechModel):
 
     head, encoder, embedding = "lm_head", AUDIO, f"{TEXT}.embed_tokens"
     fixed_length = False
+    detects_languages = True
 
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         super().__init__(network, processor, source)
         self._prompts = cache(self._prompt)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(LANGUAGE_CODE_TO_NAME)
+
+    def complete_settings(self) -> None:
+        super().complete_settings()
+        tokenizer, wanted = self.processor.tokenizer, self.network.config.audio_token_id
+        if tokenizer.convert_tokens_to_ids(self.processor.audio_token) != wanted:
+            raise ModelError(
+                f"{self.source}: its tokenizer has {self.processor.audio_token!r} at another place than token {wanted}, so it is of "
+                "another model; restore the model's tokenizer files"
+            )
 
     def layers(self) -> list[Layer]:
         config, found = self.network.config, []
@@ -107,20 +125,33 @@ class Qwen3ASR(SpeechModel):
         return torch.stack([states[i, len(row) - rest.shape[1] : len(row)] for i, row in enumerate(rows)])
 
     def _contexts(self, encoded: Encoded) -> list[Tensor]:
-        """Head of the prompt and audio, `[n, d]`, of each utterance."""
-        head = self.module(self.embedding)(torch.tensor(self._prompts(None)[0]))
+        """Return head of the prompt and audio, `[n, d]`, of each utterance."""
+        head = self.module(self.embedding)(torch.tensor(self._prompts(DEFAULT_LANGUAGE)[0]))
         lengths = [len(s) for s in encoded.states] if encoded.mask is None else encoded.mask.sum(1).tolist()
         return [torch.cat([head, states[:length]]) for states, length in zip(encoded.states, lengths, strict=True)]
 
     def max_new_tokens(self, language: str | None) -> int:
         del language
-        return int(self.network.generation_config.max_new_tokens or MOST_TOKENS)
+        return int(self.network.generation_config.max_new_tokens or MAX_NEW_TOKENS)
 
     def _generate(
         self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
     ) -> list[tuple[list[int], bool]]:
         limit = min(max_new_tokens or self.max_new_tokens(language), self.max_new_tokens(language))
-        rest = self.module(self.embedding)(torch.tensor(self._prompts(language)[1]))
+        return self._continue(encoded, self._prompts(self.spoken_language(language))[1], limit, temperature)
+
+    def detect_languages(self, encoded: Encoded) -> list[str]:
+        """Let the model go on behind a prompt that names no language: it then says "language German" before the transcript."""
+        found = []
+        for tokens, _ in self._continue(encoded, self._prompts(DETECT)[1], LANGUAGE_TOKENS, 0.0):
+            said = re.match(r"\s*language\s+(\w+)", self.processor.tokenizer.decode(tokens))
+            code = language_code(said[1], self.languages) if said else ""
+            found.append(code if code in self.languages else DEFAULT_LANGUAGE)  # "language None": no speech
+        return found
+
+    def _continue(self, encoded: Encoded, prompt: list[int], limit: int, temperature: float) -> list[tuple[list[int], bool]]:
+        """Decode at most `limit` tokens behind audio and `prompt`; return tokens, and whether they came to an end token."""
+        rest = self.module(self.embedding)(torch.tensor(prompt))
         rows = [torch.cat([context, rest]) for context in self._contexts(encoded)]
         longest = max(map(len, rows))
         embedded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
@@ -149,7 +180,7 @@ class Qwen3ASR(SpeechModel):
         return str(self.processor.decode(list(tokens), return_format="transcription_only")).strip()
 
     def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
-        rest = self._prompts(language)[1]
+        rest = self._prompts(self.spoken_language(language))[1]
         rows = [[*rest, *list(transcript)[: self.max_new_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self._ends[0])
         return {"decoder_input_ids": ids}, mask
@@ -160,7 +191,7 @@ class Qwen3ASR(SpeechModel):
         (recording,), (transcript,) = recordings, transcripts
         features = self.features([recording])
         frames = features["input_features_mask"].sum(-1)
-        head, rest = self._prompts(language)
+        head, rest = self._prompts(self.spoken_language(language))
         audio_tokens = int(self.processor._get_audio_token_length(frames, self._window)[0])
         before = [*head, *[self.network.config.audio_token_id] * audio_tokens, *rest]
         ids = torch.tensor([[*before, *list(transcript)[: self.max_new_tokens(language)]]])
@@ -171,9 +202,10 @@ class Qwen3ASR(SpeechModel):
     def _window(self) -> int:
         return int(self.network.config.audio_config.n_window)
 
-    def _prompt(self, language: str | None) -> tuple[list[int], list[int]]:
-        """Token ids before and after the audio, from the processor's own template with the language forced."""
-        (text,) = self.processor.apply_transcription_request(np.zeros(SAMPLE_RATE, np.float32), language=language or "en", tokenize=False)
+    def _prompt(self, language: str) -> tuple[list[int], list[int]]:
+        """Return the token ids before and after the audio, from the processor's own template, with the language forced unless "auto"."""
+        forced = None if language == DETECT else language
+        (text,) = self.processor.apply_transcription_request(np.zeros(SAMPLE_RATE, np.float32), language=forced, tokenize=False)
         before, mark, after = text.partition(self.processor.audio_token)
         if not mark:
             raise ModelError(f"{self.source}: its chat template has no place for audio ({self.processor.audio_token!r})")

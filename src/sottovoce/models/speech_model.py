@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, batches_by_language
-from sottovoce.models.languages import DETECT
+from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.layers import AWQMapping, Layer, Positions
 
 WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
 
 
 class SpeechModel(ABC):
-    """An encoder-decoder speech recognizer with everything needed to run it.
+    """Run an encoder-decoder speech recognizer: the interface that every family implements.
 
     `network`: the `transformers` model, in evaluation mode. `processor`: its tokenizer and feature extractor.
     `source`: the name it was loaded under. `head`, `encoder`, `embedding`: the names of the output head, the encoder and the token
@@ -31,38 +31,87 @@ class SpeechModel(ABC):
     max_duration_s: float = 30.0  # seconds of audio one forward pass takes
     fixed_length: bool = True  # features of all recordings have one length, whatever the recordings'
 
+    detects_languages: bool = False  # whether the model can tell which language is spoken
+
     def __init__(self, network: Any, processor: Any, source: str) -> None:
         self.network: Any = network
         self.processor: Any = processor
         self.source = source
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The codes of the languages that the model transcribes; none if its files do not say."""
+        stated = getattr(self.network.config, "languages", None) or ()
+        return tuple(str(code) for code in stated)
+
+    def choose_language(self, asked: str | None) -> str | None:
+        """Return the code of the language that a user asked for (see `languages.choose_language`). Raises `ModelError`."""
+        return choose_language(asked, self.languages, detects=self.detects_languages, source=self.source)
+
+    def spoken_language(self, asked: str | None) -> str:
+        """Return the code of the language to transcribe: the one asked for, or the default. Raises `ModelError`, also for "auto"."""
+        code = self.choose_language(asked)
+        if code == DETECT:
+            raise ModelError(f"{self.source}: the language is to be detected first; name it here")
+        return code or default_language(self.languages, self.source)
+
+    def complete_settings(self) -> None:
+        """Add to the generation settings what is missing and known from elsewhere. Raises `ModelError` if start or end stay unknown."""
+        settings, config, tokenizer = self.network.generation_config, self.network.config, self.processor.tokenizer
+        for name in ("decoder_start_token_id", "eos_token_id"):
+            if getattr(settings, name, None) is None:
+                setattr(settings, name, getattr(config, name, None))
+        if settings.eos_token_id is None:
+            settings.eos_token_id = tokenizer.eos_token_id
+        if settings.eos_token_id is None:
+            raise ModelError(
+                f"{self.source}: neither generation_config.json nor config.json nor the tokenizer says which token ends a transcript "
+                "(eos_token_id); add it to generation_config.json"
+            )
+
+    def special_tokens(self) -> list[tuple[int, str | None]]:
+        """List the ids that decoding relies on, each with the name that the tokenizer must have there (None: any special token)."""
+        ends = self.network.generation_config.eos_token_id
+        return [(int(end), None) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of rows of the token embedding."""
+        return int(self.network.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def first_untexted_id(self) -> int | None:
+        """The id from which on rows need no token in the tokenizer (timestamps, padding), or None."""
+        return None
+
     @abstractmethod
     def layers(self) -> list[Layer]:
-        """All quantizable linear layers, the head last."""
+        """List all quantizable linear layers, the head last."""
 
     @abstractmethod
     def awq_mappings(self) -> list[AWQMapping]:
-        """The foldable pairs, in the order in which they may be folded."""
+        """List the pairs that AWQ can scale, in the order in which it may."""
 
     @abstractmethod
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """Encoder inputs of 16 kHz mono recordings."""
+        """Return the encoder inputs of 16 kHz mono recordings (float32 `[n_samples]` each)."""
 
     @abstractmethod
     def encode(self, features: dict[str, Tensor]) -> Encoded:
-        """Encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
+        """Return the encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
 
     @abstractmethod
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
-        """The head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
+        """Return the head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
 
     def detect_languages(self, encoded: Encoded) -> list[str]:
-        """The language code of each utterance. Raises `ModelError` where the family cannot tell."""
+        """Return the language code of each utterance. Raises `ModelError` where the family cannot tell."""
         del encoded
         raise ModelError(f"{self.source}: cannot tell languages apart; name the language")
 
     def decode_by_language(self, encoded: Encoded, language: str | None) -> tuple[list[tuple[list[int], bool]], list[str | None]]:
-        """As `greedy_decode`, and the language of each utterance: found out where `language` is "auto"."""
+        """Decode as `greedy_decode` does; return the language of each utterance too, detected where `language` is "auto"."""
+        language = self.choose_language(language)
         if language != DETECT:
             return self.greedy_decode(encoded, language), [language] * len(encoded.states)
         languages = self.detect_languages(encoded)
@@ -89,7 +138,7 @@ class SpeechModel(ABC):
 
     @abstractmethod
     def max_new_tokens(self, language: str | None) -> int:
-        """How many tokens a transcript can have, prompt and end token not counted."""
+        """Return how many tokens a transcript can have, prompt and end token not counted."""
 
     def step_limit(self, language: str | None, frames: int) -> int:
         """Return how many tokens, the end token included, are decoded at most for `frames` positions of the encoder's output."""
@@ -107,21 +156,23 @@ class SpeechModel(ABC):
         )
 
     def decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[list[int]]:
-        """Greedy transcripts as token ids, prompt and end token left off."""
+        """Return greedy transcripts as token ids, without prompt and end token."""
         return [tokens for tokens, _ in self.greedy_decode(encoded, language, max_new_tokens)]
 
     def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
-        """A recording of any length by the model's own long-form procedure, as `greedy_decode`; None if it has none: then recordings
-        beyond `max_duration_s` are cut at silence."""
+        """Decode a recording of any length by the model's own long-form procedure, as `greedy_decode` does.
+
+        Return None if the model has none: then recordings beyond `max_duration_s` are cut at silence.
+        """
         del recording, language
         return None
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The words of a transcript."""
+        """Return the text of a transcript."""
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> tuple[list[list[int]], list[list[float]]]:
-        """A transcript's tokens, and a value of each, word by word: a word begins where a token begins with a space."""
+        """Group a transcript's tokens, and a value of each, by word: a word begins where a token begins with a space."""
         words, of_words = list[list[int]](), list[list[float]]()
         for token, value in zip(tokens, values, strict=True):
             piece = self.processor.tokenizer.convert_ids_to_tokens(token) or ""
@@ -133,28 +184,28 @@ class SpeechModel(ABC):
         return words, of_words
 
     def tokens(self, text: str) -> list[int]:
-        """A transcript as token ids, without prompt and end token."""
+        """Return a transcript as token ids, without prompt and end token."""
         return list(self.processor.tokenizer(text.strip(), add_special_tokens=False).input_ids)
 
     @abstractmethod
     def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
-        """Decoder inputs for known transcripts: prompt, transcript, and padding; and a mask `[B, T]` of what is not padding."""
+        """Return decoder inputs for known transcripts (prompt, transcript, padding), and a bool mask `[B, T]` of what is not padding."""
 
     def teacher_forced_inputs(
         self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
     ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
-        """What the whole network takes for recordings and known transcripts, and which positions of each kind count: bool `[B, T_p]`."""
+        """Return what the network takes for recordings and known transcripts, and which positions of each kind count: bool `[B, T_p]`."""
         inputs, tokens = self.teacher_forcing(transcripts, language)
         whole = {**self.features(recordings), **inputs, "use_cache": False}
         return whole, {"frames": self._frame_mask(recordings), "tokens": tokens}
 
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
-        """Which encoder positions hear audio rather than padding; bool `[B, T]`. Of families that have layers of kind "frames"."""
+        """Return which encoder positions are audio rather than padding; bool `[B, T]`. For families that have layers of kind "frames"."""
         raise NotImplementedError
 
     @property
     def prompt_length(self) -> int:
-        """Prompt tokens in front of every transcript, the start token included."""
+        """The number of prompt tokens in front of every transcript, the start token included."""
         inputs, _ = self.teacher_forcing([[]], None)
         return int(inputs["decoder_input_ids"].shape[1])
 
@@ -164,15 +215,15 @@ class SpeechModel(ABC):
         return self.module(self.head).weight is self.module(self.embedding).weight
 
     def module(self, name: str) -> Any:
-        """The submodule of that name."""
+        """Return the submodule called `name`."""
         return self.network.get_submodule(name)
 
     def with_network(self, network: nn.Module) -> "SpeechModel":
-        """The same processor and source around another network."""
+        """Return the same processor and source around another network."""
         return type(self)(network, self.processor, self.source)
 
     def digest(self) -> str:
-        """A hash of all weights by name."""
+        """Return a hash of all weights by name."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.network.named_parameters()):
             digest.update(name.encode())

@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
-from sottovoce.models.languages import DETECT
+from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.whisper_settings import END, NO_TIMESTAMPS, START, complete_generation_config
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -30,6 +30,35 @@ class Whisper(SpeechModel):
     """`WhisperForConditionalGeneration` with its processor."""
 
     head, encoder, embedding = "proj_out", "model.encoder", "model.decoder.embed_tokens"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        settings = self.network.generation_config
+        return tuple(name[2:-2] for name in settings.lang_to_id) if settings.is_multilingual else (DEFAULT_LANGUAGE,)
+
+    @property
+    def detects_languages(self) -> bool:  # type: ignore[override]
+        return bool(self.network.generation_config.is_multilingual)
+
+    def complete_settings(self) -> None:
+        complete_generation_config(self.network, self.processor.tokenizer, self.source)
+
+    def special_tokens(self) -> list[tuple[int, str | None]]:
+        settings = self.network.generation_config
+        wanted: list[tuple[int, str | None]] = [
+            (settings.decoder_start_token_id, START),
+            (settings.eos_token_id, END),
+            (settings.no_timestamps_token_id, NO_TIMESTAMPS),
+        ]
+        if settings.is_multilingual:
+            wanted += [(index, name) for name, index in settings.lang_to_id.items()]
+            wanted += [(index, f"<|{task}|>") for task, index in settings.task_to_id.items()]
+        return wanted
+
+    @property
+    def first_untexted_id(self) -> int | None:
+        last = self.processor.tokenizer.get_vocab().get(NO_TIMESTAMPS)
+        return None if last is None else int(last) + 1
 
     def layers(self) -> list[Layer]:
         config, found = self.network.config, []
@@ -83,8 +112,8 @@ class Whisper(SpeechModel):
         return states
 
     def detect_languages(self, encoded: Encoded) -> list[str]:
-        if not self.network.generation_config.is_multilingual:
-            return ["en"] * len(encoded.states)
+        if not self.detects_languages:
+            return [DEFAULT_LANGUAGE] * len(encoded.states)
         found = self.network.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states))
         codes = {token: name[2:-2] for name, token in self.network.generation_config.lang_to_id.items()}
         return [codes[token] for token in found.tolist()]
@@ -107,8 +136,9 @@ class Whisper(SpeechModel):
         return int(min(longest, self.network.config.max_target_positions) - len(self._prompt(language)))
 
     def decode_long(self, recording: np.ndarray, language: str | None) -> tuple[list[int], bool] | None:
-        """Whisper's sequential algorithm (arXiv 2212.04356, section 3.8), as `transformers` has it: windows of 30 s that move on by
-        the predicted timestamps; a window that loops or is improbable is decoded again at higher temperatures.
+        """Run Whisper's sequential algorithm (arXiv 2212.04356, section 3.8), as `transformers` has it.
+
+        Windows of 30 s move on by the predicted timestamps; a window that loops or is improbable is decoded again at higher temperatures.
         """
         first_timestamp = self.network.generation_config.no_timestamps_token_id + 1
         if first_timestamp >= self.network.config.vocab_size:
@@ -169,20 +199,14 @@ class Whisper(SpeechModel):
 
     def _prompt(self, language: str | None) -> list[int]:
         settings = self.network.generation_config
-        prompt = [settings.decoder_start_token_id]
+        prompt, code = [settings.decoder_start_token_id], self.spoken_language(language)
         if settings.is_multilingual:
-            prompt += [settings.lang_to_id[f"<|{self._language(language)}|>"], settings.task_to_id["transcribe"]]
+            prompt += [settings.lang_to_id[f"<|{code}|>"], settings.task_to_id["transcribe"]]
         return [*prompt, settings.no_timestamps_token_id]
 
     def _language_options(self, language: str | None) -> dict[str, str]:
+        code = self.choose_language(language)
         if not self.network.generation_config.is_multilingual:
             return {}
-        named = {} if language == DETECT else {"language": self._language(language)}
+        named = {} if code == DETECT else {"language": self.spoken_language(code)}
         return {**named, "task": "transcribe"}
-
-    def _language(self, language: str | None) -> str:
-        code = language or "en"
-        known = self.network.generation_config.lang_to_id
-        if f"<|{code}|>" not in known:
-            raise ModelError(f"language {code!r} is not one this model knows: {', '.join(sorted(k[2:-2] for k in known))}")
-        return code

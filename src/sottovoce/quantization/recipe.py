@@ -20,7 +20,7 @@ Same = Literal["same"]
 class Rule:
     """Another format for some layers: those of a `part`, those whose name matches `match`, or those for which both hold."""
 
-    part: Part | None = None  # "encoder", "decoder self", "decoder cross", "decoder mlp" or "head"
+    part: Part | None = None  # one of `sottovoce.models.layers.Part`
     match: str | None = None  # a regular expression, found anywhere in the layer's name
     format: NumberFormat | None = None  # any format; or, in its place:
     bits: int | None = None  # the recipe's affine format at this width; 16 leaves the layers in floating point

@@ -8,6 +8,7 @@ import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
 
 
@@ -40,7 +41,7 @@ class TranscribeCppRecognizer:
         Without timestamps it gives the text of a Whisper model, and no tokens.
         """
         if self._multilingual:
-            language = language or "en"
+            language = language or DEFAULT_LANGUAGE
         found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
         for samples in recordings:
             ended = True

@@ -7,6 +7,7 @@ import numpy as np
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.layout import TOKEN_CONTROL, TOKEN_NORMAL, Layout, merges, parameter_names, tokens_by_id
 from sottovoce.errors import ExportError
+from sottovoce.models.languages import DEFAULT_LANGUAGE
 
 ATTENTION = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
 TOP = {
@@ -41,7 +42,7 @@ def _settings(source: Source, writer: Any) -> None:
     extractor = source.model.processor.feature_extractor
     if config.activation_function != "gelu" or config.scale_embedding or not source.model.tied:
         raise ExportError("transcribe.cpp knows Whisper with GELU, unscaled embeddings and a head tied to them only")
-    languages = [code[2:-2] for code in getattr(generation, "lang_to_id", None) or {}] or ["en"]
+    languages = [code[2:-2] for code in getattr(generation, "lang_to_id", None) or {}] or [DEFAULT_LANGUAGE]
     writer.add_array("general.languages", languages)
     writer.add_bool("stt.capability.lang_detect", len(languages) > 1)
     writer.add_bool("stt.capability.translate", len(languages) > 1)

@@ -10,6 +10,7 @@ import numpy as np
 from sottovoce.backends.whisper_cpp.header import read_header
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
 
 # Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
@@ -57,7 +58,7 @@ class WhisperCppRecognizer:
         """whisper.cpp reports no times of its parts; all counts as the decoder's."""
         began, found, calls = time.perf_counter(), list[Recognition](), self._calls
         for samples in recordings:
-            segments = self._model.transcribe(np.ascontiguousarray(samples, np.float32), language=language or "en")
+            segments = self._model.transcribe(np.ascontiguousarray(samples, np.float32), language=language or DEFAULT_LANGUAGE)
             context = self._context
             tokens = [
                 (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))

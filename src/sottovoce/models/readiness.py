@@ -1,0 +1,70 @@
+"""Whether a loaded recognizer can transcribe: its settings are whole, and its tokenizer is its own."""
+
+from pathlib import Path
+
+from sottovoce.errors import ModelError
+from sottovoce.models.decoding import set_aside_sentence
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.notices import notice
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+# Vocabularies are padded at the end (to multiples of 128, say); Whisper's timestamps are rows without tokens in some tokenizers.
+PADDED_ROWS = 127
+PADDED_SHARE = 0.1
+
+
+def make_ready(model: SpeechModel) -> SpeechModel:
+    """Complete the settings of `model`, check its tokenizer, and name in a notice what of its decoding settings is set aside.
+
+    Raises `ModelError` where it could not transcribe: the tokenizer is missing or of another model, or nothing says which tokens begin
+    and end a transcript.
+    """
+    if getattr(model.processor, "tokenizer", None) is None:
+        raise ModelError(f"{model.source}: its processor has no tokenizer; {_tokenizer_files(model.source)}")
+    _check_coverage(model)
+    model.complete_settings()
+    _check_special_tokens(model)
+    if (sentence := set_aside_sentence(model.source, model.network.generation_config)) is not None:
+        notice(sentence)
+    return model
+
+
+def _check_coverage(model: SpeechModel) -> None:
+    """The tokenizer has a token for nearly every row of the embedding, and for no other."""
+    rows, ids = model.vocabulary_size, set(model.processor.tokenizer.get_vocab().values())
+    if beyond := sum(i >= rows for i in ids):
+        raise ModelError(
+            f"{model.source}: its tokenizer has {len(ids)} tokens, {beyond} of them beyond the model's vocabulary of {rows}; "
+            f"{_tokenizer_files(model.source)}, or call resize_token_embeddings if tokens were added"
+        )
+    missing = sum(i not in ids for i in range(min(rows, model.first_untexted_id or rows)))
+    if missing > max(PADDED_ROWS, PADDED_SHARE * rows) or not ids:
+        raise ModelError(
+            f"{model.source}: its tokenizer has {len(ids)} tokens, and the model's vocabulary {rows}, so that words would be lost; "
+            f"{_tokenizer_files(model.source)}"
+        )
+
+
+def _check_special_tokens(model: SpeechModel) -> None:
+    """Every id that decoding relies on is the token of that name."""
+    names = {i: token for token, i in model.processor.tokenizer.get_vocab().items()}
+    special = set(model.processor.tokenizer.all_special_ids)
+    for index, wanted in model.special_tokens():
+        found = names.get(index)
+        if found is None or (wanted is not None and found != wanted) or (wanted is None and index not in special):
+            has = "no token" if found is None else repr(found)
+            raise ModelError(
+                f"{model.source}: its settings name token {index} as {wanted or 'the end or start of a transcript'}, and its tokenizer has "
+                f"{has} there, so it is of another model; {_tokenizer_files(model.source)}"
+            )
+
+
+def _tokenizer_files(source: str) -> str:
+    """Return what to do about the tokenizer files of `source`."""
+    folder = Path(source).expanduser()
+    there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not folder.is_dir():
+        return "take a model with the tokenizer that it was trained with"
+    if "tokenizer.json" in there:
+        return f"replace {', '.join(there)} by those of the model that it was made from"
+    return f"{folder / 'tokenizer.json'} is missing (or vocab.json and merges.txt): copy it from the model that it was made from"
