@@ -149,7 +149,7 @@ class TestExport:
             return right.write(flipped, file, activations)
 
         monkeypatch.setitem(BACKENDS, "transcribe.cpp", replace(right, write=wrong))
-        with pytest.raises(ExportError, match=r"of the words that the transcribe.cpp runtime hears differ .* the file was deleted"):
+        with pytest.raises(ExportError, match=r"of the words that the transcribe.cpp runtime recognizes differ .* the file was deleted"):
             api.export(whisper_folder, "gguf", tmp_path / "wrong.gguf")
         assert list(tmp_path.iterdir()) == []
 
@@ -240,11 +240,13 @@ class TestCommand:
             ],
         )
         assert done.exit_code == 1
-        assert "need the runtime torch or onnx" in done.stderr
+        assert "take word confidences in the runtime torch or onnx instead" in done.stderr
 
     def test_a_file_runs_as_what_it_is(self, folder: Path, tmp_path: Path) -> None:
         api.export(folder, "gguf", tmp_path / "t.gguf", verify=False)
         assert runtime_of(tmp_path / "t.gguf") == "transcribe.cpp"
+        (tmp_path / "renamed").write_bytes((tmp_path / "t.gguf").read_bytes())
+        assert runtime_of(tmp_path / "renamed") == "transcribe.cpp"
         with pytest.raises(RecipeError, match="is made for the runtime transcribe.cpp, and onnxruntime was asked for"):
             api.open_recognizer(tmp_path / "t.gguf", "onnx")
 

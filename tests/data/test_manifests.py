@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sottovoce.checkpoint.resume import RunState
+from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.data.dataset import Utterance
 from sottovoce.data.load import load_data
 from sottovoce.errors import AudioError, DataError
@@ -86,9 +86,9 @@ def test_the_cache_of_transcripts_finds_them_again(tmp_path: Path) -> None:
 
 
 def test_calibration_transcripts_of_a_stopped_run_are_found_again(tmp_path: Path) -> None:
-    state = RunState(tmp_path / "out")
+    state = StoredRun(tmp_path / "out")
     state.folder.mkdir()
-    state.keep_transcripts({TEXT: (1, 2)})
+    state.add_transcripts({TEXT: (1, 2)})
     with (state.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
         file.write(lines([f"x{TEXT}", [3]]))
     assert state.transcripts() == {TEXT: (1, 2), f"x{TEXT}": (3,)}

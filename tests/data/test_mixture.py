@@ -106,17 +106,19 @@ def test_quantize_states_sources_and_augmentation(sources: list[str], model_fold
     options = ("--calibration", "long", "--calibration", "short", "--calibration-weights", "equal", "--augment", "--utterances", 8)
     code, _, shown = run("quantize", model_folder, tmp_path / "out", *options, "--method", "gptq")
     assert code == 0, shown
-    calibration = read_manifest(tmp_path / "out")["calibration"]
-    assert [(s["source"], s["weight"], s["utterances"]) for s in calibration["sources"]] == [("long", 0.5, 4), ("short", 0.5, 4)]
-    assert calibration["augmentation"]["short"] == 0.25
-    assert any(mark in name for name in calibration["utterances"] for mark in ("~short", "~cut", "+", "~noise"))
+    calibration = read_manifest(tmp_path / "out").calibration
+    assert calibration is not None
+    assert [(s.source, s.weight, s.utterances) for s in calibration.sources] == [("long", 0.5, 4), ("short", 0.5, 4)]
+    assert calibration.augmentation is not None
+    assert calibration.augmentation.short == 0.25
+    assert any(mark in name for name in calibration.utterances for mark in ("~short", "~cut", "+", "~noise"))
     for name in ("one", "two"):
         api.quantize(make_tiny(), tmp_path / name, calibration=sources, utterances=8, augmentation=Augmentation())
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
     plain = api.quantize(make_tiny(), tmp_path / "plain", calibration=sources, utterances=8)
     assert plain.calibration is not None
-    assert plain.calibration["augmentation"] is None
+    assert plain.calibration.augmentation is None
     assert (tmp_path / "plain" / "model.safetensors").read_bytes() != weights[0]
     with pytest.raises(DataError, match="'long/000.wav' is given twice"):
         api.quantize(make_tiny(), tmp_path / "x", calibration=["long", "long/"])

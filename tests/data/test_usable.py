@@ -55,8 +55,9 @@ def test_the_command_names_them_and_keeps_them_in_the_manifest(folder: Path, mod
     flat = " ".join(printed.split())
     assert all(f"left out of the calibration: {folder}/{name}." in flat for name in BAD)
     assert "._u0" not in printed + shown
-    calibration = read_manifest(tmp_path / "out")["calibration"]
-    assert (len(calibration["utterances"]), calibration["left_out"].keys()) == (8, BAD.keys())
+    calibration = read_manifest(tmp_path / "out").calibration
+    assert calibration is not None
+    assert (len(calibration.utterances), calibration.left_out.keys()) == (8, BAD.keys())
 
 
 def test_too_few_that_remain_are_refused_with_all_reasons(folder: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_files_that_a_manifest_lists_and_nobody_has(folder: Path, tmp_path: Path
     (folder / "manifest.jsonl").write_text("".join(f'{{"audio": "u{i}.wav"}}\n' for i in (0, 1, 2, 98, 99)))
     result = api.quantize(make_tiny(), tmp_path / "out", calibration=folder)
     assert result.calibration is not None
-    assert result.calibration["left_out"] == {f"u{i}": f"{folder}/u{i}.wav: no such file" for i in (98, 99)}
+    assert result.calibration.left_out == {f"u{i}": f"{folder}/u{i}.wav: no such file" for i in (98, 99)}
 
 
 def test_silence_calibrates_nothing_even_where_it_is_meant(folder: Path) -> None:

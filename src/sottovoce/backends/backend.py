@@ -45,3 +45,13 @@ class Backend:
     is_folder: bool = False
     activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides
     recognizes: Callable[[Path], bool] = lambda _: False  # whether a path is a file of this backend
+
+
+def looks_like(path: Path, suffix: str, magic: bytes) -> bool:
+    """Whether a file has this suffix, or begins with these bytes: a file keeps its kind when its name is changed."""
+    if not path.is_file():
+        return False
+    if path.suffix == suffix:
+        return True
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.backend import Backend, StoredType, looks_like
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -44,5 +44,5 @@ TRANSCRIBE_CPP = Backend(
     packages=("transcribe-cpp",),
     write=_write,
     file_name="{}.gguf",
-    recognizes=lambda path: path.suffix == ".gguf" and path.is_file(),
+    recognizes=lambda path: looks_like(path, ".gguf", b"GGUF"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.backend import Backend, StoredType, looks_like
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -44,5 +44,5 @@ WHISPER_CPP = Backend(
     packages=("pywhispercpp",),
     write=_write,
     file_name="{}.bin",
-    recognizes=lambda path: path.suffix == ".bin" and path.is_file(),
+    recognizes=lambda path: looks_like(path, ".bin", b"lmgg"),
 )
