@@ -12,7 +12,7 @@ from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
-from sottovoce.models.readiness import make_ready
+from sottovoce.models.readiness import lacks_tokenizer, make_ready, tokenizer_advice
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 
@@ -64,7 +64,12 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
                 f"best known here: {', '.join(FAMILIES)}"
             )
         network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)
-        return network, AutoProcessor.from_pretrained(source)
+        try:
+            return network, AutoProcessor.from_pretrained(source)
+        except Exception as exc:
+            if lacks_tokenizer(source):
+                raise ModelError(f"{source}: its tokenizer cannot be loaded ({_first_line(exc)}); {tokenizer_advice(str(source))}") from exc
+            raise
     except SottovoceError:
         raise
     except json.JSONDecodeError as exc:
