@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores; processes that a test starts inherit it
 
 import json
 import tempfile
@@ -43,7 +46,7 @@ from sottovoce.quantization.plan import Plan, make_plan
 from sottovoce.quantization.recipe import Recipe
 
 WIDTH = 64
-torch.set_num_threads(2)
+torch.set_num_threads(2 if WORKERS == 1 else 1)
 
 
 @pytest.fixture(autouse=True)
