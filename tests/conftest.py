@@ -4,9 +4,6 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if WORKERS > 1:
-    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores; processes that a test starts inherit it
 
 import json
 import tempfile
@@ -46,7 +43,10 @@ from sottovoce.quantization.plan import Plan, make_plan
 from sottovoce.quantization.recipe import Recipe
 
 WIDTH = 64
-torch.set_num_threads(2 if WORKERS == 1 else 1)
+torch.set_num_threads(2)
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the workers share the cores
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes that a test starts inherit it
 
 
 @pytest.fixture(autouse=True)
