@@ -61,7 +61,7 @@ language_option = click.option(
 fallback_option = click.option(
     "--fallback",
     is_flag=True,
-    help="Decode text that repeats itself or is improbable again at higher temperatures, like openai/whisper (default: greedy; PyTorch only).",
+    help="Decode improbable or repeating text again at higher temperatures, like openai/whisper (default: greedy; PyTorch only).",
 )
 fallback_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling of --fallback.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
