@@ -25,11 +25,8 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import cosmic_ray.plugins
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("core", "quantization", "evaluation")
@@ -70,6 +67,9 @@ def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 def mutants(root: Path, folder: str) -> dict[tuple[str, tuple[int, int], str], list[Mutant]]:
     """Return the changes that are possible in a folder, by place."""
+    import cosmic_ray.plugins
+    from cosmic_ray.ast import ast_nodes, get_ast
+
     places: dict[tuple[str, tuple[int, int], str], list[Mutant]] = defaultdict(list)
     for file in sorted((root / "src/sottovoce" / folder).glob("*.py")):
         source = file.read_text(encoding="utf-8")
@@ -111,14 +111,17 @@ def run_tests(root: Path, paths: list[str], limit_s: float) -> tuple[str, float]
         with contextlib.suppress(BaseException):
             os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *paths])))
         os._exit(99)
-    while time.monotonic() - started < limit_s:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return ("passed" if status == 0 else "failed"), time.monotonic() - started
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "time", time.monotonic() - started
+    done = status = 0
+    try:
+        while not done and time.monotonic() - started < limit_s:
+            time.sleep(0.05)
+            done, status = os.waitpid(child, os.WNOHANG)
+    finally:  # also where this process is stopped: the child has a session of its own
+        if not done:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    seconds = time.monotonic() - started
+    return ("time" if not done else "passed" if status == 0 else "failed"), seconds
 
 
 def order(root: Path, mutant: Mutant) -> list[str]:
@@ -159,6 +162,9 @@ def changed_lines(before: str, after: str) -> list[str]:
 
 def test_mutants(root: Path, chosen: list[Mutant], usual_s: dict[str, float]) -> list[tuple[Mutant, str, list[str]]]:
     """Test each change alone and print its fate; `usual_s`: seconds of the tests of each folder on the code as it is."""
+    import cosmic_ray.plugins
+    from cosmic_ray.mutating import mutate_code
+
     fates = []
     for number, mutant in enumerate(chosen, 1):
         file = root / mutant.file
@@ -184,6 +190,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="the drawn changes of these lines again: FILE:LINE")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutation.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     sys.dont_write_bytecode = True  # two changes of one size and second would share a compiled file
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     import torch
@@ -212,7 +219,7 @@ def main() -> None:
     if arguments.only:
         return
     record = {
-        "tool": f"cosmic-ray {cosmic_ray_version()}",
+        "tool": f"cosmic-ray {version('cosmic-ray')}",
         "seed": arguments.seed,
         "places": len(places),
         "sampled": len(fates),
@@ -230,13 +237,6 @@ def main() -> None:
         "survivors": [asdict(mutant) | {"before": lines[0], "after": lines[1]} for mutant, outcome, lines in fates if outcome == "passed"],
     }
     arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def cosmic_ray_version() -> str:
-    """Return the version that is installed."""
-    from importlib.metadata import version
-
-    return version("cosmic-ray")
 
 
 if __name__ == "__main__":
