@@ -1,13 +1,16 @@
 # make demo: the main job on a bundled model and bundled speech, offline after installation
 # make test: linters, types, import contract, tests
+# make coverage: the tests, with the share of lines that they execute, at least 90 %
+# make mutation: how many random changes of the code the tests notice (an hour; writes benchmarks/results/mutation.json)
 # make docs: the documentation as a site, in build/site
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit docs clean
+.PHONY: demo test lint unit coverage mutation docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,7 +30,14 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+mutation: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]' -c constraints.txt
+	$(BIN)/python benchmarks/mutation.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

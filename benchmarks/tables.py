@@ -33,15 +33,15 @@ METHODS = {
     "fade": "**FADE, cross-fit**",
 }
 OPTIONS = {
-    "fade": "as it is",
-    "fade-without-bias": "biases kept",
-    "fade-own-outputs": "layers aim at their own outputs, not at the stream",
-    "fade-unweighted-scales": "scales searched without the Hessian's diagonal",
-    "fade-minmax": "scales from the extremes instead of searched",
+    "fade": "default",
+    "fade-without-bias": "errors not absorbed into biases",
+    "fade-own-outputs": "layers aim at their own outputs, not at the residual stream",
+    "fade-unweighted-scales": "scales searched without weights from the Hessian",
+    "fade-minmax": "scales from the range (minmax), not searched",
     "fade-original-order": "columns in their original order (and so without weighted scales and held-out damping)",
     "fade-fixed": "ridge and damping fixed at 0.1",
-    "fade-every-frame": "every audio frame counted, not every third",
-    "fade-padding": "frames beyond the end of the audio counted a tenth",
+    "fade-every-frame": "every audio frame counts, not every third",
+    "fade-padding": "frames beyond the end of the audio have weight 0.1",
 }
 SETS = {"dev-librispeech": "LibriSpeech", "dev-accented": "accented", "dev-home": "home"}
 SHIPPED = (
@@ -113,7 +113,7 @@ def _figure(row: dict[str, str], mean: str, deviation: str, digits: int, scale: 
 def methods(folder: str, bits: str, *sets: str) -> str:
     """Show every method at `bits`: error rate, capped error rate and divergence on every set, and loops on all."""
     rows = _rows(folder)
-    head = ["method", "draws", *(title for name in sets for title in (f"{SETS[name]} WER %", "capped", "KL")), "loops"]
+    head = ["method", "seeds", *(title for name in sets for title in (f"{SETS[name]} WER %", "capped", "KL")), "loops"]
     table = []
     for method, title in METHODS.items():
         found = [rows.get((method, "16" if method == "none" else bits, name)) for name in sets]
@@ -122,8 +122,8 @@ def methods(folder: str, bits: str, *sets: str) -> str:
         figures = list[str]()
         for row in found:
             figures += ["", "", ""] if row is None else _three(row)
-        draws = "" if method in ("none", "rtn") else " to ".join(sorted({row["seeds"] for row in found if row}))
-        table.append([title, draws, *figures, f"{sum(float(row['looped']) for row in found if row):.1f}"])
+        seeds = "" if method in ("none", "rtn") else " to ".join(sorted({row["seeds"] for row in found if row}))
+        table.append([title, seeds, *figures, f"{sum(float(row['looped']) for row in found if row):.1f}"])
     return _markdown(head, table)
 
 

@@ -130,11 +130,11 @@ def test_asked_to_stop_it_says_how_to_go_on(name: str, code: int, model_folder: 
         if process.returncode != 0:
             break
     assert process.returncode == code, errors
-    assert "--resume goes on" in errors
+    assert "--resume continues" in errors
     assert list(unfinished.glob("layer-*"))
     again = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert again.returncode == 1
-    assert "--resume goes on with it, --overwrite starts over" in again.stderr
+    assert "--resume continues it, --overwrite starts again" in again.stderr
     assert subprocess.run([*map(str, command), "--resume"], capture_output=True, check=False).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -1,5 +1,6 @@
 """The command: what it prints, what it refuses, how fast it helps."""
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -239,6 +240,17 @@ def test_public_names() -> None:
         assert not isinstance(getattr(sottovoce, name), types.ModuleType), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sottovoce.nothing
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    """They read `__init__.pyi`, which has the names again: `from sottovoce.MODULE import NAME as NAME`."""
+    stub = Path(sottovoce.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    seen = {
+        (alias.asname, str(node.module).removeprefix("sottovoce."))
+        for node in ast.walk(ast.parse(stub)) if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }  # fmt: skip
+    assert seen == set(sottovoce._PUBLIC.items())
 
 
 def test_readme_commands_exist() -> None:

@@ -51,7 +51,7 @@ def test_other_silence_is_refused_by_name(folder: Path, about: dict[str, object]
     result = api.evaluate(make_tiny(), data)
     assert result.transcription.unusable.keys() == {"silent"}
     assert f"{folder}/silent.wav: is silent" in result.transcription.unusable["silent"]
-    assert 'give its text as ""' in result.transcription.unusable["silent"]
+    assert 'set its text to ""' in result.transcription.unusable["silent"]
 
 
 def test_the_command_exits_by_it(folder: Path, model_folder: Path) -> None:

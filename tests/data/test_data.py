@@ -115,7 +115,7 @@ def test_spgispeech_tree(tmp_path: Path) -> None:
     [
         ("wav_filename|transcript\na.wav|x\n", "first line must be"),
         (SPGI.splitlines()[0] + "\na.wav|3\n", "line 2: wanted 3 columns"),
-        (SPGI.splitlines()[0] + "\n../../etc/a.wav|3|x\n", "lies outside"),
+        (SPGI.splitlines()[0] + "\n../../etc/a.wav|3|x\n", "is outside"),
     ],
 )
 def test_bad_spgispeech_tables_are_named(tmp_path: Path, text: str, message: str) -> None:

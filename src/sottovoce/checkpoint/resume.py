@@ -117,7 +117,7 @@ class StoredRun(RunState):
                 different = sorted(key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key))
                 raise OutputError(
                     f"{self.target}: the unfinished run differs in {', '.join(different).replace('_', ' ')}; give what it had, or leave "
-                    "--resume out and give --overwrite to start over"
+                    "--resume out and give --overwrite to start again"
                 )
             return
         for old in (*self.layer_files, self.folder / TRANSCRIPTS):
@@ -130,7 +130,7 @@ class StoredRun(RunState):
 
     def _unwritable(self, exc: Exception) -> OutputError:
         return OutputError(
-            f"{self.target}: writing failed ({exc}). What is finished so far is kept: make room; the same command with --resume goes on"
+            f"{self.target}: writing failed ({exc}). Finished layers are kept. Free some space and give the same command with --resume"
         )
 
 
@@ -157,7 +157,7 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[St
     try:
         if (layers := len(work.layer_files)) and not (resume or overwrite):
             raise OutputError(
-                f"{target}: an unfinished run is there, {layers} layers finished; --resume goes on with it, --overwrite starts over"
+                f"{target}: an unfinished run is there, {layers} layers finished; --resume continues it, --overwrite starts again"
             )
         clear_leftovers(target)
         yield work

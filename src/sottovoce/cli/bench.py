@@ -12,21 +12,21 @@ from sottovoce.cli.recipe_options import WIDTHS
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results; a stopped bench goes on there.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results. A stopped bench continues there.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Where the recipe's data sets lie (default: the recipe's own folder).",
+    help="Folder of the recipe's data sets (default: the recipe's own folder).",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each process (default: all cores, shared).")
-@click.option("--tables-only", is_flag=True, help="Compute nothing; tables and figures of what is there.")
+@click.option("--tables-only", is_flag=True, help="Only make tables and figures from existing results.")
 @click.option(
     "--runtime",
     "runtimes",
     type=ANY_BACKEND,
     multiple=True,
-    help="What transcribes (default: as the recipe says, else torch). Repeatable.",
+    help="Runtime that transcribes (default: as in the recipe, else torch). Repeatable.",
 )
 def bench(
     recipe: Path,
@@ -37,9 +37,9 @@ def bench(
     tables_only: bool,
     runtimes: tuple[str, ...],
 ) -> None:
-    """Measure models, methods, widths and seeds on data sets, as RECIPE (TOML) says.
+    """Measure models, methods, bits and seeds on data sets, as RECIPE (TOML) says.
 
-    Every cell is computed once and stored; start the command again after a stop. Writes results.md, results.csv and figures.
+    Every cell is computed once and stored. Start the command again after a stop. Writes results.md, results.csv and figures.
 
     \b
     sottovoce bench benchmarks/recipes/tiny.en.toml --data speech/ --out results/
@@ -80,7 +80,7 @@ def bench(
 @threads_option
 @json_option
 def demo(out: Path, bits: str, threads: int | None, as_json: bool) -> None:
-    """Quantize a bundled Whisper with bundled speech, offline, and show what it did to the words.
+    """Quantize a bundled Whisper with bundled speech, offline, and compare its words with the original's.
 
     \b
     sottovoce demo

@@ -35,7 +35,7 @@ DIAGNOSTICS = {
 
 def print_plan(plan: Plan, source: str) -> None:
     """Print what is about to be done, on standard error."""
-    table = Table("part", "layers", "weights", "format", "size now", "size then", title=f"Plan for {source}, target {plan.target}")
+    table = Table("part", "layers", "weights", "format", "size before", "size after", title=f"Plan for {source}, target {plan.target}")
     for part in get_args(Part):
         layers = [layer for layer in plan.layers if layer.part == part]
         if layers:
@@ -61,7 +61,7 @@ def print_quantized(result: QuantizedModel, out: Path) -> None:
     timing = result.timing
     terminal.print(
         f"{out}: {megabytes((out / WEIGHTS).stat().st_size)}; "
-        f"{timing.labels_s:.0f} s transcribing calibration speech, {timing.solving_s:.0f} s solving"
+        f"{timing.labels_s:.0f} s transcribing calibration speech, {timing.solving_s:.0f} s quantizing"
     )
     for note in notes(result):
         terminal.print(f"note: {note}", highlight=False)
@@ -86,7 +86,7 @@ def notes(result: QuantizedModel) -> list[str]:
                     f"{report.name}: damping was raised from {method.damping:g} to {report.damping:g} to make its Hessian positive definite"
                 )
         if report.dead_columns:
-            found.append(f"{report.name}: {report.dead_columns} input channels were never active and got weight 0")
+            found.append(f"{report.name}: {report.dead_columns} input channels are always 0, and their weights were set to 0")
         if report.added_error is not None and report.rounded_error is not None:
             if report.added_error > WORSE_THAN_ROUNDED * report.rounded_error:
                 found.append(
@@ -133,10 +133,10 @@ def print_exported(done: Export) -> None:
             highlight=False,
         )
     if done.agreement is None:
-        terminal.print("not tried in its runtime", highlight=False)
+        terminal.print("not tested in its runtime", highlight=False)
     else:
         terminal.print(
-            f"tried: {done.agreement.equal} of {done.agreement.utterances} utterances as in PyTorch, "
+            f"tested: {done.agreement.equal} of {done.agreement.utterances} utterances as in PyTorch, "
             f"{done.agreement.word_difference:.1%} of the words differ",
             highlight=False,
         )

@@ -36,7 +36,7 @@ def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[st
         highlight=False,
     )
     if score.silences:
-        terminal.print(f"{score.silences} utterances without words; {score.invented_words} words were invented on them", highlight=False)
+        terminal.print(f"{score.silences} utterances without words; {score.invented_words} words were recognized in them", highlight=False)
     if paired := score.paired:
         terminal.print(
             f"against the reference: {100 * paired.difference:+.2f} points of {metric} "
@@ -87,7 +87,7 @@ def print_confidence(fitted: FittedConfidence) -> None:
     terminal = console()
     table = Table("confidence", "scaling", "calibration error", "cross-entropy explained", "mean", "words right")
     rows = {
-        "as it is": (UNSCALED, fitted.raw_metrics),
+        "raw": (UNSCALED, fitted.raw_metrics),
         "temperature": (fitted.temperature, fitted.temperature_metrics),
         "Platt": (fitted.platt, fitted.platt_metrics),
     }
@@ -103,14 +103,14 @@ def print_confidence(fitted: FittedConfidence) -> None:
     terminal.print(table)
     terminal.print(
         f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_metrics.words} others; "
-        f"{fitted.left_out} utterances left out (loops, or longer than one pass)"
+        f"{fitted.left_out} utterances left out (repeated text, or longer than one pass)"
     )
 
 
 def print_demo(result: DemoResult) -> None:
     """Print the demo's outcome: size and words of the original, of plain rounding, and of FADE."""
     terminal = console()
-    terminal.print(_parts_table(result.quantized.reports, "what FADE did"))
+    terminal.print(_parts_table(result.quantized.reports, "parts of the quantized model"))
     table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "looped", "x real time")
     for name, outcome in result.evaluations.items():
         score = outcome.score

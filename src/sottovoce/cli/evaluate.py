@@ -29,7 +29,7 @@ tolerance_option = click.option(
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Added failures of each kind that the gate lets pass: loops, empty outputs, words on silence, truncations.",
+    help="Added failures of each kind that the gate accepts: loops, empty outputs, words on silence, truncations.",
 )
 
 
@@ -38,7 +38,7 @@ tolerance_option = click.option(
 @click.argument("data")
 @click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many utterances.")
+@click.option("--limit", type=click.IntRange(1), help="Number of utterances, from the first (default: all).")
 @save_option
 @gate_option
 @tolerance_option
@@ -181,9 +181,9 @@ def transcribe(
 @click.command()
 @click.argument("model")
 @click.argument("data")
-@click.option("--store", is_flag=True, help="Keep the fitted scalings in MODEL (a folder written by sottovoce).")
-@click.option("--limit", type=click.IntRange(2), help="Only the first so many utterances.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed by which the speech is halved.")
+@click.option("--store", is_flag=True, help="Write the fitted scalings to MODEL (a folder written by sottovoce).")
+@click.option("--limit", type=click.IntRange(2), help="Number of utterances, from the first (default: all).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the division into halves.")
 @language_option
 @threads_option
 @json_option
@@ -199,7 +199,7 @@ def confidence(
 ) -> None:
     """Measure how reliable word confidences of MODEL are on DATA, and fit scalings that calibrate them.
 
-    Fits on one half of DATA and measures on the other. DATA needs texts, and should not be what MODEL was calibrated on.
+    The scalings are fitted on one half of DATA and measured on the other. DATA needs texts. Use other speech than for calibration.
 
     \b
     sottovoce confidence tiny-4bit held-out/ --store

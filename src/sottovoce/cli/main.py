@@ -51,7 +51,7 @@ class _Group(click.Group):
             click.echo(f"error: {exc}", err=True)
             sys.exit(1)
         except (KeyboardInterrupt, _Terminated) as exc:
-            kept = "what is done is kept, the same command with --resume goes on" if _can_resume(ctx) else "nothing was written"
+            kept = "finished layers are kept, and the same command with --resume continues" if _can_resume(ctx) else "nothing was written"
             click.echo(f"stopped; {kept}", err=True)
             sys.exit(128 + (signal.SIGINT if isinstance(exc, KeyboardInterrupt) else signal.SIGTERM))
         finally:
@@ -62,12 +62,12 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sottovoce")
 def main() -> None:
-    """Low-bit speech recognition that keeps its words.
+    """Quantize speech recognizers to low bits, and measure the effect on the words.
 
     MODEL is a Hub id, a transformers or faster-whisper folder, a folder written by sottovoce, or bundled:tiny.en /
     bundled:base / bundled:moonshine-base.
     DATA is a folder of sound files, the original directory of LibriSpeech, TED-LIUM or SPGISpeech, a manifest (JSON lines with
-    "audio" and, where known, "text"), or a data set on the Hub, hf:NAME:CONFIG:SPLIT.
+    "audio" and, where known, "text"), or a data set of the Hub, hf:NAME:CONFIG:SPLIT.
     """
 
 

@@ -47,21 +47,21 @@ EXPORTING_BACKEND = BackendName(exporting_backends())
 runtime_option = click.option(
     "--runtime",
     type=ANY_BACKEND,
-    help="What runs MODEL: an exported file runs as what it is; other models are exported first (default: torch).",
+    help="Runtime of MODEL. An exported file always runs in its own; other models are exported first (default: torch).",
 )
 save_option = click.option(
     "--save",
     type=click.Path(path_type=Path),
-    help="Write the transcripts to this file (JSON lines); what a stopped run had made is not made again.",
+    help="Write the transcripts to this file (JSON lines). A stopped run continues from it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 language_option = click.option(
-    "--language", help="Language of recordings that have none of their own, or auto to detect it for each recording (default: en)."
+    "--language", help="Language of recordings without one of their own, or auto to detect it for each recording (default: en)."
 )
 fallback_option = click.option(
     "--fallback",
     is_flag=True,
-    help="Decode again, at rising temperatures, what loops or is improbable, as openai/whisper does (default: greedy; PyTorch only).",
+    help="Decode improbable or repeating text again at higher temperatures, like openai/whisper (default: greedy; PyTorch only).",
 )
 fallback_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling of --fallback.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")

@@ -32,19 +32,19 @@ EXAMPLES = "\n".join(
     "--calibration",
     metavar="DATA",
     multiple=True,
-    help="Speech to calibrate on; no transcripts needed. Every method but rtn wants it. Repeatable.",
+    help="Speech to calibrate on, with or without transcripts. Every method except rtn needs it. Repeatable.",
 )
 @click.option(
     "--calibration-weights",
     type=click.Choice(["hours", "equal"]),
     default="hours",
     show_default=True,
-    help="Utterances of several data sets: by their hours of speech, or as many of each.",
+    help="How several data sets share the utterances: in proportion to their hours of speech, or equally.",
 )
-@click.option("--augment", is_flag=True, help="Vary the calibration speech: short, cut and joined clips, a little noise; seeded.")
+@click.option("--augment", is_flag=True, help="Vary the calibration speech by --seed: shorten, cut and join clips, add a little noise.")
 @recipe_options
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file of the format of every layer (see --dry-run).")
-@click.option("--dry-run", is_flag=True, help="Show the plan and stop; with --json print it, to be edited and given with --plan.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file with the format of every layer (see --dry-run).")
+@click.option("--dry-run", is_flag=True, help="Show the plan and stop. With --json, print it; edit it and give it with --plan.")
 @click.option(
     "--utterances",
     type=click.IntRange(2),
@@ -55,7 +55,7 @@ EXAMPLES = "\n".join(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
 @overwrite_option
-@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")
 @language_option
 @threads_option
 @json_option
@@ -140,12 +140,12 @@ def quantize(
 @click.argument("backend", type=EXPORTING_BACKEND)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
-@click.option("--speech", metavar="DATA", help="Speech to compare on (default: four English sentences that come along).")
+@click.option("--speech", metavar="DATA", help="Speech to compare on (default: four English sentences in the package).")
 @overwrite_option
 @click.option(
     "--activations",
     type=click.Choice(ACTIVATIONS),
-    help="onnxruntime only: round inputs of matrix products to 8 bits (int8, fast, the default), or not (float32, words as in PyTorch).",
+    help="onnxruntime only: round the inputs of matrix products to 8 bits (int8, faster, default), or do not (float32, PyTorch's words).",
 )
 @language_option
 @threads_option

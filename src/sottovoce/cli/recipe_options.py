@@ -48,7 +48,7 @@ class RecipeOptions:
 
 _OPTIONS = (
     click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight."),
-    click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How codes are found."),
+    click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="Quantization method."),
     click.option(
         "--target",
         type=ANY_BACKEND,
@@ -64,7 +64,7 @@ _OPTIONS = (
     click.option(
         "--symmetric/--asymmetric",
         default=None,
-        help="Without or with zero points (default: as the target's runtime is fastest with).",
+        help="Without or with zero points (default: the faster one in the target's runtime).",
     ),
     click.option(
         "--observer",
@@ -76,12 +76,12 @@ _OPTIONS = (
     click.option(
         "--head-bits",
         type=click.Choice([*WIDTHS, FLOAT]),
-        help="Bits of the output head and token embedding (default: as --bits; 16 leaves it).",
+        help="Bits of the output head and token embedding (default: as --bits; 16: not quantized).",
     ),
     click.option(
         "--encoder-bits",
         type=click.Choice([*WIDTHS, FLOAT]),
-        help="Bits of the encoder (default: as --bits; 8 is the fastest in ONNX Runtime; 16 leaves it).",
+        help="Bits of the encoder (default: as --bits; 8 is the fastest in ONNX Runtime; 16: not quantized).",
     ),
     click.option(
         "--rule",
@@ -89,12 +89,12 @@ _OPTIONS = (
         nargs=2,
         multiple=True,
         metavar="REGEX BITS",
-        help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.",
+        help="Bits of the layers whose name matches (16: not quantized). Repeatable.",
     ),
     click.option("--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE"),
     click.option("--ridge", help="Ridge of the correction, in mean diagonals of the Hessian.", metavar=HELD_OUT_OR_NUMBER),
     click.option("--damping", help="Damping of the Hessian, in its mean diagonals.", metavar=HELD_OUT_OR_NUMBER),
-    click.option("--act-order/--no-act-order", default=None, help="Round columns by decreasing activation, or as they stand."),
+    click.option("--act-order/--no-act-order", default=None, help="Round columns by decreasing activation, or in their own order."),
     click.option("--absorb-bias/--keep-bias", default=None, help="Put the mean output error into the bias."),
     click.option(
         "--compensate-residual/--no-compensate-residual",

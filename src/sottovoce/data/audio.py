@@ -145,7 +145,7 @@ def check_audio(samples: np.ndarray, sample_rate: int, name: str, *, silence: bo
             "their full scale (32768 for 16 bits), or store them as whole numbers"
         )
     if peak < SILENCE and not silence:
-        raise AudioError(f'{name}: is silent (peak below {SILENCE:g}); where nothing is said on purpose, give its text as ""')
+        raise AudioError(f'{name}: is silent (peak below {SILENCE:g}); if the recording is silent on purpose, set its text to ""')
     if sample_rate != SAMPLE_RATE:
         samples = soxr.resample(samples, sample_rate, SAMPLE_RATE)
     return np.ascontiguousarray(samples, dtype=np.float32)

@@ -122,7 +122,7 @@ def read_spgispeech(table: Path) -> list[Utterance]:
             if not Path(name).name or "\0" in name:
                 raise DataError(f"{table}, line {number}: {name!r} is not the name of a file")
             if not (root / name).resolve().is_relative_to(root.resolve()):
-                raise DataError(f"{table}, line {number}: {name!r} lies outside of {root}")
+                raise DataError(f"{table}, line {number}: {name!r} is outside of {root}")
             written = f"{table.stem}/{name}"
             called = Path(name).with_suffix("").as_posix()
             utterances.append(Utterance(id=called, audio=root / name, text=text, speaker=_folder(name), written=written))

@@ -109,7 +109,7 @@ def _pause(name: str) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
         walker = greenlet.getcurrent()
         if walker.parent is None:
-            raise CalibrationError(f"{name} was called outside of the calibration walk")
+            raise CalibrationError(f"{name} was called outside of the calibration pass")
         walker.parent.switch((name, args[0]))
 
     return hook
@@ -119,7 +119,7 @@ def _common_name(stops: Sequence[Sequence[Any]], visited: set[str], targets: Col
     names = {stop[0] if stop is not None else None for row in stops for stop in row}
     if len(names) > 1:
         raise CalibrationError(
-            f"the forward passes part ways: they stand at {sorted(map(str, names))}. "
+            f"the forward passes call different layers: {sorted(map(str, names))}. "
             "The order of layers must not depend on the audio or on the weights"
         )
     name = names.pop()

@@ -38,7 +38,7 @@ MEASURES: tuple[tuple[str, str, str, bool | None], ...] = (
     ("added_error", "added", "error that this layer's own rounding adds", True),
     ("outgoing_error", "outgoing", "error that leaves the layer", True),
 )
-SCALINGS = {"raw_metrics": "as it is", "temperature_metrics": "temperature", "platt_metrics": "Platt"}
+SCALINGS = {"raw_metrics": "raw", "temperature_metrics": "temperature", "platt_metrics": "Platt"}
 CURVES = {"inherited": "inherited_error", "added": "added_error", "outgoing": "outgoing_error"}
 
 

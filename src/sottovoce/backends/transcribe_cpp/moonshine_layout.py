@@ -56,9 +56,9 @@ def _type(piece: str, special: bool) -> int:
 def _settings(source: Source, writer: Any) -> None:
     config, generation = source.config, source.model.network.generation_config
     if (config.encoder_hidden_act, config.decoder_hidden_act) != ("gelu", "silu") or config.attention_bias:
-        raise ExportError("transcribe.cpp knows Moonshine with GELU, SiLU and no biases in attention only")
+        raise ExportError("transcribe.cpp runs Moonshine only with GELU, SiLU and no biases in attention")
     if not source.model.tied:
-        raise ExportError("transcribe.cpp knows Moonshine with a head tied to the token embedding only")
+        raise ExportError("transcribe.cpp runs Moonshine only with a head tied to the token embedding")
     writer.add_array("general.languages", ["en"])
     for capability in ("lang_detect", "translate", "timestamps"):
         writer.add_bool(f"stt.capability.{capability}", False)
