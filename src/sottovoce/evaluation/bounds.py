@@ -58,8 +58,7 @@ def betting_bound(losses: np.ndarray, delta: float, *, weights: np.ndarray | Non
         middle = (low + high) / 2
         refuted = _wealth(losses, weighed, bets, middle) >= math.log(1 / delta)
         low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
-    bound: np.ndarray = high
-    return bound
+    return high
 
 
 def hoeffding_bentkus_bound(losses: np.ndarray, delta: float) -> float:
@@ -112,7 +111,8 @@ def _bets(losses: np.ndarray, delta: float, largest: float) -> np.ndarray:
     means = (0.5 + losses.cumsum(-1)) / (1 + draws)
     variances = (0.25 + ((losses - means) ** 2).cumsum(-1)) / (1 + draws)
     before = np.concatenate([np.full((*losses.shape[:-1], 1), 0.25), variances[..., :-1]], axis=-1)
-    return np.minimum(largest, np.sqrt(2 * math.log(1 / delta) / (n * before)))
+    bets: np.ndarray = np.minimum(largest, np.sqrt(2 * math.log(1 / delta) / (n * before)))
+    return bets
 
 
 def _wealth(losses: np.ndarray, weights: np.ndarray, bets: np.ndarray, rates: np.ndarray) -> np.ndarray:

@@ -71,8 +71,8 @@ def assumptions(certificate: Certificate) -> tuple[str, ...]:
     found = [
         f"The user's speech is like {speech}: of the same kind, recorded in the same way, in the same language "
         f"({', '.join(certificate.languages)}). The certificate says nothing about other languages, accents, rooms or noise.",
-        f"The transcripts are those of {Path(certificate.checkpoint).name} (sha256 {certificate.digest[:16]}) in {certificate.runtime}, decoded as "
-        f"here ({', '.join(certificate.decodings)}), compared with {certificate.reference}.",
+        f"The transcripts are those of {Path(certificate.checkpoint).name} (sha256 {certificate.digest[:16]}) in {certificate.runtime}, "
+        f"decoded as here ({', '.join(certificate.decodings)}), compared with {certificate.reference}.",
         "Bounds over utterances take the utterances as independent. Utterances of one speaker are not quite; " + _speakers(certificate),
         f"Each statement has the confidence of {_percent(certificate.confidence)} % by itself; the {said} over utterances and words hold "
         f"all at once with {_percent(joint)} % at least.",
@@ -95,8 +95,8 @@ def assumptions(certificate: Certificate) -> tuple[str, ...]:
     )
     if certificate.shared_speakers:
         found.append(
-            f"Speakers with the name of one in the calibration speech: {', '.join(certificate.shared_speakers)}. If they are the same people, "
-            "new speakers may fare worse."
+            f"Speakers with the name of one in the calibration speech: {', '.join(certificate.shared_speakers)}. If they are the same "
+            "people, new speakers may fare worse."
         )
     if certificate.earlier_looks:
         looks = certificate.earlier_looks + 1
