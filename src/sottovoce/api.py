@@ -217,7 +217,7 @@ def evaluate(
     if against is not None:
         reference = evaluate(against, data, language=language, fallback=fallback, save=save_reference, progress=progress)
     recognizer = _recognizer(model, runtime, fallback)
-    transcription = _transcribed(recognizer, data, save, language=language, progress=progress)
+    transcription = transcribe_resumably(recognizer, data, save, language=language, progress=progress)
     if transcription.unusable and not transcription.transcripts:
         raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
     return Evaluation(
@@ -284,10 +284,10 @@ def transcribe(
     """
     data = load_sources(audio)
     recognizer = _recognizer(model, runtime, fallback)
-    return _transcribed(recognizer, data, save, language=language, confidence=confidence, progress=progress)
+    return transcribe_resumably(recognizer, data, save, language=language, confidence=confidence, progress=progress)
 
 
-def _transcribed(
+def transcribe_resumably(
     recognizer: Recognizer,
     data: DataSet,
     save: str | Path | None,
@@ -296,7 +296,7 @@ def _transcribed(
     confidence: bool = False,
     progress: Progress,
 ) -> Transcription:
-    """What can be transcribed of `data`; kept in the file `save` as it is made."""
+    """Transcribe what can be transcribed of `data`; keep it in the file `save` as it is made, so that a stopped run goes on."""
     cache = None
     if save is not None:
         source = Path(recognizer.source)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from sottovoce.checkpoint.manifest_v1 import upgrade
 from sottovoce.errors import CheckpointError, DataError, OutputError
+from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.confidence import FittedConfidence
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.pipeline import CalibrationRecord
@@ -59,6 +60,8 @@ class Manifest:
     layers: tuple[LayerReport, ...]  # diagnostics, in the order the layers were finished
     files: dict[str, FileRecord]
     confidence: ConfidenceRecord | None = None
+    certificates: tuple[Certificate, ...] = ()  # of this folder and its exports
+    chosen_on: tuple[str, ...] = ()  # hashes of the recordings by which this folder, or a setting of it, was chosen from others
 
     @property
     def bytes(self) -> int:

@@ -13,6 +13,7 @@ from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
 from sottovoce.checkpoint.manifest import Manifest
 from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
+from sottovoce.evaluation.certificate_words import sentences
 from sottovoce.models.layers import Part
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.methods import GPTQ
@@ -107,6 +108,9 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
         cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
         table.add_row(report.name.removeprefix("model."), manifest.plan.format(report.name).title, *cells)
     terminal.print(table)
+    for certificate in manifest.certificates:
+        said = " ".join(sentences(certificate))
+        terminal.print(f"certificate ({certificate.runtime}, {megabytes(certificate.bytes)}): {said}", highlight=False)
     terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
 
 

@@ -1,5 +1,6 @@
 """Any sound file to mono float32 at 16 kHz, or an error that names what is wrong with it."""
 
+import hashlib
 import io
 import math
 from collections.abc import Iterable, Iterator
@@ -164,3 +165,11 @@ def split_at_silence(samples: np.ndarray, max_duration_s: float) -> list[np.ndar
     if samples.size >= SHORTEST_S * SAMPLE_RATE or not pieces:
         pieces.append(samples)
     return pieces
+
+
+def recording_hash(samples: np.ndarray) -> str:
+    """Return what tells one recording from all others whatever it is called: 32 hex digits of the sha256 of its samples.
+
+    `samples`: float32 `[n_samples]` at 16 kHz, as `read_audio` gives them. The same sound in another lossless file has the same hash.
+    """
+    return hashlib.sha256(np.ascontiguousarray(samples, dtype="<f4").tobytes()).hexdigest()[:32]

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
+from sottovoce.data.audio import SAMPLE_RATE, recording_hash, split_at_silence
 from sottovoce.data.augment import Augmentation, augment
 from sottovoce.data.dataset import DataSet, Share
 from sottovoce.data.usable import read_usable
@@ -77,7 +77,8 @@ class CalibrationSpeech:
 
     `labelled`: how many transcripts the model made itself. `cut`: ids of recordings that were cut at silence because they
     were longer than one forward pass takes. `left_out`: ids of recordings that could not be used, each with the reason.
-    `shares`: what came from each data set, if there are several. `augmentation`: how the recordings were varied.
+    `shares`: what came from each data set, if there are several. `augmentation`: how the recordings were varied. `hashes`: of the
+    recordings as they were read, before they were varied or cut (see `recording_hash`); `named_speakers`: theirs, as far as they are known.
     """
 
     ids: tuple[str, ...]
@@ -92,6 +93,8 @@ class CalibrationSpeech:
     left_out: Mapping[str, str] = field(default_factory=dict)
     shares: tuple[Share, ...] = ()
     augmentation: Augmentation | None = None
+    hashes: tuple[str, ...] = ()
+    named_speakers: tuple[str, ...] = ()
 
 
 def prepare_speech(
@@ -113,6 +116,8 @@ def prepare_speech(
     """
     state = state or RunState()
     usable = read_usable(data)
+    hashes = tuple(recording_hash(samples) for samples in usable.samples)
+    named_speakers = tuple(sorted({utterance.speaker for utterance in usable.utterances if utterance.speaker is not None}))
     if augmentation is not None:
         usable = augment(usable, augmentation, seed)
     ids, recordings, texts, speakers, languages, cut = [], [], [], [], list[str | None](), []
@@ -170,4 +175,6 @@ def prepare_speech(
         left_out=usable.left_out,
         shares=data.shares,
         augmentation=augmentation,
+        hashes=hashes,
+        named_speakers=named_speakers,
     )

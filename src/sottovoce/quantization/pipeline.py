@@ -45,6 +45,8 @@ class CalibrationRecord:
     left_out: dict[str, str] = field(default_factory=dict)  # recordings that could not be used, each with the reason
     sources: tuple[Share, ...] = ()  # what came from each data set, if there are several
     augmentation: Augmentation | None = None  # how the recordings were varied
+    recordings: tuple[str, ...] = ()  # hashes of the recordings (see `data.audio.recording_hash`); none in older folders
+    speakers: tuple[str, ...] = ()  # those that are known, sorted
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,4 +139,6 @@ def _record(speech: CalibrationSpeech, seed: int) -> CalibrationRecord:
         left_out=dict(speech.left_out),
         sources=speech.shares,
         augmentation=speech.augmentation,
+        recordings=speech.hashes,
+        speakers=speech.named_speakers,
     )

@@ -15,6 +15,7 @@ from sottovoce.bench.table import summarize
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.errors import MissingDependencyError, OutputError
+from sottovoce.evaluation.certificate_words import assumptions, sentences, statement_row
 from sottovoce.evaluation.confidence import FittedConfidence
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import gate
@@ -98,6 +99,15 @@ def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = N
         confidence=to_plain(fitted) | {"data": manifest.confidence.data} if fitted and manifest.confidence else None,
         diagram=_reliability(fitted),
         scalings=SCALINGS,
+        certificates=[
+            {
+                "of": certificate,
+                "sentences": sentences(certificate),
+                "rows": [statement_row(statement) for statement in certificate.statements],
+                "assumptions": assumptions(certificate),
+            }
+            for certificate in manifest.certificates
+        ],
         recipe=json.dumps(to_plain(manifest.recipe), indent=2, ensure_ascii=False),
     )
 

@@ -1,0 +1,362 @@
+"""The verbs `certify` and `choose_smallest`: bounds of what quantization did to the words, on speech that nothing was fitted to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from sottovoce.api import open_recognizer, transcribe_resumably
+from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
+from sottovoce.checkpoint.layout import WEIGHTS
+from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from sottovoce.data.audio import SAMPLE_RATE, recording_hash
+from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.hub import PREFIX
+from sottovoce.data.load import load_data, load_each
+from sottovoce.errors import AudioError, DataError, RecipeError
+from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
+from sottovoce.evaluation.fallback import Fallback
+from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks, setting_hash
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
+from sottovoce.quantization.pipeline import CalibrationRecord
+from sottovoce.system.atomic_files import sha256
+from sottovoce.system.progress import Progress, silent
+from sottovoce.system.versions import environment
+
+Calibration = Literal["disjoint", "none", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One file of a choice. `certificate`: None if it was not tried, since a larger one had failed; `exceeded`: the limits it fails."""
+
+    checkpoint: str
+    bytes: int
+    certificate: Certificate | None
+    exceeded: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The candidates, largest first, and the smallest that passed: None if the largest failed."""
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Speech:
+    """The recordings that can be used, corpus by corpus, with the hash and the seconds of each, in the order of `data`."""
+
+    data: DataSet
+    corpora: tuple[tuple[str, tuple[Utterance, ...]], ...]
+    hashes: dict[str, str]
+    seconds: dict[str, float]
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file to certify: what runs it, and what is known of its calibration."""
+
+    name: str
+    path: str  # where it lies: an exported folder's is another than its name
+    runtime: str
+    digest: str
+    bytes: int
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    against: str
+    language: str | None
+    fallback: Fallback | None
+    confidence: float
+    seed: int
+    limits: dict[Loss, float]
+
+    def hash(self, files: Sequence[_File], reference: Recognizer) -> str:
+        """Hash all that is decided before the speech is seen."""
+        return setting_hash(
+            {
+                "files": [[file.digest, file.runtime] for file in files],
+                "against": _digest(reference),
+                "language": self.language,
+                "fallback": repr(self.fallback),
+                "confidence": self.confidence,
+                "seed": self.seed,
+                "limits": self.limits,
+            }
+        )
+
+
+def certify(
+    checkpoint: str | Path,
+    audio: str | Path | DataSet | Sequence[str | Path | DataSet],
+    *,
+    against: str | Path,
+    folder: str | Path | None = None,
+    runtime: str | None = None,
+    language: str | None = None,
+    fallback: Fallback | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    limits: Mapping[Loss, float] | None = None,
+    ledger: str | Path | None = None,
+    save: str | Path | None = None,
+    save_reference: str | Path | None = None,
+    progress: Progress = silent,
+) -> Certificate:
+    """Bound how far the transcripts of `checkpoint` are from those of the model `against`, on speech like `audio`.
+
+    `checkpoint`: a quantized folder, an exported file, or any model; `runtime`: as for `open_recognizer`. `folder`: the quantized folder
+    that an exported file comes from, whose manifest tells the calibration speech. Texts of `audio` are not needed; where they are known,
+    errors are bounded too. `limits`: by loss (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with
+    them. `seed`: of the order of the losses. `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`,
+    `save_reference`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left
+    out and named in the result.
+
+    Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
+    `RecipeError` for a confidence or limit out of range.
+    """
+    settings = _settings(str(against), language, fallback, confidence, seed, limits)
+    speech = _read_speech(audio)
+    file = _open_file(checkpoint, folder, runtime, fallback)
+    calibration, shared = _check_folds(file, speech)
+    reference = open_recognizer(against, fallback=fallback)
+    looks = _look(ledger, settings.hash([file], reference), speech)
+    originals = _transcripts(reference, speech, settings, save_reference, progress)
+    del reference
+    return _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
+
+
+def choose_smallest(
+    checkpoints: Sequence[str | Path],
+    audio: str | Path | DataSet | Sequence[str | Path | DataSet],
+    *,
+    against: str | Path,
+    limits: Mapping[Loss, float],
+    runtime: str | None = None,
+    language: str | None = None,
+    fallback: Fallback | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    ledger: str | Path | None = None,
+    save_reference: str | Path | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """Choose the smallest of `checkpoints` whose bounds are within all `limits`, and vouch for it with the confidence of one test.
+
+    Fixed-sequence testing: the order, from the largest file to the smallest, is fixed before the speech is seen; each is tested in turn,
+    and the first failure ends it. A file that is chosen exceeds a limit with probability `1 - confidence` at most, however many
+    candidates there are. Other settings and errors: as for `certify`; `RecipeError` also for no limit or less than two checkpoints.
+    """
+    settings = _settings(str(against), language, fallback, confidence, seed, limits)
+    if len(checkpoints) < 2 or not limits:
+        raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
+    speech = _read_speech(audio)
+    files = [_open_file(checkpoint, None, runtime, fallback) for checkpoint in checkpoints]
+    folds = {file.name: _check_folds(file, speech) for file in files}
+    files.sort(key=lambda file: -file.bytes)
+    reference = open_recognizer(against, fallback=fallback)
+    looks = _look(ledger, settings.hash(files, reference), speech)
+    originals = _transcripts(reference, speech, settings, save_reference, progress)
+    del reference
+    candidates, chosen, going_on = list[Candidate](), None, True
+    for file in files:
+        certificate, exceeded = None, tuple[Loss, ...]()
+        if going_on:
+            made = _certificate(file, speech, originals, settings, *folds[file.name], looks, None, progress)
+            certificate = replace(made, chosen_among=len(files))
+            exceeded = certificate.exceeded(limits)
+        candidate = Candidate(checkpoint=file.name, bytes=file.bytes, certificate=certificate, exceeded=exceeded)
+        candidates.append(candidate)
+        going_on = going_on and not exceeded
+        chosen = candidate if going_on else chosen
+    return Choice(candidates=tuple(candidates), chosen=chosen)
+
+
+def recording_hashes(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> tuple[str, ...]:
+    """Return the hashes of all usable recordings, by which manifests know them. Raises `DataError` as `certify` does."""
+    return tuple(_read_speech(audio).hashes.values())
+
+
+def _settings(
+    against: str, language: str | None, fallback: Fallback | None, confidence: float, seed: int, limits: Mapping[Loss, float] | None
+) -> _Settings:
+    check_confidence(confidence)
+    for name, limit in (limits or {}).items():
+        if name not in LOSSES or not 0 <= limit < 1:
+            raise RecipeError(f"a limit of {limit} for {name!r} makes no sense; wanted 0 to below 1 for one of {', '.join(LOSSES)}")
+    return _Settings(against=against, language=language, fallback=fallback, confidence=confidence, seed=seed, limits=dict(limits or {}))
+
+
+def _read_speech(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> _Speech:
+    """Read every recording once, before any model: what can be used, and what each is called whatever its name."""
+    sets = load_each([audio] if isinstance(audio, str | Path | DataSet) else audio, load_data)
+    hashes, seconds, left_out, known = dict[str, str](), dict[str, float](), dict[str, str](), dict[str, str]()
+    for utterance in (utterance for data in sets for utterance in data):
+        try:
+            samples = utterance.samples()
+        except AudioError as exc:
+            left_out[utterance.id] = str(exc)
+            continue
+        digest = recording_hash(samples)
+        if (other := known.setdefault(digest, utterance.id)) != utterance.id:
+            raise DataError(f"{utterance.id} is the same recording as {other}; give every recording once, since bounds count draws")
+        hashes[utterance.id], seconds[utterance.id] = digest, len(samples) / SAMPLE_RATE
+    usable = [(_corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
+    usable = [(name, utterances) for name, utterances in usable if utterances]
+    if not usable:
+        reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
+        raise DataError(f"no recording can be used, so nothing can be certified; give speech{reasons}")
+    everything = tuple(utterance for _, utterances in usable for utterance in utterances)
+    name = " + ".join(name for name, _ in usable)
+    return _Speech(data=DataSet(name, everything), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
+
+
+def _corpus_name(name: str) -> str:
+    """The last part of a path, which says nothing of the machine; a data set of the Hub as it is called."""
+    return name if name.startswith(PREFIX) else Path(name).name
+
+
+def _open_file(checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None) -> _File:
+    """Open a checkpoint once, which exports it where the runtime needs that, to know its size and its hash."""
+    origin = Path(folder or checkpoint).expanduser()
+    if folder is not None and not (origin / MANIFEST).is_file():
+        raise RecipeError(f"{folder}: is not a folder written by sottovoce, so it tells nothing of {checkpoint}; leave --folder out")
+    manifest = read_manifest(origin) if (origin / MANIFEST).is_file() else None
+    recognizer = open_recognizer(checkpoint, runtime, fallback=fallback)
+    exported = runtime_of(recognizer.source)
+    name = exported or (DEFAULT_RUNTIME if runtime is None else backend_named(runtime).name)
+    weights = manifest.files[WEIGHTS].sha256 if manifest is not None and exported is None else None
+    return _File(
+        name=str(checkpoint),
+        path=recognizer.source if exported else str(checkpoint),
+        runtime=name,
+        digest=weights or _digest(recognizer),
+        bytes=recognizer.stored_bytes,
+        manifest=manifest,
+    )
+
+
+def _digest(recognizer: Recognizer) -> str:
+    """The sha256 of a file; of a folder, that of its files' names and digests; else the model's own hash of its weights."""
+    path = Path(recognizer.source).expanduser()
+    if path.is_file():
+        return sha256(path)
+    if isinstance(recognizer, TorchRecognizer):
+        return recognizer.model.digest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _check_folds(file: _File, speech: _Speech) -> tuple[Calibration, tuple[str, ...]]:
+    """Refuse speech that had a part in making the file; say what is known, and which speakers have names of the calibration's."""
+    manifest = file.manifest
+    if manifest is None:
+        return "unknown", ()
+    name_of = {digest: name for name, digest in speech.hashes.items()}
+    if chosen := [name_of[digest] for digest in manifest.chosen_on if digest in name_of]:
+        raise DataError(
+            f"{file.name} was chosen by {len(chosen)} of these recordings, {chosen[0]} for one; give speech that had no part in that"
+        )
+    calibration = manifest.calibration
+    if calibration is None:
+        return "none", ()
+    used = [name_of[digest] for digest in calibration.recordings if digest in name_of] or _named_alike(calibration, speech)
+    if used:
+        raise DataError(
+            f"{file.name} was calibrated on {len(used)} of these recordings, {used[0]} for one; give speech that had no part in that"
+        )
+    speakers = {utterance.speaker for utterance in speech.data if utterance.speaker is not None}
+    return "disjoint" if calibration.recordings else "unknown", tuple(sorted(speakers.intersection(calibration.speakers)))
+
+
+def _named_alike(calibration: CalibrationRecord, speech: _Speech) -> list[str]:
+    """Recordings with the name of one in the calibration speech, for folders whose manifest has names only."""
+    if calibration.recordings:
+        return []
+    names = {name.rsplit("/", 1)[-1] for name in calibration.utterances}
+    return [name for name in speech.hashes if name.rsplit("/", 1)[-1] in names]
+
+
+def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
+    """Write down that this setting is about to be measured on this speech; return how many others were."""
+    file = default_ledger() if ledger is None else Path(ledger).expanduser().absolute()
+    recordings = list(speech.hashes.values())
+    before = earlier_looks(file, setting, recordings)
+    add_look(file, setting, recordings)
+    return before
+
+
+def _transcripts(
+    recognizer: Recognizer, speech: _Speech, settings: _Settings, save: str | Path | None, progress: Progress
+) -> tuple[Transcript, ...]:
+    """Transcribe everything that could be read before: what cannot be read any more would be missing from the count."""
+    made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, progress=progress)
+    for reason in made.unusable.values():
+        raise DataError(f"a recording changed while it was measured ({reason}); start again")
+    return made.transcripts
+
+
+def _certificate(
+    file: _File,
+    speech: _Speech,
+    originals: Sequence[Transcript],
+    settings: _Settings,
+    calibration: Calibration,
+    shared: tuple[str, ...],
+    looks: int,
+    save: str | Path | None,
+    progress: Progress,
+) -> Certificate:
+    recognizer = open_recognizer(file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback)
+    transcripts = _transcripts(recognizer, speech, settings, save, progress)
+    losses = utterance_losses(transcripts, originals, settings.language)
+    places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
+    # Speakers of two corpora may have one name.
+    speakers = [None if u.speaker is None else f"{places[u.id]}:{u.speaker}" for u in speech.data]
+    by_id = {loss.id: loss for loss in losses}
+    packages = ("jiwer", "whisper-normalizer", *backend_named(file.runtime).packages)
+    return Certificate(
+        checkpoint=file.name,
+        digest=file.digest,
+        bytes=file.bytes,
+        runtime=file.runtime,
+        reference=settings.against,
+        confidence=settings.confidence,
+        seed=settings.seed,
+        statements=make_statements(losses, speakers, confidence=settings.confidence, seed=settings.seed),
+        corpora=tuple(_corpus(name, own, by_id, speech.seconds) for name, own in speech.corpora),
+        languages=tuple(sorted({str(t.language) for t in originals})),
+        decodings=tuple(sorted({t.decoding for t in (*transcripts, *originals)})),
+        speech=hashlib.sha256("".join(sorted(speech.hashes.values())).encode()).hexdigest()[:32],
+        calibration=calibration,
+        shared_speakers=shared,
+        earlier_looks=looks,
+        environment=environment() | {name: version(name) for name in packages},
+        left_out=speech.left_out,
+        limits=settings.limits or None,
+    )
+
+
+def _corpus(name: str, utterances: Sequence[Utterance], losses: Mapping[str, UtteranceLosses], seconds: Mapping[str, float]) -> Corpus:
+    own = [losses[utterance.id] for utterance in utterances]
+    return Corpus(
+        name=name,
+        utterances=len(utterances),
+        seconds=round(sum(seconds[utterance.id] for utterance in utterances), 3),
+        speakers=len({utterance.speaker for utterance in utterances if utterance.speaker is not None}),
+        unnamed=sum(utterance.speaker is None for utterance in utterances),
+        changed=sum(loss.changed for loss in own) / len(own),
+        disagreement=sum(loss.disagreement for loss in own) / len(own),
+    )
