@@ -20,8 +20,8 @@ from sottovoce import api
 from sottovoce.core.affine import Affine
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.load import load_data
-from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.failures import FAILURES
+from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.models.speech_model import SpeechModel

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,11 +76,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
-    def _answer(self, status: int, content: Any = None, **headers: str) -> None:
+    def _answer(self, status: int, content: Any = None, headers: Mapping[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -98,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._answer(401, {"error": "Invalid username or password."})
         else:
-            self._answer(*self._call(path.strip("/"), body))
+            status, content, *headers = self._call(path.strip("/"), body)
+            self._answer(status, content, *headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815
 
@@ -121,7 +122,18 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("info/lfs/objects/batch"):
             objects = [self._lfs(item) for item in json.loads(body)["objects"]]
             return 200, {"objects": objects, "transfer": "basic"}
+        if "/resolve/" in path:
+            return self._file(*path.split("/resolve/", 1))
         return 404, {"error": "not found"}
+
+    def _file(self, name: str, place: str) -> Any:
+        repository, file = self.state.repositories.get(f"models/{name}"), place.split("/", 1)[1]
+        if repository is None:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        if file not in repository.files:
+            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repository.sha}
+        content = repository.files[file]
+        return 200, content, {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": repository.sha}
 
     def _lfs(self, item: dict[str, Any]) -> dict[str, Any]:
         known = item["oid"] in self.state.blobs
@@ -131,10 +143,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _repository_call(self, name: str, rest: list[str], body: bytes) -> Any:
         repository = self.state.repositories.get(name)
         if repository is None:
-            return 404, {"error": "Repository not found"}
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
         if not rest or rest[0] == "revision":
             siblings = [{"rfilename": file} for file in repository.files]
             return 200, {"id": name.split("/", 1)[1], "private": repository.private, "sha": repository.sha, "siblings": siblings}
+        if rest[0] == "tree":
+            return 200, [{"type": "file", "path": file, "size": len(c), "oid": git_oid(c)} for file, c in repository.files.items()]
         if rest[0] == "preupload":
             return 200, {"files": [self._mode(repository, file) for file in json.loads(body)["files"]]}
         if rest[0] == "commit":
@@ -146,7 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
                     repository.files[value["path"]] = self.state.blobs[value["oid"]]
                 else:
                     repository.commits.append(value["summary"])
-            return 200, {"success": True, "commitOid": repository.sha, "commitUrl": f"{self.state.endpoint}/commit"}
+            return 200, {
+                "success": True,
+                "commitOid": repository.sha,
+                "commitUrl": f"{self.state.endpoint}/{name.split('/', 1)[1]}/commit/{repository.sha}",
+            }
         return 404, {"error": "not found"}
 
     def _mode(self, repository: Repository, file: dict[str, Any]) -> dict[str, Any]:

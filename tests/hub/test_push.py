@@ -13,11 +13,13 @@ from huggingface_hub import constants
 
 import sottovoce
 from sottovoce import api
+from sottovoce.backends.registry import target_named
 from sottovoce.checkpoint.verify import verify
 from sottovoce.core.affine import Affine
-from sottovoce.errors import OutputError
+from sottovoce.errors import CheckpointError, ExportError, OutputError
+from sottovoce.hub import staged
 from sottovoce.quantization.methods import method_named
-from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.recipe import Recipe, Rule
 from tests.cli.test_cli import run
 from tests.hub.fake_hub import TOKEN, FakeHub, Repository, serving
 
@@ -34,6 +36,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A Hub that the client is pointed at, large files by LFS (whose calls it speaks; the client's other way is its own storage)."""
     with serving() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -60,6 +63,20 @@ def test_a_folder_arrives_whole_private_and_with_its_card(folder: Path, hub: Fak
     assert verify(fetched).unlisted == ()  # with the checksum of the card that names the repository
 
 
+def test_what_was_pushed_is_loaded_by_its_name_whatever_its_widths(
+    model_folder: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32), rules=(Rule(match="fc1", bits=8),))
+    made = api.quantize(model_folder, tmp_path / "mixed", recipe=recipe).model  # the loader of transformers refuses mixed widths
+    assert run("push", tmp_path / "mixed", "me/mixed")[0] == 0
+    assert api.load("me/mixed").digest() == made.digest()
+    hub.repositories["models/me/mixed"].files["config.json"] += b" "
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other cache"))
+    with pytest.raises(CheckpointError, match="config.json: has changed"):
+        api.load("me/mixed")
+
+
 def test_a_second_run_changes_and_sends_nothing(folder: Path, hub: FakeHub) -> None:
     first = sottovoce.push(folder, "tiny-4bit")  # of the token's owner
     assert first.repo == "me/tiny-4bit"
@@ -76,7 +93,7 @@ def test_a_second_run_changes_and_sends_nothing(folder: Path, hub: FakeHub) -> N
 def test_after_an_interruption_only_the_rest_is_sent(folder: Path, hub: FakeHub, by: str) -> None:
     arrived = 0
 
-    def interrupt(method: str, path: str) -> int | None:
+    def interrupt(method: str, _path: str) -> int | None:
         nonlocal arrived
         if method != "PUT":
             return None
@@ -126,19 +143,29 @@ def test_other_files_stay_and_are_named(folder: Path, hub: FakeHub, tmp_path: Pa
     assert "notes.txt" not in hub.repositories["models/me/x"].files
 
 
-def test_an_export_is_opened_in_its_runtime_and_gets_a_card(folder: Path, hub: FakeHub, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    exported = tmp_path / "tiny-onnx"
-    api.export(folder, "onnxruntime", exported, verify=False)
-    assert run("push", exported, "me/tiny-onnx")[0] == 0
-    files = hub.repositories["models/me/tiny-onnx"].files
-    assert {str(file.relative_to(exported)) for file in exported.rglob("*") if file.is_file()} | {"README.md"} == set(files)
-    assert "sottovoce transcribe tiny-onnx speech.wav" in files["README.md"].decode()
-    for model in (exported / "onnx").glob("encoder*"):
-        model.write_bytes(b"damaged")
-    code, _, shown = run("push", exported, "me/other")
+def test_an_export_is_opened_in_its_runtime_and_gets_a_card(
+    model_folder: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    recipe = Recipe(method=method_named("rtn"), format=target_named("transcribe.cpp").format(bits=4))
+    api.quantize(model_folder, tmp_path / "tiny", recipe=recipe, target="transcribe.cpp")
+    file = api.export(tmp_path / "tiny", "transcribe.cpp", tmp_path / "tiny.gguf", verify=False).file
+    opened = []
+    monkeypatch.setattr(staged, "open_runtime", lambda *arguments: opened.append(arguments[:2]))
+    assert run("push", file, "me/tiny-gguf")[0] == 0
+    assert opened == [("transcribe.cpp", file)]
+    files = hub.repositories["models/me/tiny-gguf"].files
+    assert set(files) == {"tiny.gguf", "README.md"}
+    assert files["tiny.gguf"] == file.read_bytes()
+    assert "sottovoce transcribe tiny.gguf speech.wav" in files["README.md"].decode()
+
+    def refuse(runtime: str, model: Path, _threads: int) -> None:
+        raise ExportError(f"{model}: {runtime} cannot load it")
+
+    monkeypatch.setattr(staged, "open_runtime", refuse)
+    code, _, shown = run("push", file, "me/other")
     assert code == 1
-    assert shown.startswith("error: ")
+    assert "transcribe.cpp cannot load it" in shown
     assert "models/me/other" not in hub.repositories
 
 
@@ -186,7 +213,7 @@ def test_refusals_are_one_sentence(
     elif prepare == "no network":
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     elif prepare == "full":
-        hub.refuse = lambda method, path: 402 if path.endswith("batch") else None
+        hub.refuse = lambda _method, path: 402 if path.endswith("batch") else None
     with pytest.raises(OutputError, match=words) as caught:
         sottovoce.push(folder, repo)
     assert "\n" not in str(caught.value)

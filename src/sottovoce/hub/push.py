@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils._validators import validate_repo_id
 
 from sottovoce.errors import OutputError, SottovoceError
 from sottovoce.hub.staged import stage
@@ -74,7 +73,9 @@ def _check_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as exc:
-        raise OutputError(f"{repo!r} is no name of a repository on the Hub; wanted OWNER/NAME of letters, digits, '-', '_' and '.'") from exc
+        raise OutputError(
+            f"{repo!r} is no name of a repository on the Hub; wanted OWNER/NAME of letters, digits, '-', '_' and '.'"
+        ) from exc
 
 
 def _make_repository(api: HfApi, repo: str, *, public: bool) -> bool:
@@ -91,9 +92,13 @@ def _make_repository(api: HfApi, repo: str, *, public: bool) -> bool:
         return not public
     private = bool(known.private)
     if public and private:
-        raise OutputError(f"{repo}: is private on the Hub, and --public was given; make it public in its settings there, or leave --public out")
+        raise OutputError(
+            f"{repo}: is private on the Hub, and --public was given; make it public in its settings there, or leave --public out"
+        )
     if not public and not private:
-        raise OutputError(f"{repo}: is public on the Hub, so everybody would see the upload; give --public if that is wanted, or another name")
+        raise OutputError(
+            f"{repo}: is public on the Hub, so everybody would see the upload; give --public if that is wanted, or another name"
+        )
     return private
 
 
@@ -121,7 +126,12 @@ def _sentence(exc: BaseException) -> str:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
         if status in REFUSED:
             return REFUSED[status]
-    if any(isinstance(error, httpx.TransportError | ConnectionError | TimeoutError) for error in chain):
+    if any(_is_transport_error(error) for error in chain):
         return f"{constants.ENDPOINT} cannot be reached, or the connection broke; the same command goes on when there is a network"
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
     return f"the upload failed ({lines[0] if lines else type(exc).__name__}); what has arrived is kept, and the same command goes on"
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    """Tell whether a connection failed. By name: huggingface_hub speaks HTTP by httpx or httpx2, as its version has it."""
+    return isinstance(error, ConnectionError | TimeoutError) or any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
