@@ -1,4 +1,4 @@
-"""The verbs of the package: `load`, `quantize`, `export`, `evaluate`, `transcribe` and their like."""
+"""The verbs of the package: `load`, `quantize`, `export`, `evaluate`, `transcribe`, `push` and their like."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from sottovoce.evaluation.transcribe import Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
+from sottovoce.hub.push import push
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "make_plan",
     "open_recognizer",
+    "push",
     "quantize",
     "score",
     "transcribe",

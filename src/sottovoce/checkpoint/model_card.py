@@ -6,6 +6,7 @@ from sottovoce.checkpoint.layout import is_compressed_tensors, loads_in_transfor
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.plan import Plan
 
+FOLDER_IN_CARD = "THIS_FOLDER"  # stands for where the folder lies; an upload puts the name of its repository there
 IN_TRANSFORMERS = """```python
 import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor

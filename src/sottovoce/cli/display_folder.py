@@ -58,7 +58,7 @@ def print_plan(plan: Plan, source: str) -> None:
 def print_quantized(result: QuantizedModel, out: Path) -> None:
     """Print the outcome by part, and the next command."""
     terminal = console()
-    terminal.print(_parts_table(result.reports, f"{result.model.source} -> {out}"))
+    terminal.print(parts_table(result.reports, f"{result.model.source} -> {out}"))
     timing = result.timing
     terminal.print(
         f"{out}: {megabytes((out / WEIGHTS).stat().st_size)}; "
@@ -102,7 +102,7 @@ def notes(result: QuantizedModel) -> list[str]:
 def print_folder(manifest: Manifest, folder: Path) -> None:
     """Print a quantized folder: its parts, then every layer."""
     terminal = console()
-    terminal.print(_parts_table(manifest.layers, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
+    terminal.print(parts_table(manifest.layers, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
     table = Table("layer", "format", *DIAGNOSTICS)
     for report in manifest.layers:
         cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
@@ -146,7 +146,7 @@ def print_exported(done: Export) -> None:
         )
 
 
-def _parts_table(reports: Sequence[LayerReport], title: str) -> Table:
+def parts_table(reports: Sequence[LayerReport], title: str) -> Table:
     table = Table("part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title)
     for part in get_args(Part):
         own = [report for report in reports if report.part == part]

@@ -18,11 +18,12 @@ from sottovoce.cli.bench import bench, demo
 from sottovoce.cli.certify import certify
 from sottovoce.cli.evaluate import confidence, evaluate, score, transcribe
 from sottovoce.cli.folder import inspect, report, verify
+from sottovoce.cli.push import push
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.errors import SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
-COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, bench, demo)
+COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, push, bench, demo)
 
 
 class _Terminated(BaseException):
@@ -33,10 +34,14 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _can_resume(ctx: click.Context) -> bool:
-    """Return whether the command that is running keeps what it has finished."""
+def _what_is_kept(ctx: click.Context) -> str:
+    """Say what a stop leaves behind of the command that is running."""
     command = main.commands.get(ctx.invoked_subcommand or "")
-    return command is not None and any(parameter.name == "resume" for parameter in command.params)
+    if command is push:
+        return "what has arrived is kept, the same command goes on"
+    if command is not None and any(parameter.name == "resume" for parameter in command.params):
+        return "what is done is kept, the same command with --resume goes on"
+    return "nothing was written"
 
 
 class _Group(click.Group):
@@ -52,8 +57,7 @@ class _Group(click.Group):
             click.echo(f"error: {exc}", err=True)
             sys.exit(1)
         except (KeyboardInterrupt, _Terminated) as exc:
-            kept = "finished layers are kept, and the same command with --resume continues" if _can_resume(ctx) else "nothing was written"
-            click.echo(f"stopped; {kept}", err=True)
+            click.echo(f"stopped; {_what_is_kept(ctx)}", err=True)
             sys.exit(128 + (signal.SIGINT if isinstance(exc, KeyboardInterrupt) else signal.SIGTERM))
         finally:
             if in_main_thread:

@@ -1,6 +1,7 @@
 """Find out what a model name means and load it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sottovoce.models.whisper import Whisper
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
 
 ADAPTER = "adapter_config.json"
+MANIFEST = "sottovoce.json"  # of a folder that sottovoce wrote
+HUB_ID = r"[\w.-]+/[\w.-]+"
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 
 
@@ -36,8 +39,8 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         network, processor = _from_transformers(recovered())
     elif name.startswith(bundled.PREFIX):
         network, processor = ctranslate2.load_folder(*bundled.locate(name.removeprefix(bundled.PREFIX)))
-    elif (folder / "sottovoce.json").is_file() and quantized_loader is not None:
-        network, processor = quantized_loader(folder)
+    elif quantized_loader is not None and (quantized := _quantized_folder(name, folder)) is not None:
+        network, processor = quantized_loader(quantized)
     elif (folder / "model.bin").is_file():
         network, processor = ctranslate2.load_folder(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
@@ -49,6 +52,24 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
     _check_weights(network, name)
     family = FAMILIES.get(network.config.model_type, Generic)
     return make_ready(family(network.eval().requires_grad_(False), processor, name))
+
+
+def _quantized_folder(name: str, folder: Path) -> Path | None:
+    """Return the folder of ours that `name` means, fetched if it is on the Hub; None if it is no folder of ours."""
+    if (folder / MANIFEST).is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(HUB_ID, name):
+        return None
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        hf_hub_download(name, MANIFEST)
+    except Exception:  # noqa: BLE001 - it has none, or the Hub is not reached: what loads the model then says so
+        return None
+    try:
+        return Path(snapshot_download(name))
+    except Exception as exc:  # what the clients of the Hub raise has no common root
+        raise ModelError(f"{name}: cannot be fetched ({_first_line(exc)}); try again when the Hub can be reached") from exc
 
 
 def _from_transformers(source: Path | str) -> tuple[Any, Any]:

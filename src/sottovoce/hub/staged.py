@@ -1,0 +1,96 @@
+"""What goes to the Hub: the files of a quantized folder or of an export, checked, with a model card that names the repository."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+
+from sottovoce.backends.backend import Backend
+from sottovoce.backends.registry import backend_named, open_runtime, runtime_of
+from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_sealed
+from sottovoce.checkpoint.model_card import FOLDER_IN_CARD
+from sottovoce.checkpoint.verify import verify
+from sottovoce.errors import CheckpointError
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A folder of links to the files that go to the Hub. `left_out`: files that lie beside them and that sottovoce did not write."""
+
+    folder: Path
+    files: int
+    bytes: int
+    left_out: tuple[str, ...]
+
+
+def stage(source: Path, repo: str, folder: Path) -> Staged:
+    """Check `source` and link its files into the empty `folder`, with a card whose commands name `repo`.
+
+    A quantized folder must pass `verify`, an export must load in its runtime. Raises `CheckpointError`, `ExportError` or
+    `MissingDependencyError`.
+    """
+    left_out: tuple[str, ...] = ()
+    if (source / MANIFEST).is_file():
+        left_out = verify(source).unlisted
+        _stage_quantized(source, repo, folder)
+    elif (runtime := runtime_of(source)) is not None:
+        open_runtime(runtime, source, torch.get_num_threads())
+        _stage_export(source, backend_named(runtime), repo, folder)
+    else:
+        raise CheckpointError(
+            f"{source}: is neither a folder written by sottovoce nor an export of one; give the folder that `sottovoce quantize` or the "
+            "file that `sottovoce export` wrote"
+        )
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return Staged(folder=folder, files=len(files), bytes=sum(file.stat().st_size for file in files), left_out=left_out)
+
+
+def _stage_quantized(source: Path, repo: str, folder: Path) -> None:
+    """Link the listed files. The card on the Hub names the repository, so the manifest gets its new checksum."""
+    listed = read_manifest(source).files
+    for name in listed.keys() - {CARD}:
+        (folder / name).symlink_to((source / name).absolute())
+    content = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    if CARD in listed:
+        card = (source / CARD).read_text(encoding="utf-8").replace(FOLDER_IN_CARD, repo).encode()
+        (folder / CARD).write_bytes(card)
+        content["files"][CARD] = {"bytes": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+    write_sealed(folder, content)
+
+
+def _stage_export(source: Path, backend: Backend, repo: str, folder: Path) -> None:
+    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.is_file())
+    root = source.parent if source.is_file() else source
+    for file in files:
+        link = folder / file.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.absolute())
+    if not (folder / CARD).exists():
+        (folder / CARD).write_text(_export_card(source, backend, repo), encoding="utf-8")
+
+
+def _export_card(source: Path, backend: Backend, repo: str) -> str:
+    """Return the card of an export: what runs it, and how to fetch and try it."""
+    metadata = ModelCardData(pipeline_tag="automatic-speech-recognition", tags=["sottovoce", backend.name])
+    fetch = f"hf download {repo} {source.name} --local-dir ." if source.is_file() else f"hf download {repo} --local-dir {source.name}"
+    lines = [
+        "---",
+        metadata.to_yaml(),
+        "---",
+        "",
+        f"# {source.stem if source.is_file() else source.name}",
+        "",
+        f"A quantized speech recognizer for {backend.title}, written by [sottovoce](https://pypi.org/project/sottovoce/).",
+        "",
+        "```",
+        fetch,
+        f"sottovoce transcribe {source.name} speech.wav",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
