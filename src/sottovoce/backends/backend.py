@@ -43,6 +43,8 @@ class Backend:
     write: Callable[[Source, Path, str], dict[str, StoredType]] | None = None
     file_name: str = "{}"  # of an export, from the name of the quantized folder
     is_folder: bool = False
+    find_library: Callable[[str | Path | None], Path] | None = None  # what a page needs: the package for browsers, given or found
+    write_page: Callable[[Path, str, Path, Source | None], None] | None = None  # adds a page for browsers; None: there is none
     activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides
     recognizes: Callable[[Path], bool] = lambda _: False  # whether a path is a file of this backend
 

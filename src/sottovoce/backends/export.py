@@ -6,10 +6,12 @@ from pathlib import Path
 from sottovoce.backends.agreement import Agreement, compare
 from sottovoce.backends.backend import Backend, StoredType
 from sottovoce.backends.registry import backend_named, exporting_backends
-from sottovoce.backends.source import open_source
+from sottovoce.backends.source import Source, open_source
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, OutputError, RecipeError
+from sottovoce.models.load import load_model
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.system.atomic_files import built_beside, swap_in
 from sottovoce.system.progress import Progress, silent
@@ -43,13 +45,18 @@ def export(
     overwrite: bool = False,
     language: str | None = None,
     activations: str | None = None,
+    page: bool = False,
+    original: str | SpeechModel | None = None,
+    library: str | Path | None = None,
     progress: Progress = silent,
 ) -> Export:
     """Write the codes of a quantized folder as a file of another runtime ("transcribe.cpp", "whisper.cpp", "onnxruntime": a folder).
 
     Only bits are rearranged. `activations`, of onnxruntime: "int8" (default), whose kernels round the inputs of a matrix product to 8
     bits, or "float32", slower, whose words are PyTorch's. `verify`: load the file in its runtime, in a process of its own, transcribe
-    `speech` (four English sentences that come along if omitted) and compare the words with PyTorch's. Raises `ExportError` if the
+    `speech` (four English sentences that come along if omitted) and compare the words with PyTorch's. `page`, of onnxruntime: add a page that
+    transcribes in a browser, with the npm package onnxruntime-web in `library` (found if omitted); `original`: a model that is exported in
+    floating point beside it, for the page to compare. Raises `ExportError` if the
     runtime cannot hold the codes, or the file does not load or disagrees; `OutputError` if `file` exists (unless `overwrite`) or
     cannot be written. Then there is no new file.
     """
@@ -58,6 +65,7 @@ def export(
     rounding = _activations(runtime, activations)
     target = Path(file).expanduser().absolute()
     _refuse_existing(target, runtime, overwrite=overwrite)
+    found = _library(runtime, page, original, library)
     opened = open_source(source)
     progress(f"writing {target.name}", 0, 2)
     with built_beside(target) as build:
@@ -70,6 +78,9 @@ def export(
             progress(f"trying {target.name}", 1, 2)
             data = speech if isinstance(speech, DataSet) else load_data(CLIPS if speech is None else speech)
             agreement = compare(opened.model, runtime.name, content, data, language)
+        if found is not None and runtime.write_page is not None:
+            progress(f"adding the page to {target.name}", 1, 2)
+            runtime.write_page(content, target.name, found, _original(original))
         swap_in(content, target)
     progress(f"wrote {target.name}", 2, 2)
     return Export(
@@ -93,6 +104,23 @@ def _exporting(name: str) -> Backend:
             f"Other runtimes: {', '.join(exporting_backends())}"
         )
     return runtime
+
+
+def _library(runtime: Backend, page: bool, original: str | SpeechModel | None, library: str | Path | None) -> Path | None:
+    if not page:
+        if original is not None or library is not None:
+            raise ExportError("an original or onnxruntime-web is given, and only a page uses them; add --page, or leave them out")
+        return None
+    if runtime.find_library is None:
+        others = [name for name, backend in exporting_backends().items() if backend.find_library is not None]
+        raise ExportError(f"{runtime.name} has no page for browsers; export to {others[0]}, or leave out --page")
+    return runtime.find_library(library)
+
+
+def _original(model: str | SpeechModel | None) -> Source | None:
+    if model is None:
+        return None
+    return Source(model if isinstance(model, SpeechModel) else load_model(model), {})
 
 
 def _activations(runtime: Backend, asked: str | None) -> str:

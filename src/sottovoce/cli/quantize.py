@@ -147,6 +147,14 @@ def quantize(
     type=click.Choice(ACTIVATIONS),
     help="onnxruntime only: round the inputs of matrix products to 8 bits (int8, faster, default), or do not (float32, PyTorch's words).",
 )
+@click.option("--page", is_flag=True, help="onnxruntime only: add a page that transcribes in a browser; any static server serves FILE.")
+@click.option("--original", metavar="MODEL", help="With --page: export MODEL in floating point too, and let the page run both.")
+@click.option(
+    "--onnxruntime-web",
+    "library",
+    type=click.Path(path_type=Path),
+    help="With --page: folder of the npm package onnxruntime-web (default: node_modules/onnxruntime-web here or above).",
+)
 @language_option
 @threads_option
 @json_option
@@ -158,6 +166,9 @@ def export(
     speech: str | None,
     overwrite: bool,
     activations: str | None,
+    page: bool,
+    original: str | None,
+    library: Path | None,
     language: str | None,
     threads: int | None,
     as_json: bool,
@@ -178,6 +189,9 @@ def export(
             overwrite=overwrite,
             language=language,
             activations=activations,
+            page=page,
+            original=original,
+            library=library,
             progress=progress,
         )
     if as_json:

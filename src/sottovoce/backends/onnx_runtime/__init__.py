@@ -34,6 +34,18 @@ def _open(model: str, threads: int) -> Recognizer:
     return OnnxRecognizer(model, threads)
 
 
+def _find_library(given: str | Path | None) -> Path:
+    from sottovoce.backends.onnx_runtime.web_page import find_library
+
+    return find_library(given)
+
+
+def _write_page(folder: Path, name: str, library: Path, original: Source | None) -> None:
+    from sottovoce.backends.onnx_runtime.web_page import write_page
+
+    write_page(folder, name, library, original)
+
+
 ONNX_RUNTIME = Backend(
     name=NAME,
     title="ONNX Runtime (a folder)",
@@ -45,6 +57,8 @@ ONNX_RUNTIME = Backend(
     write=_write,
     file_name="{}-onnx",
     is_folder=True,
+    find_library=_find_library,
+    write_page=_write_page,
     activations=("int8", "float32"),
     recognizes=lambda path: (path / "onnx").is_dir(),
 )

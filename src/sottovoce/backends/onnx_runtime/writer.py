@@ -53,6 +53,7 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
     config = network.config.to_dict()
     config.pop("_name_or_path", None)
     config.pop("_attn_implementation", None)
+    config["transformers.js_config"] = {"dtype": "fp32"}  # there, the name of files without a suffix; else a browser asks for others
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     network.generation_config.save_pretrained(folder)
     source.model.processor.save_pretrained(folder)
