@@ -78,6 +78,10 @@ class LevelBook(NumberFormat):
         return (len(self.table) - 1).bit_length()
 
     @property
+    def levels(self) -> str:
+        return f"{len(set(self.table))} of a book"
+
+    @property
     def symmetric(self) -> bool:
         """Whether every level has its negative, so that the sign of a scale does not matter."""
         return set(self.table) == {-level for level in self.table}
