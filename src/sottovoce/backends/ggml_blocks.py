@@ -17,11 +17,15 @@ import numpy as np
 from torch import Tensor
 
 from sottovoce.backends.backend import StoredType
+from sottovoce.backends.ggml_books import book_blocks, book_kind
 from sottovoce.backends.ggml_types import BLOCK_TYPES
 from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine, AffineTensor
+from sottovoce.core.fp4 import MXFP4, NVFP4
+from sottovoce.core.iq4 import IQ4NL, IQ4XS
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.core.stochastic import Stochastic
 from sottovoce.errors import ExportError
 
 BLOCK = 32
@@ -126,4 +130,7 @@ def _minimum(weight: AffineTensor) -> Tensor:
     return -weight.zero_point.float() * weight.scale.float()
 
 
-PACKERS: dict[type[NumberFormat], Packer] = {Affine: Packer(_affine_kind, _affine_blocks)}
+PACKERS: dict[type[NumberFormat], Packer] = {
+    **dict.fromkeys((Affine, Stochastic), Packer(_affine_kind, _affine_blocks)),
+    **dict.fromkeys((IQ4NL, IQ4XS, MXFP4, NVFP4), Packer(book_kind, book_blocks)),
+}

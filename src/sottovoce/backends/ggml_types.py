@@ -20,5 +20,9 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "Q5_0": BlockType(32, 22, 5, 6, 8, 8),
     "Q5_1": BlockType(32, 24, 5, 7, 9, 9),
     "Q8_0": BlockType(32, 34, 8, 8, 7, 7),
+    "IQ4_NL": BlockType(32, 18, 4, 20, 19, 25),
+    "IQ4_XS": BlockType(256, 136, 4, 23, 22, 30),
+    "MXFP4": BlockType(32, 17, 4, 39, 25, 38),
+    "NVFP4": BlockType(64, 36, 4, 40, 26, 39),
 }
 F32, F16 = 0, 1  # numbers of the types that are no blocks; F16 is the file type of files without blocks, too
