@@ -55,6 +55,7 @@ _PUBLIC = {
     "evaluate": "api",
     "export": "api",
     "fit_confidence": "api",
+    "format_named": "core.formats",
     "inspect": "api",
     "load": "api",
     "load_data": "data.load",

@@ -173,7 +173,7 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
         assert not printed
         assert not out.exists()
     for arguments in [
-        ("quantize", model_folder, out, "--bits", 5),
+        ("quantize", model_folder, out, "--bits", 7),
         ("quantize",),
         ("quantize", model_folder, out, "--damping", "lots"),
     ]:

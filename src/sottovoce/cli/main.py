@@ -18,12 +18,13 @@ from sottovoce.cli.bench import bench, demo
 from sottovoce.cli.certify import certify
 from sottovoce.cli.evaluate import confidence, evaluate, score, transcribe
 from sottovoce.cli.folder import inspect, report, verify
+from sottovoce.cli.formats import formats
 from sottovoce.cli.push import push
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.errors import SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
-COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, push, bench, demo)
+COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, push, bench, demo, formats)
 
 
 class _Terminated(BaseException):

@@ -96,6 +96,11 @@ class NumberFormat(ABC):
         return f"{self.name}, {self.code_bits} bits"
 
     @property
+    def levels(self) -> str:
+        """The values of a block at scale 1, in a few words."""
+        return str(1 << self.code_bits)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]

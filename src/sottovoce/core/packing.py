@@ -35,3 +35,15 @@ def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
     raw = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
     stream = np.unpackbits(raw, axis=1, bitorder="little")[:, : n * bits].reshape(rows, n, bits)
     return torch.from_numpy(np.packbits(stream, axis=2, bitorder="little")[:, :, 0].copy())
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 codes `[rows, n]` below 16, `n` even, to bytes `[rows, n / 2]`, the first code of a byte in its low bits."""
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`. Raises `CheckpointError` if `packed` is not uint8 `[rows, n / 2]`."""
+    if packed.dtype != torch.uint8 or packed.ndim != 2:
+        raise CheckpointError(f"packed codes are {packed.dtype} {tuple(packed.shape)}; wanted uint8 [rows, n / 2]")
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
