@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sottovoce.backends.source import Source
+    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
     from sottovoce.quantization.target import Target
 
@@ -23,6 +24,11 @@ class StoredType(NamedTuple):
 
     name: str
     bits: int
+
+
+def packed_bytes(weight: QuantizedTensor, _part: str) -> int:
+    """Return the bytes of a weight as a quantized folder stores it."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weight.pack().values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class Backend:
     extra: str | None = None  # of this package: pip install 'sottovoce[EXTRA]'
     packages: tuple[str, ...] = ()  # distributions whose versions influence the words
     write: Callable[[Source, Path, str], dict[str, StoredType]] | None = None
+    tensor_bytes: Callable[[QuantizedTensor, str], int] = packed_bytes  # of a weight in its file; the second is the part of the model
     file_name: str = "{}"  # of an export, from the name of the quantized folder
     is_folder: bool = False
     activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides

@@ -96,7 +96,7 @@ class _Relaxation:
         self._costs = base - np.cumsum([0.0] + [step[1] for step in steps])
 
     def __call__(self, capacity: np.ndarray) -> np.ndarray:
-        return np.interp(capacity, self._weights, self._costs)
+        return np.asarray(np.interp(capacity, self._weights, self._costs))
 
 
 def _rounded_down(items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], capacity: float) -> float:

@@ -1,8 +1,8 @@
 """What a number format costs a layer, from GPTQ's own Cholesky factor and without running GPTQ.
 
-With `H + damping = (U^T U)^-1`, GPTQ's error is exactly `tr(E H E^T) = sum_i sum_r (e_ri / U_ii)^2`, where `e_ri` is what rounding takes from
-the weight of row r and column i at the moment it is rounded. Those weights are the original ones plus corrections that do not know
-the grid, so the errors are as large as those of plain rounding. For steps s without clipping they are uniform in a cell:
+With `H + damping = (U^T U)^-1`, GPTQ's error is exactly `tr(E H E^T) = sum_i sum_r (e_ri / U_ii)^2`, where `e_ri` is what rounding
+takes from the weight of row r and column i at the moment it is rounded. Those weights are the original ones plus corrections that do not
+know the grid, so the errors are as large as those of plain rounding. For steps s without clipping they are uniform in a cell:
 
     E = sum_i (1 / U_ii^2) sum_r s_ri^2 / 12
 

@@ -22,7 +22,7 @@ def reverse_water_filling(counts: Sequence[float], levels: Sequence[float], mean
     half_log = 0.5 * np.log2(np.maximum(c, np.finfo(float).tiny))
 
     def filled(water: float) -> np.ndarray:
-        return np.clip(half_log - water, least, most)
+        return np.asarray(np.clip(half_log - water, least, most))
 
     # The mean falls with the water level: all are clipped at the ends of this interval.
     low, high = float(half_log.min()) - most, float(half_log.max()) - least

@@ -11,6 +11,7 @@ from sottovoce.quantization.target import Target
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
     from sottovoce.core.number_format import NumberFormat
+    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "onnxruntime"
@@ -28,6 +29,12 @@ def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredTy
     return write_onnx(source, folder, activations)
 
 
+def _tensor_bytes(weight: QuantizedTensor, part: str) -> int:
+    from sottovoce.backends.onnx_runtime.operators import stored_bytes
+
+    return stored_bytes(weight, head=part == "head")
+
+
 def _open(model: str, threads: int) -> Recognizer:
     from sottovoce.backends.onnx_runtime.runtime import OnnxRecognizer
 
@@ -43,6 +50,7 @@ ONNX_RUNTIME = Backend(
     extra="onnx",
     packages=("onnxruntime",),
     write=_write,
+    tensor_bytes=_tensor_bytes,
     file_name="{}-onnx",
     is_folder=True,
     activations=("int8", "float32"),
