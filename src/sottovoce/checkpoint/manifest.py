@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from sottovoce.checkpoint.manifest_v1 import upgrade
 from sottovoce.errors import CheckpointError, DataError, OutputError
 from sottovoce.evaluation.confidence import FittedConfidence
+from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.pipeline import CalibrationRecord
 from sottovoce.quantization.plan import Plan
@@ -59,6 +60,7 @@ class Manifest:
     layers: tuple[LayerReport, ...]  # diagnostics, in the order the layers were finished
     files: dict[str, FileRecord]
     confidence: ConfidenceRecord | None = None
+    fit: FitRecord | None = None  # how the plan was chosen, if it was made for a size
 
     @property
     def bytes(self) -> int:
