@@ -1,6 +1,7 @@
 """A fit from beginning to end on a tiny model."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.fit_record import FitGoal
 from sottovoce.quantization.plan_file import read_plan, write_plan
 from sottovoce.quantization.schedule import plan_of
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from more, and a busy machine makes them wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def fitted(model: Whisper, out: Path, speech: Path, **settings: object) -> api.FitResult:
@@ -54,7 +64,8 @@ def test_the_file_fits_and_is_what_the_record_says(tiny: Whisper, speech_folder:
     assert record.uniform is not None
     assert record.uniform.bytes <= limit
     assert record.ideal_kl <= record.predicted_kl * 1.2
-    assert record.passes.calibration >= 2 * 2 * 6
+    assert record.passes.calibration % (2 * len(stored.calibration.utterances)) == 0
+    assert record.passes.calibration > 0
     # What was measured is what was written.
     loaded = api.load(tmp_path / "out")
     for layer in stored.plan.layers:
@@ -82,7 +93,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(tiny: Whisper, speech_folder: P
     limit = least + (most - least) // 3
 
     def stop(doing: str, done: int, _total: int) -> None:
-        if doing == stop_at and done == 2:
+        if doing == stop_at and done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -21,9 +21,7 @@ from sottovoce.system.atomic_files import built_beside, sha256, swap_in
 from sottovoce.system.versions import environment
 
 
-def save_quantized(
-    result: QuantizedModel, folder: Path | str, *, overwrite: bool = False, fit: FitRecord | None = None
-) -> Path:
+def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: bool = False, fit: FitRecord | None = None) -> Path:
     """Write `result` to `folder`, whole or not at all: it is built beside it and renamed. `fit`: how its plan was chosen.
 
     Raises `OutputError` if the folder exists (unless `overwrite`) or cannot be written; what was there then stays.

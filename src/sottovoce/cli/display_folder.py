@@ -13,6 +13,7 @@ from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
 from sottovoce.checkpoint.manifest import Manifest
 from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
+from sottovoce.cli.display_fit import print_fit
 from sottovoce.models.layers import Part
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.methods import GPTQ
@@ -107,6 +108,8 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
         cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
         table.add_row(report.name.removeprefix("model."), manifest.plan.format(report.name).title, *cells)
     terminal.print(table)
+    if manifest.fit is not None:
+        print_fit(manifest.fit, f"{folder}: the fit")
     terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
 
 

@@ -16,12 +16,13 @@ import click
 from sottovoce import __version__
 from sottovoce.cli.bench import bench, demo
 from sottovoce.cli.evaluate import confidence, evaluate, score, transcribe
+from sottovoce.cli.fit import fit
 from sottovoce.cli.folder import inspect, report, verify
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.errors import SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
-COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, report, bench, demo)
+COMMANDS = (fit, quantize, evaluate, score, transcribe, export, inspect, verify, confidence, report, bench, demo)
 
 
 class _Terminated(BaseException):

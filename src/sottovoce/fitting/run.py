@@ -281,7 +281,9 @@ class Fit:
         for unit, entry in zip(self.units, entries, strict=True):
             number_format = unit.menu[entry]
             for layer in unit.layers:
-                install(self.model, base.result.model, layer.name, None if number_format is None else base.others[layer.name, number_format])
+                install(
+                    self.model, base.result.model, layer.name, None if number_format is None else base.others[layer.name, number_format]
+                )
         return self._measure(base.result.model, report)
 
 

@@ -1,15 +1,14 @@
 """What a fit decided and measured, as it is stored in the manifest and shown."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitGoal:
-    """What was asked for: one of the three."""
+    """What was asked for: one of the two."""
 
     max_bytes: int | None = None
     max_kl: float | None = None  # nats per token
-    max_wer_increase: float | None = None  # of words, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +61,6 @@ class FitRecord:
     passes: PassCount
     swaps_tried: int = 0
     swaps_accepted: int = 0
-    guarded: int = 0  # long utterances decoded to look for loops
-    new_loops: tuple[str, ...] = ()  # ids that loop in the result and did not in the original
-    raised: tuple[str, ...] = ()  # units that were raised because of new loops
-    wer_increase: float | None = None  # on labelled speech, where that was the goal
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def ratio(self) -> float:

@@ -91,7 +91,8 @@ def _finest(sizes: Mapping[NumberFormat | None, int], in_features: int) -> list[
     for number_format, size in sizes.items():
         others = [other for other, others_size in sizes.items() if others_size == size and other is not number_format]
         if number_format is None or not any(
-            other is not None and _finer(other, number_format, in_features, first=list(sizes).index(other) < list(sizes).index(number_format))
+            other is not None
+            and _finer(other, number_format, in_features, first=list(sizes).index(other) < list(sizes).index(number_format))
             for other in others
         ):
             kept.append(number_format)
@@ -185,9 +186,7 @@ def plan_of(units: Sequence[Unit], entries: Sequence[int], model: SpeechModel, t
     chosen = {layer.name: unit.menu[entry] for unit, entry in zip(units, entries, strict=True) for layer in unit.layers}
     planned = {layer.name: layer for unit in units for layer in unit.layers}
     layers = [
-        replace(planned[layer.name], format=number_format)
-        for layer in model.layers()
-        if (number_format := chosen[layer.name]) is not None
+        replace(planned[layer.name], format=number_format) for layer in model.layers() if (number_format := chosen[layer.name]) is not None
     ]
     ignored = tuple(layer.name for layer in model.layers() if chosen[layer.name] is None)
     if not layers:
@@ -251,8 +250,8 @@ def ideal_bits(units: Sequence[PricedUnit], most_bytes: int) -> tuple[np.ndarray
     base = np.array([bits[unit.base] for bits, unit in zip(stored, units, strict=True)])
     levels = np.array([unit.level for unit in units]) / counts * 4.0**base
     bits = reverse_water_filling(
-        counts,
-        levels,
+        counts.tolist(),
+        levels.tolist(),
         8 * most_bytes / float(counts.sum()),
         min(float(b.min()) for b in stored),
         max(float(b.max()) for b in stored),
