@@ -1,8 +1,10 @@
 """The types of the public names. `__init__.py` imports each on its first use; a test compares the two lists."""
 
 from sottovoce.api import Evaluation as Evaluation
+from sottovoce.api import FitResult as FitResult
 from sottovoce.api import evaluate as evaluate
 from sottovoce.api import export as export
+from sottovoce.api import fit as fit
 from sottovoce.api import fit_confidence as fit_confidence
 from sottovoce.api import inspect as inspect
 from sottovoce.api import load as load
@@ -47,6 +49,7 @@ from sottovoce.evaluation.transcripts import Transcript as Transcript
 from sottovoce.evaluation.wer import Score as Score
 from sottovoce.hub.push import Push as Push
 from sottovoce.models.speech_model import SpeechModel as SpeechModel
+from sottovoce.quantization.fit_record import FitRecord as FitRecord
 from sottovoce.quantization.layer import LayerReport as LayerReport
 from sottovoce.quantization.methods import AWQ as AWQ
 from sottovoce.quantization.methods import FADE as FADE

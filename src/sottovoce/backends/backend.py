@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sottovoce.backends.source import Source
     from sottovoce.core.number_format import NumberFormat
+    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
     from sottovoce.quantization.target import Target
 
@@ -24,6 +25,11 @@ class StoredType(NamedTuple):
 
     name: str
     bits: int
+
+
+def packed_bytes(weight: QuantizedTensor, _part: str) -> int:
+    """Return the bytes of a weight as a quantized folder stores it."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weight.pack().values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,7 @@ class Backend:
     packages: tuple[str, ...] = ()  # distributions whose versions influence the words
     stored: Callable[[NumberFormat], StoredType] | None = None  # how `write` stores layers of a format that the target does not refuse
     write: Callable[[Source, Path, str], dict[str, StoredType]] | None = None
+    tensor_bytes: Callable[[QuantizedTensor, str], int] = packed_bytes  # of a weight in its file; the second is the part of the model
     file_name: str = "{}"  # of an export, from the name of the quantized folder
     is_folder: bool = False
     find_library: Callable[[str | Path | None], Path] | None = None  # what a page needs: the package for browsers, given or found

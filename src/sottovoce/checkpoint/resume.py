@@ -1,7 +1,7 @@
 """What a quantization has finished so far, beside its output, so that a stopped run can go on to the same bytes.
 
 `.NAME.unfinished/` holds a lock, `inputs.json` (everything that determines the result), `transcripts.jsonl` (calibration transcripts
-as they are made) and one file per finished layer, each written whole. It takes about as much disk as the finished output, and goes
+as they are made) and one file per finished layer, each written whole. Work of several steps has a folder of that kind for each. It takes about as much disk as the finished output, and goes
 when that is there.
 """
 
@@ -31,6 +31,7 @@ from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.text_files import read_lines
 
 LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
+VALUES = ".values.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,30 @@ class StoredRun(RunState):
         super().__init__()
         self.target = target
         self.folder = target.parent / f".{target.name}.unfinished"
+
+    def stage(self, name: str) -> "StoredRun":
+        """Return a run of its own within this one, for work of several steps. Transcripts stay with this one. Raises `OutputError`."""
+        stage = StoredRun(self.target)
+        stage.folder = self.folder / name
+        try:
+            stage.folder.mkdir(exist_ok=True)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+        return stage
+
+    def values(self, name: str) -> list[Any]:
+        """Return the plain data added under `name` so far. A line that was being written when the run was stopped is left out."""
+        file, found = self.folder / f"{name}{VALUES}", list[Any]()
+        for line in read_lines(file) if file.is_file() else ():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def add_value(self, name: str, value: Any) -> None:
+        """Add plain data under `name`. Raises `OutputError`."""
+        self._append(self.folder / f"{name}{VALUES}", [value])
 
     @property
     def layer_files(self) -> list[Path]:
@@ -69,9 +94,12 @@ class StoredRun(RunState):
 
     def add_transcripts(self, made: Mapping[str, Sequence[int]]) -> None:
         """Add calibration transcripts. Raises `OutputError`."""
+        self._append(self.folder / TRANSCRIPTS, [[name, list(tokens)] for name, tokens in made.items()])
+
+    def _append(self, path: Path, values: Sequence[Any]) -> None:
         try:
-            with (self.folder / TRANSCRIPTS).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps([name, list(tokens)]) + "\n" for name, tokens in made.items())
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(value) + "\n" for value in values)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as exc:
@@ -120,8 +148,11 @@ class StoredRun(RunState):
                     "--resume out and give --overwrite to start again"
                 )
             return
-        for old in (*self.layer_files, self.folder / TRANSCRIPTS):
+        for old in (*self.layer_files, *self.folder.glob(f"*{VALUES}"), self.folder / TRANSCRIPTS):
             old.unlink(missing_ok=True)
+        for stage in self.folder.iterdir():
+            if stage.is_dir():
+                shutil.rmtree(stage)
         try:
             with written_whole(file) as handle:
                 json.dump(wanted, handle)
@@ -155,7 +186,7 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[St
         raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output") from exc
     finished = False
     try:
-        if (layers := len(work.layer_files)) and not (resume or overwrite):
+        if (layers := len(list(work.folder.rglob(f"{LAYER}-*.safetensors")))) and not (resume or overwrite):
             raise OutputError(
                 f"{target}: an unfinished run is there, {layers} layers finished; --resume continues it, --overwrite starts again"
             )

@@ -15,13 +15,14 @@ from sottovoce.checkpoint.layout import CONFIG, WEIGHTS, layer_tensors, quantiza
 from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest
 from sottovoce.checkpoint.model_card import model_card
 from sottovoce.errors import OutputError
+from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.system.atomic_files import built_beside, sha256, swap_in
 from sottovoce.system.versions import environment
 
 
-def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Write `result` to `folder`, whole or not at all: it is built beside it and renamed.
+def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: bool = False, fit: FitRecord | None = None) -> Path:
+    """Write `result` to `folder`, whole or not at all: it is built beside it and renamed. `fit`: how its plan was chosen.
 
     Raises `OutputError` if the folder exists (unless `overwrite`) or cannot be written; what was there then stays.
     """
@@ -30,7 +31,7 @@ def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: boo
     with built_beside(target) as build:
         content = build / target.name
         content.mkdir(mode=0o755)
-        _write_files(result, content)
+        _write_files(result, content, fit)
         swap_in(content, target)
     return target
 
@@ -45,7 +46,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} is not a folder written by sottovoce, so it is not replaced; remove it yourself")
 
 
-def _write_files(result: QuantizedModel, folder: Path) -> None:
+def _write_files(result: QuantizedModel, folder: Path, fit: FitRecord | None) -> None:
     network = result.model.network
     save_file(_state(result), folder / WEIGHTS, metadata={"format": "pt"})
     config = network.config.to_dict() | {"dtype": "float16", "quantization_config": quantization_config(result.plan)}
@@ -62,6 +63,7 @@ def _write_files(result: QuantizedModel, folder: Path) -> None:
         environment=environment(),
         layers=result.reports,
         files={file.name: FileRecord(bytes=file.stat().st_size, sha256=sha256(file)) for file in sorted(folder.iterdir())},
+        fit=fit,
     )
     write_manifest(folder, manifest)
     for file in folder.iterdir():

@@ -14,6 +14,7 @@ from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
 from sottovoce.checkpoint.manifest import Manifest
 from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
+from sottovoce.cli.display_fit import print_fit
 from sottovoce.core.formats import name_of
 from sottovoce.evaluation.certificate_words import sentences
 from sottovoce.models.layers import Part
@@ -116,6 +117,8 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
     for certificate in manifest.certificates:
         said = " ".join(sentences(certificate))
         terminal.print(f"certificate ({certificate.runtime}, {megabytes(certificate.bytes)}): {said}", highlight=False)
+    if manifest.fit is not None:
+        print_fit(manifest.fit, f"{folder}: the fit")
     terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
 
 

@@ -17,6 +17,7 @@ from sottovoce import __version__
 from sottovoce.cli.bench import bench, demo
 from sottovoce.cli.certify import certify
 from sottovoce.cli.evaluate import confidence, evaluate, score, transcribe
+from sottovoce.cli.fit import fit
 from sottovoce.cli.folder import inspect, report, verify
 from sottovoce.cli.formats import formats
 from sottovoce.cli.push import push
@@ -24,7 +25,7 @@ from sottovoce.cli.quantize import export, quantize
 from sottovoce.errors import SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
-COMMANDS = (quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, push, bench, demo, formats)
+COMMANDS = (fit, quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, push, bench, demo, formats)
 
 
 class _Terminated(BaseException):

@@ -20,7 +20,7 @@ from sottovoce.quantization.methods import AWQ, GPTQ
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
-from sottovoce.quantization.sequential import quantize_sequentially
+from sottovoce.quantization.sequential import LayerObserver, quantize_sequentially
 from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.progress import Progress, silent
 
@@ -76,12 +76,14 @@ def quantize_model(
     seed: int = 0,
     state: RunState | None = None,
     progress: Progress = silent,
+    on_layer: LayerObserver | None = None,
 ) -> QuantizedModel:
     """Quantize `model` in memory as `plan` says, by the method of `recipe`; `model` itself stays as it is.
 
     `speech` is needed by every method but RTN; `seed` is what it was sampled by, for the record. `state`: what a stopped run of the
     same inputs has finished; it is given what this run finishes (by the methods that go layer by layer; the others do all layers at
-    once). Raises `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
+    once). `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached
+    exactly once or its inputs are not finite.
     """
     method = recipe.method
     calibrates = method.n_networks > 0
@@ -110,6 +112,7 @@ def quantize_model(
                 head_embedding_weight=recipe.head_embedding_weight,
                 state=state or RunState(),
                 progress=progress,
+                on_layer=on_layer,
             )
     elif isinstance(method, AWQ):
         with keep_freed_memory():

@@ -1,10 +1,15 @@
 """Quantize layer by layer in calling order, each on the inputs that the layers before it give."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from sottovoce.core.error_metrics import relative_weight_error
 from sottovoce.core.fade import NO_CORRECTION, diagnostic_strengths, held_out_choice, reliability_score
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.rtn import rtn
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
@@ -23,6 +28,23 @@ DIAGNOSTIC_UTTERANCES = 16  # utterances of the pass for the rule "diagnostic"
 DIAGNOSTIC_DAMPING = 0.1  # of that pass
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """A layer that has just been quantized, for whoever wants to look at it while its statistics are there.
+
+    `weight` `[out, in]`: before. `in_format(other)`: the layer quantized in another format, from the same statistics.
+    """
+
+    layer: Layer
+    weight: Tensor
+    statistics: LayerStatistics
+    result: LayerResult
+    in_format: Callable[[NumberFormat], LayerResult]
+
+
+LayerObserver = Callable[[QuantizedLayer], None]
+
+
 def quantize_sequentially(
     model: SpeechModel,
     plan: Plan,
@@ -32,10 +54,12 @@ def quantize_sequentially(
     head_embedding_weight: float,
     state: RunState,
     progress: Progress,
+    on_layer: LayerObserver | None = None,
 ) -> tuple[Any, dict[str, LayerResult]]:
     """Run GPTQ or what is built on it: each layer is quantized when both networks have reached it, and installed at once.
 
-    Layers that `state` has are installed as they are; further ones are added to it. Return the network and its layers.
+    Layers that `state` has are installed as they are; further ones are shown to `on_layer`, then added to it. Return the network and its
+    layers.
     """
     network: Any = share_weights(model.network)
     layers = planned_layers(model, plan)
@@ -49,16 +73,19 @@ def quantize_sequentially(
     def quantize(layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
         progress(layer.name, len(finished), len(layers))
         module = network.get_submodule(layer.name)
-        finished[layer.name] = quantize_layer(
+        in_format = partial(
+            quantize_layer,
             layer,
             module.weight,
             module.bias,
             statistics,
-            plan.format(layer.name),
-            method,
+            method=method,
             strength=strengths.get(layer.name),
             embedding_weight=embedding_weight,
         )
+        finished[layer.name] = in_format(plan.format(layer.name))
+        if on_layer is not None:
+            on_layer(QuantizedLayer(layer, module.weight, statistics, finished[layer.name], in_format))
         install_layer(model, network, layer, finished[layer.name])
         state.add_layer(layer.name, finished[layer.name])
 

@@ -25,6 +25,7 @@ class Target:
     float16_min: bool = False  # asymmetric groups are stored with a float16 minimum
     one_format: bool = False  # all layers must have the same format, head included
     int8_rows: bool = False  # has a faster product for 8-bit layers with one symmetric scale a row
+    fused: tuple[tuple[str, ...], ...] = ()  # layers of one block, by the last part of their names, that the runtime runs as one
     rounds_activations: bool = False  # kernels round the inputs of a product to 8 bits
 
     def misfit(self, number_format: "NumberFormat", part: "Part", in_features: int) -> str | None:

@@ -32,7 +32,7 @@ COMPRESSED_TENSORS = Backend(
     name=NAME,
     title="transformers and vLLM (compressed-tensors)",
     aliases=("hf",),
-    target=Target(name=NAME, refusal=_refusal),
+    target=Target(name=NAME, refusal=_refusal, fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))),  # as vLLM runs them
     open=_open,
     packages=("transformers", "compressed-tensors"),
 )

@@ -11,6 +11,7 @@ from sottovoce.quantization.target import Target
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
     from sottovoce.core.number_format import NumberFormat
+    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "onnxruntime"
@@ -32,6 +33,12 @@ def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredTy
     from sottovoce.backends.onnx_runtime.writer import write_onnx
 
     return write_onnx(source, folder, activations)
+
+
+def _tensor_bytes(weight: QuantizedTensor, part: str) -> int:
+    from sottovoce.backends.onnx_runtime.operators import stored_bytes
+
+    return stored_bytes(weight, head=part == "head")
 
 
 def _open(model: str, threads: int) -> Recognizer:
@@ -62,6 +69,7 @@ ONNX_RUNTIME = Backend(
     packages=("onnxruntime",),
     stored=_stored,
     write=_write,
+    tensor_bytes=_tensor_bytes,
     file_name="{}-onnx",
     is_folder=True,
     find_library=_find_library,

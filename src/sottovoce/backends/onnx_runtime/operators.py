@@ -101,6 +101,13 @@ def low_bit_linear(name: str, quantized: QuantizedTensor, bias: Tensor | None, a
     return NBitsLinear(name, weight, bias, activations)
 
 
+def stored_bytes(weight: QuantizedTensor, *, head: bool) -> int:
+    """Return the bytes of a weight's tensors in the file, by default of `activations`; a `head` is never stored as 8-bit rows."""
+    parts = affine_parts("layer", weight)
+    module = NBitsLinear("layer", parts, None) if head else low_bit_linear("layer", weight, None, next(iter(ACTIVATIONS)))
+    return sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
+
+
 def _operator(name: str, inputs: list[Tensor | None], shape: tuple[int | torch.SymInt, ...], **attributes: Any) -> Tensor:
     """A node of ONNX Runtime's own domain with a float32 result of `shape`. Inputs may be missing; at the end they are left away."""
     while inputs[-1] is None:

@@ -11,6 +11,7 @@ from sottovoce.quantization.target import Target
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
     from sottovoce.core.number_format import NumberFormat
+    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "transcribe.cpp"
@@ -35,6 +36,12 @@ def _write(source: Source, file: Path, _activations: str) -> dict[str, StoredTyp
     return write_gguf(source, file)
 
 
+def _tensor_bytes(weight: QuantizedTensor, _part: str) -> int:
+    from sottovoce.backends.ggml_blocks import to_blocks
+
+    return int(to_blocks("layer", weight)[1].nbytes)
+
+
 def _open(model: str, threads: int) -> Recognizer:
     from sottovoce.backends.transcribe_cpp.runtime import TranscribeCppRecognizer
 
@@ -51,6 +58,7 @@ TRANSCRIBE_CPP = Backend(
     packages=("transcribe-cpp",),
     stored=_stored,
     write=_write,
+    tensor_bytes=_tensor_bytes,
     file_name="{}.gguf",
     recognizes=lambda path: looks_like(path, ".gguf", b"GGUF"),
 )

@@ -11,6 +11,7 @@ from sottovoce.quantization.target import Target
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
     from sottovoce.core.number_format import NumberFormat
+    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "whisper.cpp"
@@ -35,6 +36,12 @@ def _write(source: Source, file: Path, _activations: str) -> dict[str, StoredTyp
     return write_ggml(source, file)
 
 
+def _tensor_bytes(weight: QuantizedTensor, _part: str) -> int:
+    from sottovoce.backends.ggml_blocks import to_blocks
+
+    return int(to_blocks("layer", weight)[1].nbytes)
+
+
 def _open(model: str, threads: int) -> Recognizer:
     from sottovoce.backends.whisper_cpp.runtime import WhisperCppRecognizer
 
@@ -51,6 +58,7 @@ WHISPER_CPP = Backend(
     packages=("pywhispercpp",),
     stored=_stored,
     write=_write,
+    tensor_bytes=_tensor_bytes,
     file_name="{}.bin",
     recognizes=lambda path: looks_like(path, ".bin", b"lmgg"),
 )

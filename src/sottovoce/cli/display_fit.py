@@ -1,0 +1,37 @@
+"""Tables about a fit."""
+
+from rich.table import Table
+
+from sottovoce.cli.console import console, megabytes
+from sottovoce.quantization.fit_record import FitRecord
+
+
+def print_fit(record: FitRecord, file: str) -> None:
+    """Print what every unit got, and the fit beside its baselines."""
+    terminal = console()
+    table = Table("unit", "format", "bits per weight", "ideal", "size", "predicted KL", title=file)
+    for unit in record.units:
+        table.add_row(
+            unit.name.removeprefix("model."),
+            unit.format or "float16",
+            f"{unit.bits_per_weight:.2f}",
+            f"{unit.ideal_bits:.2f}",
+            megabytes(unit.bytes),
+            f"{unit.predicted_kl:.5f}",
+        )
+    terminal.print(table)
+    summary = Table("schedule", "size", "predicted KL", "measured KL")
+    summary.add_row("fit", megabytes(record.bytes), f"{record.predicted_kl:.4f}", f"{record.measured_kl:.4f}")
+    for baseline in (record.uniform, record.random):
+        if baseline is not None:
+            measured = "not measured" if baseline.measured_kl is None else f"{baseline.measured_kl:.4f}"
+            title = f"uniform: {baseline.title}" if baseline is record.uniform else f"{baseline.title}, mean of {baseline.draws}"
+            summary.add_row(title, megabytes(baseline.bytes), f"{baseline.predicted_kl:.4f}", measured)
+    summary.add_row("ideal (real bits, reverse water-filling)", megabytes(record.bytes), f"{record.ideal_kl:.4f}", "")
+    terminal.print(summary)
+    passes = record.passes
+    terminal.print(
+        f"KL in nats per token on {record.tokens} tokens that no choice has seen; {record.swaps_accepted} of {record.swaps_tried} swaps accepted; "
+        f"cost: {passes.calibration} calibration passes of an utterance, {passes.encoder:g} encoder and {passes.decoder:g} decoder passes to measure",
+        highlight=False,
+    )

@@ -1,0 +1,124 @@
+"""`sottovoce fit`: the best words in a given size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from sottovoce.backends.registry import DEFAULT_TARGET
+from sottovoce.cli.options import (
+    ANY_BACKEND,
+    json_option,
+    language_option,
+    overwrite_option,
+    print_json,
+    set_threads,
+    threads_option,
+)
+
+METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer by layer; a test compares
+
+
+@click.command()
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--max-size", metavar="SIZE", help="The file may be this large: 30MB, 28.5MiB, or bytes.")
+@click.option("--max-kl", type=float, metavar="NATS", help="In place of a size: the smallest file that keeps the KL within this.")
+@click.option("--target", type=ANY_BACKEND, default=DEFAULT_TARGET, show_default=True, help="Runtime whose file is meant.")
+@click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
+@click.option(
+    "--calibration-weights",
+    type=click.Choice(["hours", "equal"]),
+    default="hours",
+    show_default=True,
+    help="Utterances of several data sets: by their hours of speech, or as many of each.",
+)
+@click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How codes are found.")
+@click.option("--utterances", type=click.IntRange(2), default=128, show_default=True, help="Utterances to calibrate on.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Further utterances, three times as many, of other speakers, to measure on.",
+)
+@click.option("--swaps", type=click.IntRange(0), default=20, show_default=True, help="Swaps of two units tried after the solution.")
+@click.option("--baselines", is_flag=True, help="Also measure 20 random schedules of the same size (slow).")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Also write the plan to this JSON file.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
+@overwrite_option
+@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
+@language_option
+@threads_option
+@json_option
+def fit(
+    model: str,
+    out: Path,
+    max_size: str | None,
+    max_kl: float | None,
+    target: str,
+    calibration: tuple[str, ...],
+    calibration_weights: Literal["hours", "equal"],
+    method: str,
+    utterances: int,
+    held_out: int,
+    swaps: int,
+    baselines: bool,
+    plan_file: Path | None,
+    verify: bool,
+    seed: int,
+    batch_size: int,
+    overwrite: bool,
+    resume: bool,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Choose a format for every layer of MODEL so that it fits a size and loses least, and write OUT and the target's file.
+
+    \b
+    sottovoce fit openai/whisper-tiny.en tiny-30 --max-size 30MB --target transcribe.cpp --calibration recordings/
+    """
+    from sottovoce import api
+    from sottovoce.cli.console import progress_bar
+    from sottovoce.cli.display_fit import print_fit
+    from sottovoce.quantization.methods import method_named
+    from sottovoce.quantization.plan_file import write_plan
+    from sottovoce.quantization.recipe import Recipe
+    from sottovoce.system.plain_data import to_plain
+
+    if (max_size is None) == (max_kl is None):
+        raise click.UsageError("give either --max-size or --max-kl")
+    set_threads(threads)
+    with progress_bar() as progress:
+        done = api.fit(
+            model,
+            out,
+            max_size=max_size,
+            max_kl=max_kl,
+            target=target,
+            calibration=calibration,
+            recipe=Recipe(method=method_named(method)),
+            weighting=calibration_weights,
+            utterances=utterances,
+            held_out=held_out,
+            swaps=swaps,
+            baselines=baselines,
+            seed=seed,
+            batch_size=batch_size,
+            language=language,
+            verify=verify,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+        )
+    if plan_file is not None:
+        write_plan(plan_file, done.quantized.plan)
+    if as_json:
+        print_json({"folder": str(out), "file": str(done.file), **to_plain(done.record)})
+    else:
+        print_fit(done.record, str(done.file))

@@ -1,0 +1,74 @@
+"""The speech of a fit: what to calibrate on, and what to measure on, without a speaker in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sottovoce.data.dataset import DataSet
+from sottovoce.errors import CalibrationError
+from sottovoce.evaluation.held_out import HeldOutSpeech
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
+from sottovoce.quantization.run_state import RunState
+from sottovoce.system.progress import Progress
+
+FOLDS = ("levels", "swaps", "report")  # what the held-out utterances are for: no choice sees the last
+LEAST_CALIBRATION = 2  # utterances
+
+
+@dataclass(frozen=True, eq=False)
+class FitSpeech:
+    """`calibration`: to quantize with; `held_out`: by fold, prepared as well, and as the original hears them."""
+
+    calibration: CalibrationSpeech
+    prepared: dict[str, CalibrationSpeech]
+    held_out: dict[str, HeldOutSpeech]
+
+
+def split(drawn: DataSet, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
+    """Take `held_out` utterances of `drawn` for each fold, and the rest for calibration; a known speaker is in one of them only.
+
+    Raises `CalibrationError` if too few remain to calibrate on.
+    """
+    folds = dict[str, DataSet]()
+    left = list(drawn)
+    for name in FOLDS:
+        taken, left = left[:held_out], left[held_out:]
+        speakers = {utterance.speaker for utterance in taken} - {None}
+        left = [utterance for utterance in left if utterance.speaker not in speakers]
+        folds[name] = DataSet(f"{drawn.name}, held out for {name}", tuple(taken))
+    if len(left) < LEAST_CALIBRATION or not folds[FOLDS[-1]].utterances:
+        raise CalibrationError(
+            f"{drawn.name}: {len(drawn)} utterances; {len(FOLDS)} x {held_out} are held out to measure on, and {len(left)} of other speakers "
+            f"remain to calibrate on, at least {LEAST_CALIBRATION} are needed: give more speech, or a smaller --held-out"
+        )
+    return replace(drawn, utterances=tuple(left)), folds
+
+
+def prepare(
+    model: SpeechModel,
+    calibration: DataSet,
+    folds: dict[str, DataSet],
+    *,
+    language: str | None,
+    state: RunState,
+    progress: Progress,
+) -> FitSpeech:
+    """Read and transcribe all of it. Transcripts that `state` has are not made again."""
+    prepared = {
+        name: prepare_speech(model, without_texts(data), language=language, state=state, progress=progress) for name, data in folds.items()
+    }
+    return FitSpeech(
+        prepare_speech(model, calibration, language=language, state=state, progress=progress),
+        prepared,
+        {name: _held_out(model, speech) for name, speech in prepared.items()},
+    )
+
+
+def without_texts(data: DataSet) -> DataSet:
+    """Held-out speech is compared on the model's own transcripts, whatever was really said."""
+    return replace(data, utterances=tuple(replace(utterance, text=None) for utterance in data))
+
+
+def _held_out(model: SpeechModel, speech: CalibrationSpeech) -> HeldOutSpeech:
+    transcripts: Sequence[Sequence[int]] = speech.transcripts
+    return HeldOutSpeech(model, speech.recordings, transcripts, speech.languages)

@@ -1,0 +1,68 @@
+"""What a fit decided and measured, as it is stored in the manifest and shown."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitGoal:
+    """What was asked for: one of the two."""
+
+    max_bytes: int | None = None
+    max_kl: float | None = None  # nats per token
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedUnit:
+    """One unit: the format it got (None: float16), its bytes, its predicted loss in nats, and the bits per weight of the ideal."""
+
+    name: str
+    format: str | None
+    bits_per_weight: float
+    bytes: int
+    predicted_kl: float
+    ideal_bits: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Another schedule in no more bytes: the mean of `draws`. `measured_kl`: None if it was not measured."""
+
+    title: str
+    bytes: float
+    predicted_kl: float
+    measured_kl: float | None = None
+    draws: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCount:
+    """Forward passes of one utterance: through encoder and decoder for calibration (all networks), and through either to measure."""
+
+    calibration: int
+    encoder: float
+    decoder: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord:
+    """The outcome of a fit. KL: mean over the tokens of held-out speech, in nats; `measured_kl` on speech that no choice has seen."""
+
+    goal: FitGoal
+    bytes: int  # of the real file
+    fixed_bytes: int  # of it, what no schedule changes
+    predicted_kl: float
+    measured_kl: float
+    ideal_kl: float  # predicted for real numbers of bits, by reverse water-filling
+    tokens: int  # on which `measured_kl` was measured
+    rounds: int  # how often levels were measured
+    uniform: Baseline | None
+    random: Baseline
+    units: tuple[FittedUnit, ...]
+    passes: PassCount
+    swaps_tried: int = 0
+    swaps_accepted: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted KL."""
+        return self.measured_kl / self.predicted_kl if self.predicted_kl > 0 else float("inf")

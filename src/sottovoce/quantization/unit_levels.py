@@ -1,0 +1,117 @@
+"""What each unit costs at the operating point: the loss of a quantized model against the same model with one unit at full precision."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sottovoce.evaluation.held_out import HeldOutSpeech, half_variance
+from sottovoce.models.block_replay import BlockReplay, blocks_of
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.install import set_parameters
+from sottovoce.system.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitLevel:
+    """`own`: half the variance of what the unit does to the logits, in nats: never negative, KL to second order of the unit alone.
+    `marginal`: the KL that goes away with it, cross terms with all other units included; may be negative."""
+
+    own: float
+    marginal: float
+
+
+class ChangeMeter:
+    """A quantized model on held-out speech, measured again when some of its layers have changed: from the first changed block on.
+
+    `log_q` `[n_tokens, vocabulary]`, `kl`: the model as it was when the meter was made. `encoder_passes`, `decoder_passes`: of one
+    utterance, so far.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: SpeechModel, speech: HeldOutSpeech) -> None:
+        self.model, self.speech = model, speech
+        layers = model.layers()
+        self._in_encoder = {layer.name for layer in layers if layer.part == "encoder"}
+        names = [[layer.name for layer in layers if (layer.part == "encoder") == encoder] for encoder in (True, False)]
+        self._encoder, self._decoder = (BlockReplay(model.network, blocks_of(half)) for half in names)
+        with self._encoder.record():
+            self._encoded = speech.encode(model)
+        with self._decoder.record():
+            self._states = speech.states(model, self._encoded)
+        self.log_q = speech.log_probabilities(model, self._states)
+        self.kl = float(speech.divergence(self.log_q).double().mean())
+        self.encoder_passes = self.decoder_passes = float(speech.n_utterances)
+
+    @torch.no_grad()
+    def changed(self, layers: Sequence[str]) -> Tensor:
+        """Return the log-probabilities when `layers` are no longer what they were: `[n_tokens, vocabulary]`."""
+        model, speech = self.model, self.speech
+        if encoder := [layer for layer in layers if layer in self._in_encoder]:
+            block = self._encoder.first(encoder)
+            self.encoder_passes += speech.n_utterances * self._encoder.share_from(block)
+            self.decoder_passes += speech.n_utterances
+            with self._encoder.replay(block):
+                states = speech.states(model, speech.encode(model))
+        elif list(layers) == [model.head] and not model.tied:
+            states = self._states
+        else:
+            block = None if model.head in layers and model.tied else self._decoder.first(layers)
+            self.decoder_passes += speech.n_utterances * self._decoder.share_from(block)
+            with self._decoder.replay(block):
+                states = speech.states(model, self._encoded)
+        return speech.log_probabilities(model, states)
+
+
+def measure_levels(
+    original: SpeechModel,
+    meter: ChangeMeter,
+    units: Mapping[str, Sequence[str]],
+    *,
+    known: Mapping[str, UnitLevel],
+    on_level: Callable[[str, UnitLevel], None],
+    progress: Progress,
+) -> dict[str, UnitLevel]:
+    """Return the level of each unit (`units`: names of its layers) in the meter's model.
+
+    One pass of the decoder for each unit, and of the encoder for those in it, from their block on. `known`: levels that are not
+    measured again; `on_level` is told the others.
+    """
+    levels = dict(known)
+    for i, (name, layers) in enumerate(units.items()):
+        progress("measuring units", i, len(units))
+        if name in levels:
+            continue
+        with at_full_precision(original, meter.model, layers):
+            log_other = meter.changed(layers)
+        levels[name] = UnitLevel(
+            own=float(half_variance(log_other, meter.log_q).double().mean()),
+            marginal=meter.kl - float(meter.speech.divergence(log_other).double().mean()),
+        )
+        on_level(name, levels[name])
+    progress("measuring units", len(units), len(units))
+    return levels
+
+
+@contextmanager
+def at_full_precision(original: SpeechModel, quantized: SpeechModel, layers: Sequence[str]) -> Iterator[None]:
+    """Give some layers of `quantized` the parameters of `original`, and theirs back in the end."""
+    before = list[tuple[Any, Any, Any]]()
+    embedding = quantized.module(quantized.embedding)
+    for name in layers:
+        module, source = quantized.module(name), original.module(name)
+        before.append((module, module.weight, module.bias))
+        set_parameters(module, source.weight.detach(), source.bias)
+        if name == quantized.head and original.tied:
+            before.append((embedding, embedding.weight, None))
+            embedding.weight = module.weight
+    try:
+        yield
+    finally:
+        for module, weight, bias in before:
+            module.weight = weight
+            if bias is not None:
+                module.bias = bias
