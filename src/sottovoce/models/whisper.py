@@ -175,6 +175,7 @@ class Whisper(SpeechModel):
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
             **choice_of_tokens(temperature),
             return_timestamps=False,
+            force_unique_generate_call=True,  # one window is one call: else tokens that look like timestamps move it on, or never
             max_new_tokens=limit,
             **self._language_options(language),
         )
