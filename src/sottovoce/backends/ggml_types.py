@@ -20,5 +20,10 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "Q5_0": BlockType(32, 22, 5, 6, 8, 8),
     "Q5_1": BlockType(32, 24, 5, 7, 9, 9),
     "Q8_0": BlockType(32, 34, 8, 8, 7, 7),
+    "Q2_K": BlockType(256, 84, 2, 10, 10, 10),
+    "Q3_K": BlockType(256, 110, 3, 11, 11, 11),
+    "Q4_K": BlockType(256, 144, 4, 12, 12, 14),
+    "Q5_K": BlockType(256, 176, 5, 13, 13, 16),
+    "Q6_K": BlockType(256, 210, 6, 14, 14, 18),
 }
 F32, F16 = 0, 1  # numbers of the types that are no blocks; F16 is the file type of files without blocks, too

@@ -1,11 +1,15 @@
 """The number formats by name. A new one is a file in this folder, a line in `FORMATS` and a line for each of its names in `NAMED`."""
 
+from typing import get_args
+
 from sottovoce.core.affine import BITS, Affine
+from sottovoce.core.affine_minimum import AffineMinimum
+from sottovoce.core.k_quants import KQuant, KType
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import RecipeError
 from sottovoce.system.plain_data import register_tagged_classes
 
-FORMATS: dict[str, type[NumberFormat]] = {kind.name: kind for kind in (Affine,)}
+FORMATS: dict[str, type[NumberFormat]] = {kind.name: kind for kind in (Affine, AffineMinimum, KQuant)}
 
 # The names that users type (`--format q4_0`), with the settings they stand for. Runtimes' own names where there are any, in small letters.
 NAMED: dict[str, NumberFormat] = {
@@ -13,6 +17,9 @@ NAMED: dict[str, NumberFormat] = {
     "q4_0": Affine(bits=4, symmetric=True),
     "q5_0": Affine(bits=5, symmetric=True),
     "q8_0": Affine(bits=8, symmetric=True),
+    "q4_1": AffineMinimum(bits=4),
+    "q5_1": AffineMinimum(bits=5),
+    **{kind.lower(): KQuant(type=kind) for kind in get_args(KType)},
 }
 COMMON_WIDTH = 3072  # columns of a row that every named format divides; where a figure needs some width
 
