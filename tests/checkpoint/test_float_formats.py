@@ -51,3 +51,9 @@ def test_a_folder_of_several_layouts_says_so(tmp_path: Path) -> None:
     assert {group["format"] for group in described["config_groups"].values()} == {"pack-quantized", "mxfp4-pack-quantized"}
     assert "dequantize" not in described
     assert api.verify(out).layers > 0
+
+
+def test_a_folder_for_a_runtime_of_one_format_loads_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = api.quantize(make_tiny(), out, recipe=Recipe(method=METHODS["rtn"], format=format_named("iq4_nl")), target="whisper.cpp")
+    assert torch.equal(api.load(out).network.proj_out.weight, result.model.network.proj_out.weight)

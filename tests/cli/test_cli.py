@@ -229,7 +229,8 @@ def test_public_names() -> None:
         "NumberFormat", "Plan", "PlannedLayer", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
         "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "evaluate", "export",
-        "fit_confidence", "inspect", "load", "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan",
+        "fit_confidence", "format_named", "inspect",
+        "load", "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan",
         "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
         "write_report",
     }  # fmt: skip

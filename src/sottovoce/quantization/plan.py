@@ -137,9 +137,9 @@ def check_target(plan: Plan, target: Target) -> None:
 
 
 def _tie_group(layer: Layer, model: SpeechModel, target: Target) -> str | None:
-    if target.one_format:
-        return "all"
-    return model.embedding if layer.name == model.head and model.tied else None
+    if layer.name == model.head and model.tied:
+        return model.embedding  # under whose name it is stored
+    return "all" if target.one_format else None
 
 
 def _format_of(layer: Layer, recipe: Recipe) -> NumberFormat | None:
