@@ -16,13 +16,14 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 
 NVFP4_BLOCK = 64
+KINDS: dict[type[NumberFormat], str] = {IQ4NL: "IQ4_NL", IQ4XS: "IQ4_XS", MXFP4: "MXFP4", NVFP4: "NVFP4"}
 
 
 def book_kind(number_format: NumberFormat) -> str | None:
     """Return the block type that holds a book of levels, or None: ggml's NVFP4 has no factor of the tensor."""
     if isinstance(number_format, NVFP4) and number_format.tensor_exponent:
         return None
-    return {IQ4NL: "IQ4_NL", IQ4XS: "IQ4_XS", MXFP4: "MXFP4", NVFP4: "NVFP4"}.get(type(number_format))
+    return KINDS.get(type(number_format))
 
 
 def book_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:
@@ -49,4 +50,5 @@ def book_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:
 def _nibbles(codes: np.ndarray, scale_block: int) -> np.ndarray:
     """uint8 `[out, blocks, scale_block / 2]`: the first half of a block in the low nibbles, the second in the high ones."""
     blocks = codes.reshape(len(codes), -1, scale_block)
-    return blocks[:, :, : scale_block // 2] | (blocks[:, :, scale_block // 2 :] << np.uint8(4))
+    packed: np.ndarray = blocks[:, :, : scale_block // 2] | (blocks[:, :, scale_block // 2 :] << np.uint8(4))
+    return packed
