@@ -25,6 +25,7 @@ from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest, wri
 from sottovoce.checkpoint.manifest_v1 import upgrade
 from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.core.affine import Affine
+from sottovoce.core.formats import format_named
 from sottovoce.core.rtn import rtn
 from sottovoce.data.audio import read_audio
 from sottovoce.data.corpora import read_librispeech, read_spgispeech, read_tedlium
@@ -123,6 +124,12 @@ def model_bin(data: bytes) -> None:
     to_transformers(read_variables(_placed("model.bin", data)))
 
 
+def book_weights(data: bytes) -> None:
+    """Folders of books of levels, each with tensors of its own kinds."""
+    _placed("folder/model.safetensors", data)
+    read_weights(scratch() / "folder", BOOK_PLAN)
+
+
 def weights(data: bytes) -> None:
     _placed("folder/model.safetensors", data)
     read_weights(scratch() / "folder", PLAN)
@@ -157,6 +164,7 @@ TARGETS: dict[str, tuple[Target, type[Exception] | None]] = {
     "sealed_json": (sealed_json, SottovoceError),
     "model_bin": (model_bin, SottovoceError),
     "weights": (weights, SottovoceError),
+    "book_weights": (book_weights, SottovoceError),
     "config": (config, SottovoceError),
     "unfinished": (unfinished, None),
 }
@@ -209,6 +217,14 @@ def _weights() -> bytes:
     return bytes(save(layer_tensors("fc", rtn(torch.randn(4, 64), Affine(bits=4, group_size=32)))))
 
 
+def _book_weights() -> bytes:
+    from safetensors.torch import save
+
+    torch.manual_seed(0)
+    tensors = {name: tensor for book in BOOKS for name, tensor in layer_tensors(book, rtn(torch.randn(2, 256), format_named(book))).items()}
+    return bytes(save(tensors))
+
+
 def _layer() -> bytes:
     state = StoredRun(scratch() / "seed")
     state.folder.mkdir(exist_ok=True)
@@ -225,6 +241,11 @@ def _manifest_json() -> bytes:
 
 
 PLAN = Plan(target="compressed-tensors", layers=(PlannedLayer(name="fc", part="encoder", format=Affine(), shape=(4, 64)),))
+BOOKS = ("iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "nf4", "pow2_3", "stochastic4_0")
+BOOK_PLAN = Plan(
+    target="torch",
+    layers=tuple(PlannedLayer(name=name, part="encoder", format=format_named(name), shape=(2, 256)) for name in BOOKS),
+)
 VERSION_1 = {
     "source": "m",
     "calibration": None,
@@ -285,6 +306,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "sealed_json": lambda: [_manifest_json(), b'{"format_version": 1, "files": {"a": {"sha256": "0"}}}'],
     "model_bin": lambda: [_model_bin()],
     "weights": lambda: [_weights()],
+    "book_weights": lambda: [_book_weights()],
     "config": lambda: [json.dumps(_config()).encode()],
     "unfinished": lambda: [_layer()],
 }  # fmt: skip

@@ -18,17 +18,19 @@ from torch import Tensor
 
 from sottovoce.backends.backend import StoredType
 from sottovoce.backends.ggml_books import book_blocks, book_kind
+from sottovoce.backends.ggml_k_blocks import k_blocks
+from sottovoce.backends.ggml_simple import BLOCK, as_bytes, low_blocks
 from sottovoce.backends.ggml_types import BLOCK_TYPES
 from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine, AffineTensor
+from sottovoce.core.affine_minimum import AffineMinimum
 from sottovoce.core.fp4 import MXFP4, NVFP4
 from sottovoce.core.iq4 import IQ4NL, IQ4XS
+from sottovoce.core.k_quants import KQuant
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.stochastic import Stochastic
 from sottovoce.errors import ExportError
-
-BLOCK = 32
 
 
 class Packer(NamedTuple):
@@ -115,22 +117,29 @@ def _affine_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarr
     return np.concatenate([*head, *low_blocks(codes, wide)], axis=2)
 
 
-def low_blocks(codes: np.ndarray, bits: int) -> list[np.ndarray]:
-    """Codes uint8 `[out, blocks, 32]` of 4 or 5 bits as ggml's simple blocks have them: the fifth bits, if any, and the nibbles."""
-    nibbles = (codes[:, :, : BLOCK // 2] & np.uint8(15)) | (codes[:, :, BLOCK // 2 :] << np.uint8(4))
-    return [np.packbits(codes >> np.uint8(4), axis=2, bitorder="little"), nibbles] if bits == 5 else [nibbles]
-
-
-def as_bytes(halves: Tensor) -> np.ndarray:
-    """float16 `[out, blocks]` to uint8 `[out, blocks, 2]`."""
-    return halves.contiguous().numpy().astype("<f2", copy=False).view(np.uint8).reshape(*halves.shape, 2)
-
-
 def _minimum(weight: AffineTensor) -> Tensor:
     return -weight.zero_point.float() * weight.scale.float()
 
 
+def _minimum_kind(number_format: NumberFormat) -> str | None:
+    assert isinstance(number_format, AffineMinimum)  # noqa: S101 - see PACKERS
+    return {4: "Q4_1", 5: "Q5_1"}.get(number_format.bits) if number_format.group_size == BLOCK else None
+
+
+def _minimum_blocks(_name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:
+    codes = quantized.codes.numpy().reshape(len(quantized.codes), -1, BLOCK)
+    head = [as_bytes(quantized.parameters[name]) for name in ("scale", "minimum")]
+    return np.concatenate([*head, *low_blocks(codes, BLOCK_TYPES[kind].bits)], axis=2)
+
+
+def _k_kind(number_format: NumberFormat) -> str | None:
+    assert isinstance(number_format, KQuant)  # noqa: S101 - see PACKERS
+    return number_format.type
+
+
 PACKERS: dict[type[NumberFormat], Packer] = {
     **dict.fromkeys((Affine, Stochastic), Packer(_affine_kind, _affine_blocks)),
+    AffineMinimum: Packer(_minimum_kind, _minimum_blocks),
+    KQuant: Packer(_k_kind, lambda _name, quantized, _kind: k_blocks(quantized)),
     **dict.fromkeys((IQ4NL, IQ4XS, MXFP4, NVFP4), Packer(book_kind, book_blocks)),
 }

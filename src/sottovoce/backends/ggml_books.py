@@ -16,14 +16,14 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 
 NVFP4_BLOCK = 64
+KINDS: dict[type[NumberFormat], str] = {IQ4NL: "IQ4_NL", IQ4XS: "IQ4_XS", MXFP4: "MXFP4", NVFP4: "NVFP4"}
 
 
 def book_kind(number_format: NumberFormat) -> str | None:
     """Return the block type that holds a book of levels, or None: ggml's NVFP4 has no factor of the tensor."""
     if isinstance(number_format, NVFP4) and number_format.tensor_exponent:
         return None
-    kinds: dict[type[NumberFormat], str] = {IQ4NL: "IQ4_NL", IQ4XS: "IQ4_XS", MXFP4: "MXFP4", NVFP4: "NVFP4"}
-    return kinds.get(type(number_format))
+    return KINDS.get(type(number_format))
 
 
 def book_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:

@@ -24,5 +24,10 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "IQ4_XS": BlockType(256, 136, 4, 23, 22, 30),
     "MXFP4": BlockType(32, 17, 4, 39, 25, 38),
     "NVFP4": BlockType(64, 36, 4, 40, 26, 39),
+    "Q2_K": BlockType(256, 84, 2, 10, 10, 10),
+    "Q3_K": BlockType(256, 110, 3, 11, 11, 11),
+    "Q4_K": BlockType(256, 144, 4, 12, 12, 14),
+    "Q5_K": BlockType(256, 176, 5, 13, 13, 16),
+    "Q6_K": BlockType(256, 210, 6, 14, 14, 18),
 }
 F32, F16 = 0, 1  # numbers of the types that are no blocks; F16 is the file type of files without blocks, too

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sottovoce.quantization.recipe import Recipe, Rule
 
 # Written out here, so that `--help` need not import what knows them; a test compares.
-METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
+METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn", "rtn-imatrix")
 WIDTHS = ("2", "3", "4", "5", "6", "8")
 FLOAT = "16"  # the width that leaves a layer in floating point
 HELD_OUT_OR_NUMBER = "NUMBER|held-out"

@@ -1,8 +1,12 @@
 """The number formats by name. A new one is a file in this folder, a line in `FORMATS` and a line for each of its names in `NAMED`."""
 
+from typing import get_args
+
 from sottovoce.core.affine import BITS, Affine
+from sottovoce.core.affine_minimum import AffineMinimum
 from sottovoce.core.fp4 import MXFP4, NVFP4
 from sottovoce.core.iq4 import IQ4NL, IQ4XS
+from sottovoce.core.k_quants import KQuant, KType
 from sottovoce.core.logarithmic import Logarithmic
 from sottovoce.core.nf4 import NF4
 from sottovoce.core.number_format import NumberFormat
@@ -10,7 +14,7 @@ from sottovoce.core.stochastic import Stochastic
 from sottovoce.errors import RecipeError
 from sottovoce.system.plain_data import register_tagged_classes
 
-KINDS = (Affine, IQ4NL, IQ4XS, MXFP4, NVFP4, NF4, Logarithmic, Stochastic)
+KINDS = (Affine, AffineMinimum, KQuant, IQ4NL, IQ4XS, MXFP4, NVFP4, NF4, Logarithmic, Stochastic)
 FORMATS: dict[str, type[NumberFormat]] = {kind.name: kind for kind in KINDS}
 
 # The names that users type (`--format q4_0`), with the settings they stand for. Runtimes' own names where there are any, in small letters.
@@ -19,6 +23,9 @@ NAMED: dict[str, NumberFormat] = {
     "q4_0": Affine(bits=4, symmetric=True),
     "q5_0": Affine(bits=5, symmetric=True),
     "q8_0": Affine(bits=8, symmetric=True),
+    "q4_1": AffineMinimum(bits=4),
+    "q5_1": AffineMinimum(bits=5),
+    **{kind.lower(): KQuant(type=kind) for kind in get_args(KType)},
     "iq4_nl": IQ4NL(),
     "iq4_xs": IQ4XS(),
     "mxfp4": MXFP4(),

@@ -64,9 +64,9 @@ class LayerResult:
     report: LayerReport
 
 
-def round_layer(layer: Layer, weight: Tensor, number_format: NumberFormat) -> LayerResult:
-    """Round to nearest, without any data."""
-    quantized = rtn(weight, number_format)
+def round_layer(layer: Layer, weight: Tensor, number_format: NumberFormat, importance: Tensor | None = None) -> LayerResult:
+    """Round to nearest, without any data but, where given, the `importance` `[in]` of the columns."""
+    quantized = rtn(weight, number_format, importance)
     vulnerability = relative_weight_error(weight, quantized.dequantize())
     return LayerResult(quantized, None, LayerReport(**_data_free(layer, weight, quantized, vulnerability)))
 
@@ -127,6 +127,7 @@ def quantize_layer(
         act_order=method.act_order,
         parameters=parameters if method.act_order else None,
         scale_refits=method.scale_refits_for(number_format),
+        adaptive=method.adaptive_scales,
     )
     values = result.weight.dequantize()
     new_bias, shift = None, None

@@ -96,7 +96,7 @@ def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
                 part=layer.part,
                 format=number_format,
                 shape=(out_features, in_features),
-                tie_group=tie_group(layer, model, target),
+                tie_group=tie_group(layer, model),
                 rounds_activations=target.rounds_activations,
             )
         )
@@ -136,10 +136,8 @@ def check_target(plan: Plan, target: Target) -> None:
         raise RecipeError(f"{target.name} holds one format for all layers, head included; the plan has {' and '.join(found)}")
 
 
-def tie_group(layer: Layer, model: SpeechModel, target: Target) -> str | None:
-    """Return the name of the group of layers that must have one format, stored in the plan; None: the layer is in none."""
-    if target.one_format:
-        return "all"
+def tie_group(layer: Layer, model: SpeechModel) -> str | None:
+    """Return the name of the weight that `layer` shares with another module, under which it is stored; None: it shares none."""
     return model.embedding if layer.name == model.head and model.tied else None
 
 

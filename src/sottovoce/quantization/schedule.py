@@ -61,7 +61,7 @@ def make_units(model: SpeechModel, target: Target, formats: Sequence[NumberForma
                 part=layer.part,
                 format=formats[0],
                 shape=tuple(model.module(layer.name).weight.shape),
-                tie_group=tie_group(layer, model, target),
+                tie_group=tie_group(layer, model),
                 rounds_activations=target.rounds_activations,
             )
             for layer in layers
@@ -113,7 +113,9 @@ def _finer(other: NumberFormat, number_format: NumberFormat, in_features: int, *
 
 
 def _group_of(layer: Layer, model: SpeechModel, target: Target) -> str:
-    tied = tie_group(layer, model, target)
+    if target.one_format:
+        return "all"
+    tied = tie_group(layer, model)
     if tied is not None:
         return tied
     prefix, _, last = layer.name.rpartition(".")

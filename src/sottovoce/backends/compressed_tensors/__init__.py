@@ -16,10 +16,11 @@ NAME = "compressed-tensors"
 
 def _refusal(number_format: NumberFormat, _part: str, _in_features: int) -> str | None:
     from sottovoce.core.affine import Affine
+    from sottovoce.core.fp4 import MXFP4, NVFP4
 
-    if isinstance(number_format, Affine):
+    if isinstance(number_format, Affine | MXFP4 | NVFP4):
         return None
-    return f"{NAME} holds affine formats, not {number_format.title!r}; choose an affine one, or --target torch"
+    return f"{NAME} holds affine formats, MXFP4 and NVFP4, not {number_format.title!r} (--target torch holds every format)"
 
 
 def _open(model: str, _threads: int) -> Recognizer:

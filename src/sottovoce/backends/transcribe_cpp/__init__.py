@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "transcribe.cpp"
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # block types that it executes
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # block types that it executes
 
 
 def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:

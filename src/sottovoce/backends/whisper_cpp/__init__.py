@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "whisper.cpp"
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4")  # block types that it executes (NVFP4 from 1.8.4 on)
+TYPES = (  # block types that it executes
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4",
+)  # fmt: skip
 
 
 def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
