@@ -224,6 +224,7 @@ def test_public_names() -> None:
         "demo",
         "export",
         "push",
+        "formats",
         "verify",
     }
     assert set(sottovoce.__all__) == {
