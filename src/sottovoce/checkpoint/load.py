@@ -11,8 +11,9 @@ from torch import Tensor
 from sottovoce.checkpoint.layout import WEIGHTS, stored_name
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.errors import CheckpointError
+from sottovoce.errors import CheckpointError, ModelError
 from sottovoce.models.load import load_model
+from sottovoce.models.readiness import refuse_giant
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.plan import Plan
 
@@ -37,6 +38,7 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(folder)
         del config.quantization_config
         config.dtype = "float32"
+        refuse_giant(str(folder), config)
         with torch.device("meta"):  # so that a description of a giant takes no memory before it is compared with what is there
             described = AutoModelForSpeechSeq2Seq.from_config(config).state_dict()
         shapes = {name: tensor.shape for name, tensor in described.items()}
@@ -49,7 +51,7 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
         network.tie_weights()
         network.generation_config = GenerationConfig.from_pretrained(folder)
         return network.eval(), AutoProcessor.from_pretrained(folder)
-    except CheckpointError:
+    except (CheckpointError, ModelError):
         raise
     except Exception as exc:  # transformers raises many kinds for a description that makes no sense
         raise CheckpointError(f"{folder}: does not make up a recognizer ({type(exc).__name__}: {exc})") from exc

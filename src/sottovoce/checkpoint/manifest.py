@@ -98,6 +98,8 @@ def read_manifest(folder: Path | str) -> Manifest:
     if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != seal[1].decode():
         raise CheckpointError(f"{path}: has changed since it was written (wrong sha256); fetch the folder again")
     manifest = _typed(content, version, folder)
+    if odd := {report.name for report in manifest.layers} - {layer.name for layer in manifest.plan.layers}:
+        raise CheckpointError(f"{path}: reports on {min(odd)!r}, which is not in the plan")
     for name, record in manifest.files.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():

@@ -27,8 +27,10 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
 def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
     """The inverse of `pack_rows`: int32 words to uint8 codes `[rows, n]`.
 
-    Raises `CheckpointError` if the words are not exactly as many as `n` codes need.
+    Raises `CheckpointError` if the words are no int32 or not exactly as many as `n` codes need.
     """
+    if words.dtype != torch.int32:
+        raise CheckpointError(f"codes are stored as {str(words.dtype).removeprefix('torch.')}; wanted int32")
     rows, n_words = words.shape
     if n_words != -(-n * bits // WORD_BITS):
         raise CheckpointError(f"{n_words} words a row cannot hold exactly {n} codes of {bits} bits")

@@ -13,7 +13,7 @@ from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
-from sottovoce.models.readiness import lacks_tokenizer, make_ready, tokenizer_advice
+from sottovoce.models.readiness import lacks_tokenizer, make_ready, refuse_giant, tokenizer_advice
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 
@@ -78,12 +78,14 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as RECOGNIZERS
 
     try:
-        model_type = AutoConfig.from_pretrained(source).model_type
+        config = AutoConfig.from_pretrained(source)
+        model_type = config.model_type
         if model_type not in RECOGNIZERS:
             raise ModelError(
                 f"{source}: a {model_type!r} model is not an encoder-decoder speech recognizer that transformers knows; "
                 f"best known here: {', '.join(FAMILIES)}"
             )
+        refuse_giant(str(source), config)
         network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)
         try:
             return network, AutoProcessor.from_pretrained(source)

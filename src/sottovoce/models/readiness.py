@@ -1,12 +1,17 @@
 """Whether a loaded recognizer can transcribe: its settings are whole, and its tokenizer is its own."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sottovoce.errors import ModelError
 from sottovoce.models.decoding import set_aside_sentence
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.notices import notice
 
+LARGEST_COUNT = 1000  # layers of a model: ten times what any recognizer has
+IDS = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "no_timestamps_token_id", "prev_sot_token_id")
+LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
 # Vocabularies are padded at the end (to multiples of 128, say); Whisper's timestamps are rows without tokens in some tokenizers.
 PADDED_ROWS = 127
@@ -19,6 +24,7 @@ def make_ready(model: SpeechModel) -> SpeechModel:
     Raises `ModelError` where it could not transcribe: the tokenizer is missing or of another model, or nothing says which tokens begin
     and end a transcript.
     """
+    check_setting_types(model.source, model.network.generation_config)
     if getattr(model.processor, "tokenizer", None) is None:
         raise ModelError(f"{model.source}: its processor has no tokenizer; {tokenizer_advice(model.source)}")
     _check_coverage(model)
@@ -27,6 +33,49 @@ def make_ready(model: SpeechModel) -> SpeechModel:
     if (sentence := set_aside_sentence(model.source, model.network.generation_config)) is not None:
         notice(sentence)
     return model
+
+
+def refuse_giant(source: str, config: Any) -> None:
+    """Raise `ModelError` if a configuration asks for more layers than a recognizer has: building them would never end."""
+
+    def look(settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                look(value)
+            elif name.endswith("layers") and isinstance(value, int) and value > LARGEST_COUNT:
+                raise ModelError(
+                    f"{source}: config.json says {name} is {value}, and at most {LARGEST_COUNT} are expected; fetch the model again"
+                )
+
+    look(config.to_dict())
+
+
+def check_setting_types(source: str, settings: Any) -> None:
+    """Raise `ModelError` if what decoding reads from the generation settings is not of the kind that it must be."""
+    wanted: dict[str, tuple[bool, str]] = {}
+    for name in IDS:
+        wanted[name] = (_is_number(getattr(settings, name, None)), "a token id (a whole number)")
+    ends = getattr(settings, "eos_token_id", None)
+    wanted["eos_token_id"] = (_is_number(ends) or _is_list_of_numbers(ends), "a token id, or a list of them")
+    for name in LISTS_OF_IDS:
+        value = getattr(settings, name, None)
+        wanted[name] = (value is None or _is_list_of_numbers(value), "a list of token ids")
+    wanted["max_length"] = (_is_number(getattr(settings, "max_length", None)), "a whole number")
+    for name in ("lang_to_id", "task_to_id"):
+        value = getattr(settings, name, None)
+        wanted[name] = (value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))), "an object of token ids")
+    for name, (fits, kind) in wanted.items():
+        if not fits:
+            raise ModelError(f"{source}: generation_config.json says {name} is {getattr(settings, name)!r}; wanted {kind}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether a setting is a whole number, or not given."""
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
 def _check_coverage(model: SpeechModel) -> None:
