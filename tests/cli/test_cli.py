@@ -234,8 +234,8 @@ def test_public_names() -> None:
         "NumberFormat", "Plan", "PlannedLayer", "Push", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
         "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "certify", "choose_smallest", "evaluate", "export", "store_certificate",
-        "fit_confidence", "format_named", "inspect", "load", "load_data", "make_plan", "method_named", "open_recognizer", "push", "quantize",
-        "read_plan",
+        "fit_confidence", "format_named", "inspect", "load", "load_data", "make_plan", "method_named", "open_recognizer", "push",
+        "quantize", "read_plan",
         "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
         "write_report",
     }  # fmt: skip
