@@ -205,9 +205,9 @@ def fit(
 
     Either `max_size` (bytes, or text such as "30MB") or `max_kl` (nats per token: then the smallest file that keeps it) is given. Writes
     the quantized folder `out` and, for a runtime with files of its own, that file beside it. Of `calibration`, `utterances` are
-    calibrated on and three times `held_out` others, of other speakers, are measured on; no transcripts are needed. `recipe`: its method must
-    go layer by layer (gptq, qep, fade); its formats are of no account. `swaps`: tried at most after the solution. `baselines`: also
-    measure 20 random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
+    calibrated on and three times `held_out` others, of other speakers, are measured on; no transcripts are needed. `recipe`: its
+    method must go layer by layer (gptq, qep, fade); its formats are of no account. `swaps`: tried at most after the solution.
+    `baselines`: also measure 20 random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     folder = Path(out).expanduser().absolute()

@@ -1,8 +1,8 @@
 """What a quantization has finished so far, beside its output, so that a stopped run can go on to the same bytes.
 
 `.NAME.unfinished/` holds a lock, `inputs.json` (everything that determines the result), `transcripts.jsonl` (calibration transcripts
-as they are made) and one file per finished layer, each written whole. Work of several steps has a folder of that kind for each. It takes about as much disk as the finished output, and goes
-when that is there.
+as they are made) and one file per finished layer, each written whole. Work of several steps has a folder of that kind for each. It
+takes about as much disk as the finished output, and goes when that is there.
 """
 
 import hashlib

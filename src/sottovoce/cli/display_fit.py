@@ -31,7 +31,8 @@ def print_fit(record: FitRecord, file: str) -> None:
     terminal.print(summary)
     passes = record.passes
     terminal.print(
-        f"KL in nats per token on {record.tokens} tokens that no choice has seen; {record.swaps_accepted} of {record.swaps_tried} swaps accepted; "
-        f"cost: {passes.calibration} calibration passes of an utterance, {passes.encoder:g} encoder and {passes.decoder:g} decoder passes to measure",
+        f"KL in nats per token on {record.tokens} tokens that no choice has seen; "
+        f"{record.swaps_accepted} of {record.swaps_tried} swaps accepted; cost: {passes.calibration} calibration passes of an utterance, "
+        f"{passes.encoder:g} encoder and {passes.decoder:g} decoder passes to measure",
         highlight=False,
     )
