@@ -38,8 +38,8 @@ def split(drawn: DataSet, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
         folds[name] = DataSet(f"{drawn.name}, held out for {name}", tuple(taken))
     if len(left) < LEAST_CALIBRATION or not folds[FOLDS[-1]].utterances:
         raise CalibrationError(
-            f"{drawn.name}: {len(drawn)} utterances; {len(FOLDS)} x {held_out} are held out to measure on, and {len(left)} of other speakers "
-            f"remain to calibrate on, at least {LEAST_CALIBRATION} are needed: give more speech, or a smaller --held-out"
+            f"{drawn.name}: {len(drawn)} utterances; {len(FOLDS)} x {held_out} are held out to measure on, and {len(left)} of other "
+            f"speakers remain to calibrate on, at least {LEAST_CALIBRATION} are needed: give more speech, or a smaller --held-out"
         )
     return replace(drawn, utterances=tuple(left)), folds
 

@@ -80,7 +80,8 @@ def quantize_model(
 
     `speech` is needed by every method but RTN; `seed` is what it was sampled by, for the record. `state`: what a stopped run of the
     same inputs has finished; it is given what this run finishes (by the methods that go layer by layer; the others do all layers at
-    once). `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached exactly once or its inputs are not finite.
+    once). `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached exactly
+    once or its inputs are not finite.
     """
     method = recipe.method
     calibrates = method.n_networks > 0

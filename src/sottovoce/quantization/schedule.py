@@ -88,12 +88,11 @@ def _title(number_format: NumberFormat | None) -> str:
 def _finest(sizes: Mapping[NumberFormat | None, int], in_features: int) -> list[NumberFormat | None]:
     """Without formats that take no less than one of the same kind with more bits or smaller blocks (3 bits that are stored as 4)."""
     kept = list[NumberFormat | None]()
+    order = {number_format: place for place, number_format in enumerate(sizes)}
     for number_format, size in sizes.items():
         others = [other for other, others_size in sizes.items() if others_size == size and other is not number_format]
         if number_format is None or not any(
-            other is not None
-            and _finer(other, number_format, in_features, first=list(sizes).index(other) < list(sizes).index(number_format))
-            for other in others
+            other is not None and _finer(other, number_format, in_features, first=order[other] < order[number_format]) for other in others
         ):
             kept.append(number_format)
     return kept
