@@ -53,6 +53,7 @@ _PUBLIC = {
     "export": "api",
     "fit": "api",
     "fit_confidence": "api",
+    "format_named": "core.formats",
     "inspect": "api",
     "load": "api",
     "load_data": "data.load",

@@ -172,7 +172,7 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
         assert not printed
         assert not out.exists()
     for arguments in [
-        ("quantize", model_folder, out, "--bits", 5),
+        ("quantize", model_folder, out, "--bits", 7),
         ("quantize",),
         ("quantize", model_folder, out, "--damping", "lots"),
     ]:
@@ -229,7 +229,8 @@ def test_public_names() -> None:
         "NumberFormat", "Plan", "PlannedLayer", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
         "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "evaluate", "export",
-        "fit_confidence", "inspect", "load", "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan",
+        "fit_confidence", "format_named", "inspect",
+        "load", "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan",
         "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
         "write_report",
     }  # fmt: skip

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sottovoce.backends.source import Source
+    from sottovoce.core.number_format import NumberFormat
     from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
     from sottovoce.quantization.target import Target
@@ -46,6 +47,7 @@ class Backend:
     aliases: tuple[str, ...] = ()  # other spellings that the command accepts
     extra: str | None = None  # of this package: pip install 'sottovoce[EXTRA]'
     packages: tuple[str, ...] = ()  # distributions whose versions influence the words
+    stored: Callable[[NumberFormat], StoredType] | None = None  # how `write` stores layers of a format that the target does not refuse
     write: Callable[[Source, Path, str], dict[str, StoredType]] | None = None
     tensor_bytes: Callable[[QuantizedTensor, str], int] = packed_bytes  # of a weight in its file; the second is the part of the model
     file_name: str = "{}"  # of an export, from the name of the quantized folder

@@ -77,6 +77,7 @@ class QuantizationKey:
     target: str
     calibration: CalibrationKey | None
     environment: Environment
+    format: str | None = None  # its name, if the bench asks for it by name
 
     @property
     def seed(self) -> int | None:

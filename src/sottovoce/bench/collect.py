@@ -40,6 +40,7 @@ class FinishedEvaluation:
     model: str
     method: str
     bits: int
+    format: str | None
     seed: int | None
     data: str
     runtime: str
@@ -120,7 +121,7 @@ def finished_evaluations(cells: Mapping[str, Cell]) -> list[FinishedEvaluation]:
     `cells`: by name, the oldest first, as `CellStore.all` gives them.
     """
     weights, recordings = _current_digests(cells.values())
-    found = dict[tuple[str, str, int, str, str, int], FinishedEvaluation]()
+    found = dict[tuple[str, str, int, str, str, str, int], FinishedEvaluation]()
     for cell in cells.values():
         evaluation = None
         if isinstance(cell, QuantizationCell) or recordings.get(cell.key.data) != cell.key.recordings:
@@ -143,6 +144,7 @@ def _of_original(cell: ReferenceCell) -> FinishedEvaluation | None:
         model=cell.key.model,
         method=ORIGINAL,
         bits=FLOAT_BITS,
+        format=None,
         seed=None,
         data=cell.key.data,
         runtime=TORCH,
@@ -159,6 +161,7 @@ def _of_quantized(cell: EvaluationCell, made: QuantizationCell) -> FinishedEvalu
         model=made.key.model,
         method=made.key.method,
         bits=made.key.bits,
+        format=made.key.format,
         seed=made.key.seed,
         data=cell.key.data,
         runtime=cell.key.runtime,
@@ -176,6 +179,7 @@ def _record(evaluation: FinishedEvaluation) -> EvaluationRecord:
         model=evaluation.model,
         method=evaluation.method,
         bits=evaluation.bits,
+        format=evaluation.format,
         seed=evaluation.seed,
         data=evaluation.data,
         runtime=evaluation.runtime,
@@ -189,6 +193,7 @@ def _strengths(evaluation: FinishedEvaluation) -> LayerStrengths:
         model=evaluation.model,
         method=evaluation.method,
         bits=evaluation.bits,
+        format=evaluation.format,
         seed=evaluation.seed,
         names=tuple(layer.name for layer in evaluation.layers),
         parts=tuple(layer.part for layer in evaluation.layers),
@@ -196,13 +201,21 @@ def _strengths(evaluation: FinishedEvaluation) -> LayerStrengths:
     )
 
 
-def _place(record: EvaluationRecord | FinishedEvaluation) -> tuple[str, str, int, str, str, int]:
+def _place(record: EvaluationRecord | FinishedEvaluation) -> tuple[str, str, int, str, str, str, int]:
     """What a record is the measurement of; records are sorted by it."""
-    return record.model, record.data, -record.bits, record.method, record.runtime, -1 if record.seed is None else record.seed
+    return (
+        record.model,
+        record.data,
+        -record.bits,
+        record.format or "",
+        record.method,
+        record.runtime,
+        -1 if record.seed is None else record.seed,
+    )
 
 
-def _layers_place(record: LayerStrengths) -> tuple[str, int, str, int]:
-    return record.model, -record.bits, record.method, -1 if record.seed is None else record.seed
+def _layers_place(record: LayerStrengths) -> tuple[str, int, str, str, int]:
+    return record.model, -record.bits, record.format or "", record.method, -1 if record.seed is None else record.seed
 
 
 def _distinct(values: Sequence[T]) -> tuple[T, ...]:

@@ -71,13 +71,15 @@ def _styles(methods: Collection[str]) -> dict[str, tuple[str, str]]:
 def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]], key: str, spread: str, scale: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    bits = sorted({row.bits for row in rows if row.method != ORIGINAL})
+    widths = list(dict.fromkeys(row.width for row in sorted(rows, key=lambda row: (row.bits, row.width)) if row.method != ORIGINAL))
     values = []
     for i, (method, (color, marker)) in enumerate(styles.items()):
-        own = sorted((row for row in rows if row.method == method), key=lambda row: row.bits)
+        own = sorted(
+            (row for row in rows if row.method == method), key=lambda row: widths.index(row.width) if row.method != ORIGINAL else 0
+        )
         if not own:
             continue
-        at = [bits.index(row.bits) + 0.06 * (i - (len(styles) - 1) / 2) for row in own]
+        at = [widths.index(row.width) + 0.06 * (i - (len(styles) - 1) / 2) for row in own]
         heights = [scale * getattr(row, key) for row in own]
         values += heights
         errors = [scale * getattr(row, spread) for row in own]
@@ -92,9 +94,9 @@ def _against_bits(axis: Any, rows: Sequence[Row], styles: Mapping[str, tuple[str
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_xticks(range(len(bits)), [str(width) for width in bits])
-    axis.set_xlim(-0.5, len(bits) - 0.5)
-    axis.set_xlabel("bits per weight")
+    axis.set_xticks(range(len(widths)), widths)
+    axis.set_xlim(-0.5, len(widths) - 0.5)
+    axis.set_xlabel("format" if any(row.format for row in rows) else "bits per weight")
     axis.grid(axis="y", alpha=0.3)
 
 
@@ -103,7 +105,7 @@ def _strengths(model: str, layers: Sequence[LayerStrengths]) -> dict[str, dict[s
     groups = defaultdict[str, list[LayerStrengths]](list)
     for record in layers:
         if record.model == model:
-            groups[f"{record.method}, {record.bits} bits"].append(record)
+            groups[f"{record.method}, {record.format or f'{record.bits} bits'}"].append(record)
     found: dict[str, dict[str, list[float]]] = {}
     for series, records in groups.items():
         means = [statistics.fmean(strengths) for strengths in zip(*(record.strengths for record in records), strict=True)]

@@ -2,7 +2,8 @@
 
 models = ["bundled:tiny.en"]
 methods = ["rtn", "gptq", "qep", "fade"]
-bits = [4, 3]
+bits = [4, 3]                                # affine formats by their width, and, or in its place:
+formats = ["q4_0", "int3"]                   # formats by name (sottovoce formats)
 seeds = [0, 1, 2]
 data = ["dev-librispeech", "dev-home"]       # folders or manifests, relative to --data
 calibration = "calibration"
@@ -14,7 +15,7 @@ runtimes = ["torch"]                         # what transcribes: also other back
 group_size = 32                              # 32, 64, 128 or "row"
 symmetric = false                            # (true for transcribe.cpp and whisper.cpp)
 observer = "mse"
-head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature
+head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature; "same": as the rest
 frame_subsampling = 3
 padding_weight = 0.0
 batch_size = 8
@@ -33,25 +34,28 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.backends.registry import DEFAULT_RUNTIME, DEFAULT_TARGET, backend_named, target_named
+from sottovoce.core.formats import format_named
 from sottovoce.errors import RecipeError
 from sottovoce.quantization.methods import METHODS, Method, method_named
 from sottovoce.quantization.recipe import Recipe
 
 FORMAT_SETTINGS = ("group_size", "symmetric", "observer")
+SAME = "same"  # of head_bits: as the rest
 SETTINGS = (*FORMAT_SETTINGS, "head_bits", "frame_subsampling", "padding_weight")
 KNOWN = {
-    "models", "methods", "bits", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
+    "models", "methods", "bits", "formats", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
     "runtimes", *SETTINGS,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """One quantized model of the grid. `seed` is None where nothing depends on it (no calibration)."""
+    """One quantized model of the grid. `format`: its name, if it was asked for by name. `seed` is None where nothing depends on it."""
 
     model: str
     method: str
     bits: int
+    format: str | None
     recipe: Recipe
     seed: int | None
 
@@ -68,6 +72,7 @@ class BenchPlan:
     models: tuple[str, ...]
     methods: Mapping[str, Method]
     bits: tuple[int, ...]
+    formats: tuple[str, ...]
     seeds: tuple[int, ...]
     data: tuple[str, ...]
     calibration: str | None
@@ -83,7 +88,7 @@ class BenchPlan:
         """All quantized models: by model, then bits, seed and method, so that a bench stopped half-way can be compared."""
         found = []
         for model in self.models:
-            for bits in self.bits:
+            for bits, name_of_format in self.widths():
                 for i, seed in enumerate(self.seeds):
                     for name, method in self.methods.items():
                         if method.n_networks == 0 and i > 0:
@@ -93,19 +98,27 @@ class BenchPlan:
                                 model=model,
                                 method=name,
                                 bits=bits,
-                                recipe=self.recipe(name, bits),
+                                format=name_of_format,
+                                recipe=self.recipe(name, bits, name_of_format),
                                 seed=seed if method.n_networks else None,
                             )
                         )
         return found
 
-    def recipe(self, method: str, bits: int) -> Recipe:
-        """The recipe of the method called `method` at `bits` bits."""
+    def widths(self) -> list[tuple[int, str | None]]:
+        """Bits of one code, and the name of the format where there is one."""
+        return [*((bits, None) for bits in self.bits), *((format_named(name).code_bits, name) for name in self.formats)]
+
+    def recipe(self, method: str, bits: int, named: str | None = None) -> Recipe:
+        """The recipe of the method called `method` at `bits` bits, or in the format called `named`."""
         own = {**self.settings, **self.own_settings.get(method, {})}
         grid = {key: own.pop(key) for key in FORMAT_SETTINGS if key in own}
         if grid.get("group_size") == "row":
             grid["group_size"] = None
-        return Recipe(method=self.methods[method], format=target_named(self.target).format(bits=bits, **grid), **own)
+        if own.get("head_bits") == SAME:
+            own["head_bits"] = None
+        number_format = target_named(self.target).format(bits=bits, **grid) if named is None else format_named(named)
+        return Recipe(method=self.methods[method], format=number_format, **own)
 
 
 def read_plan(file: str | Path, **changes: Any) -> BenchPlan:
@@ -151,7 +164,8 @@ def _plan(content: Mapping[str, Any]) -> BenchPlan:
         content=dict(content),
         models=_list(content, "models", str),
         methods={name: methods[name] for name in names},
-        bits=_list(content, "bits", int),
+        bits=_list(content, "bits", int) if "bits" in content or "formats" not in content else (),
+        formats=_list(content, "formats", str) if "formats" in content else (),
         seeds=_list(content, "seeds", int),
         data=_list(content, "data", str),
         calibration=_one(content, "calibration", str, None),

@@ -103,7 +103,8 @@ class UtteranceErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
-    """One model on one data set. The original has the method "none" and 16 bits; `seed`: None where no speech was used to calibrate."""
+    """One model on one data set. The original has the method "none" and 16 bits; `format`: its name, if the bench asked for it by name;
+    `seed`: None where no speech was used to calibrate."""
 
     model: str
     method: str
@@ -111,6 +112,7 @@ class EvaluationRecord:
     seed: int | None
     data: str
     runtime: str = TORCH
+    format: str | None = None
     divergence: Divergence | None = None
     utterances: UtteranceErrors
 
@@ -126,6 +128,7 @@ class LayerStrengths:
     names: tuple[str, ...]
     parts: tuple[str, ...]
     strengths: tuple[float, ...]
+    format: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

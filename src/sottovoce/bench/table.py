@@ -20,7 +20,8 @@ from sottovoce.evaluation.wer import Score, combine_utterances
 class Row:
     """One model, method, number of bits and data set over the seeds that were run; rates as shares, not percent.
 
-    `bits` is 16 and `method` "none" for the original. `deviation`: sample standard deviation over seeds (0 for one).
+    `bits` is 16 and `method` "none" for the original; `format`: its name, if the bench asked for it by name. `deviation`: sample standard
+    deviation over seeds (0 for one).
     `calibration_share`: share of the WER's variance that comes from the calibration draw; the rest comes from the test
     sample (bootstrap over utterances). `gain`, `reliability`: against RTN on the same grid, `(WER_RTN - WER) / WER_RTN` and
     `(Acc - Acc_RTN) / Acc_RTN` with `Acc = 1 - WER`; None where there is no RTN row or its accuracy is not positive.
@@ -50,6 +51,12 @@ class Row:
     quality_of_inference: float | None
     gain: float | None
     reliability: float | None
+    format: str | None = None
+
+    @property
+    def width(self) -> str:
+        """The format's name, or the bits of an affine one."""
+        return self.format or str(self.bits)
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +67,7 @@ class Setting:
     method: str
     bits: int
     data: str
+    format: str = ""
 
 
 def group_by_setting(records: Iterable[EvaluationRecord]) -> dict[Setting, list[EvaluationRecord]]:
@@ -67,7 +75,7 @@ def group_by_setting(records: Iterable[EvaluationRecord]) -> dict[Setting, list[
     found = defaultdict[Setting, list[EvaluationRecord]](list)
     for record in sorted(records, key=lambda record: record.seed or 0):
         method = record.method if record.runtime == TORCH else f"{record.method}, {record.runtime}"
-        found[Setting(record.model, method, record.bits, record.data)].append(record)
+        found[Setting(record.model, method, record.bits, record.data, record.format or "")].append(record)
     return dict(found)
 
 
@@ -80,7 +88,9 @@ def summarize(records: Iterable[EvaluationRecord]) -> list[Row]:
         against = original[0].utterances.scores() if original and setting.method != ORIGINAL else None
         scores[setting] = [combine_utterances(run.utterances.scores(), against) for run in runs]
     rows = [_row(setting, scores, runs) for setting, runs in groups.items()]
-    return sorted(rows, key=lambda row: (row.model, row.data, -row.bits, -row.mean_kl if row.mean_kl >= 0 else math.inf, row.method))
+    return sorted(
+        rows, key=lambda row: (row.model, row.data, -row.bits, row.format or "", -row.mean_kl if row.mean_kl >= 0 else math.inf, row.method)
+    )
 
 
 def _row(setting: Setting, scores: Mapping[Setting, list[Score]], runs: Sequence[EvaluationRecord]) -> Row:
@@ -98,6 +108,7 @@ def _row(setting: Setting, scores: Mapping[Setting, list[Score]], runs: Sequence
         model=setting.model,
         method=setting.method,
         bits=setting.bits,
+        format=setting.format or None,
         data=setting.data,
         seeds=len(own),
         words=own[0].words,
@@ -161,7 +172,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         for row in own:
             change = "" if row.difference is None else "{:+.1f} ({:+.1f} .. {:+.1f})".format(*(100 * d for d in row.difference))
             cells = [
-                str(row.bits) if row.method != "none" else "16",
+                row.width if row.method != "none" else "16",
                 row.method if row.method != "none" else "full precision",
                 str(row.seeds),
                 _with_deviation(100 * row.wer, 100 * row.deviation, row.seeds, 1),
@@ -186,7 +197,8 @@ def _with_deviation(mean: float, deviation: float, seeds: int, digits: int) -> s
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Write all figures, one line per row."""
-    names = [name for name in Row.__dataclass_fields__ if name != "difference"]
+    by_name = any(row.format for row in rows)
+    names = [name for name in Row.__dataclass_fields__ if name != "difference" and (by_name or name != "format")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, "difference", "difference_low", "difference_high"])

@@ -74,7 +74,7 @@ def describe_job(job: Job) -> str:
         return f"{job.model} on {job.data}"
     if isinstance(job, LabelsJob):
         return f"calibration transcripts of {job.model}, seed {job.seed}"
-    return f"{job.model}, {job.method}, {job.bits} bits" + ("" if job.seed is None else f", seed {job.seed}")
+    return f"{job.model}, {job.method}, {job.format or f'{job.bits} bits'}" + ("" if job.seed is None else f", seed {job.seed}")
 
 
 class BenchWorker:
@@ -125,6 +125,7 @@ class BenchWorker:
             weights=self.originals.model(job.model)[1],
             method=job.method,
             bits=job.bits,
+            format=job.format,
             recipe=job.recipe,
             target=self.plan.target,
             calibration=calibration,

@@ -8,12 +8,14 @@ from typing import get_args
 from rich.table import Table
 
 from sottovoce.backends.export import Export
+from sottovoce.backends.formats import KnownFormat
 from sottovoce.backends.registry import BACKENDS
 from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
 from sottovoce.checkpoint.manifest import Manifest
 from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
 from sottovoce.cli.display_fit import print_fit
+from sottovoce.core.formats import name_of
 from sottovoce.models.layers import Part
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.methods import GPTQ
@@ -103,14 +105,37 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
     """Print a quantized folder: its parts, then every layer."""
     terminal = console()
     terminal.print(_parts_table(manifest.layers, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
-    table = Table("layer", "format", *DIAGNOSTICS)
+    table = Table("layer", "format", "bits per weight", "entropy", *DIAGNOSTICS)
     for report in manifest.layers:
         cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
-        table.add_row(report.name.removeprefix("model."), manifest.plan.format(report.name).title, *cells)
+        number_format = manifest.plan.format(report.name)
+        title = name_of(number_format) or number_format.title
+        sizes = (f"{report.bits_per_weight:.4g}", figure(report.code_entropy))
+        table.add_row(report.name.removeprefix("model."), title, *sizes, *cells)
     terminal.print(table)
     if manifest.fit is not None:
         print_fit(manifest.fit, f"{folder}: the fit")
     terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
+
+
+def print_formats(known: Sequence[KnownFormat]) -> None:
+    """Print the named formats and who holds them."""
+    table = Table(
+        "format", "bits per weight", "levels", "block", "rows", "runtimes", title="Number formats, by size with scales and minima"
+    )
+    for one in known:
+        least = min((holder.row_multiple for holder in one.holders), default=1)
+        runtimes = ", ".join(
+            holder.backend
+            + (f" (rows of {holder.row_multiple})" if holder.row_multiple > least else "")
+            + (f" (as {holder.stored})" if holder.widened else "")
+            for holder in one.holders
+        )
+        block = "row" if one.block is None else str(one.block)
+        rows = "any" if least == 1 else f"multiples of {least}"
+        table.add_row(one.name, f"{one.bits_per_weight:.4g}", one.levels, block, rows, runtimes)
+    console().print(table)
+    console().print('"as": held in wider codes there, the same values at no gain in size', highlight=False)
 
 
 def print_verified(checked: Verification, folder: Path) -> None:

@@ -18,11 +18,12 @@ from sottovoce.cli.bench import bench, demo
 from sottovoce.cli.evaluate import confidence, evaluate, score, transcribe
 from sottovoce.cli.fit import fit
 from sottovoce.cli.folder import inspect, report, verify
+from sottovoce.cli.formats import formats
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.errors import SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
-COMMANDS = (fit, quantize, evaluate, score, transcribe, export, inspect, verify, confidence, report, bench, demo)
+COMMANDS = (fit, quantize, evaluate, score, transcribe, export, inspect, verify, confidence, report, bench, demo, formats)
 
 
 class _Terminated(BaseException):

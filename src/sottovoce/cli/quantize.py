@@ -17,7 +17,7 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
 )
-from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_plan
+from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
 
 ACTIVATIONS = sorted({choice for backend in BACKENDS.values() for choice in backend.activations}, reverse=True)
 EXAMPLES = "\n".join(
@@ -92,6 +92,7 @@ def quantize(
     from sottovoce.quantization.plan_file import read_plan
     from sottovoce.system.plain_data import to_plain
 
+    refuse_with_format(ctx)
     if plan_file is not None:
         refuse_with_plan(ctx)
     set_threads(threads)

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from sottovoce.quantization.recipe import Recipe, Rule
 
 # Written out here, so that `--help` need not import what knows them; a test compares.
-METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn")
-WIDTHS = ("2", "3", "4", "8")
+METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq", "awq", "rtn", "rtn-imatrix")
+WIDTHS = ("2", "3", "4", "5", "6", "8")
 FLOAT = "16"  # the width that leaves a layer in floating point
 HELD_OUT_OR_NUMBER = "NUMBER|held-out"
-FORMAT_OPTIONS = ("bits", "group_size", "symmetric", "observer", "head_bits", "encoder_bits", "rules")  # what a plan decides
+AFFINE_OPTIONS = ("bits", "group_size", "symmetric", "observer")  # the settings of an affine format
+FORMAT_OPTIONS = ("format_name", *AFFINE_OPTIONS, "head_bits", "encoder_bits", "head_format", "encoder_format", "rules")  # in a plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,15 @@ class RecipeOptions:
 
     method: str
     target: str | None
+    format_name: str | None
     bits: str
     group_size: str
     symmetric: bool | None
     observer: Any
     head_bits: str | None
     encoder_bits: str | None
+    head_format: str | None
+    encoder_format: str | None
     rules: tuple[tuple[str, str], ...]
     strength: str | None
     ridge: str | None
@@ -47,7 +51,13 @@ class RecipeOptions:
 
 
 _OPTIONS = (
-    click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight."),
+    click.option(
+        "--format",
+        "format_name",
+        metavar="NAME",
+        help="Number format of the weights, by name (see sottovoce formats; default: as --bits).",
+    ),
+    click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight of an affine format."),
     click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How codes are found."),
     click.option(
         "--target",
@@ -83,13 +93,15 @@ _OPTIONS = (
         type=click.Choice([*WIDTHS, FLOAT]),
         help="Bits of the encoder (default: as --bits; 8 is the fastest in ONNX Runtime; 16 leaves it).",
     ),
+    click.option("--head-format", metavar="NAME", help="Number format of the output head and token embedding (default: as --format)."),
+    click.option("--encoder-format", metavar="NAME", help="Number format of the encoder (default: as --format)."),
     click.option(
         "--rule",
         "rules",
         nargs=2,
         multiple=True,
-        metavar="REGEX BITS",
-        help="Other bits for the layers whose name matches; 16 leaves them. Repeatable.",
+        metavar="REGEX BITS|FORMAT",
+        help="Other bits or another format for the layers whose name matches; 16 leaves them. Repeatable.",
     ),
     click.option("--strength", help="Strength of error correction: a number, cross-fit or diagnostic.", metavar="NUMBER|RULE"),
     click.option("--ridge", help="Ridge of the correction, in mean diagonals of the Hessian.", metavar=HELD_OUT_OR_NUMBER),
@@ -132,17 +144,30 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
+def refuse_with_format(ctx: click.Context) -> None:
+    """Refuse options that a named format decides. Raises `click.UsageError`."""
+    for whole, parts in (("format_name", AFFINE_OPTIONS), ("head_format", ("head_bits",)), ("encoder_format", ("encoder_bits",))):
+        if ctx.params[whole] is not None and (option := _first_given(ctx, parts)):
+            name = f"--{whole.removesuffix('_name').replace('_', '-')}"
+            raise click.UsageError(f"{option} and {name} exclude each other: a named format has all its settings")
+
+
 def refuse_with_plan(ctx: click.Context) -> None:
     """Refuse options that a given plan decides. Raises `click.UsageError`."""
-    given = [name for name in FORMAT_OPTIONS if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    if given:
-        option = next(param.opts[0] for param in ctx.command.params if param.name == given[0])
+    if option := _first_given(ctx, FORMAT_OPTIONS):
         raise click.UsageError(f"{option} and --plan exclude each other: the plan says which layer gets which format")
+
+
+def _first_given(ctx: click.Context, names: tuple[str, ...]) -> str | None:
+    """The first of these options that stands on the command line."""
+    given = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    return next((param.opts[0] for param in ctx.command.params if param.name in given[:1]), None)
 
 
 def recipe_from(options: RecipeOptions) -> Recipe:
     """Return the recipe that the options stand for. Raises `RecipeError` or `click.UsageError`."""
     from sottovoce.backends.registry import target_named
+    from sottovoce.core.formats import format_named
     from sottovoce.quantization.methods import method_named
     from sottovoce.quantization.recipe import Recipe
 
@@ -157,7 +182,9 @@ def recipe_from(options: RecipeOptions) -> Recipe:
     }
     return Recipe(
         method=method_named(options.method, **{name: value for name, value in changes.items() if value is not None}),
-        format=target.format(
+        format=format_named(options.format_name)
+        if options.format_name is not None
+        else target.format(
             bits=int(options.bits),
             group_size=None if options.group_size == "row" else int(options.group_size),
             symmetric=options.symmetric,
@@ -172,12 +199,17 @@ def recipe_from(options: RecipeOptions) -> Recipe:
 
 def _rules(options: RecipeOptions) -> tuple[Rule, ...]:
     from sottovoce.backends.registry import target_named
-    from sottovoce.quantization.recipe import Rule, encoder_rule
+    from sottovoce.core.formats import format_named
+    from sottovoce.quantization.recipe import Rule, encoder_rule, rule_named
 
-    rules = [Rule(match=match, bits=_whole_number(bits, "--rule")) for match, bits in options.rules]
+    rules = list[Rule]()
     if options.encoder_bits is not None:
-        rules.insert(0, encoder_rule(target_named(options.target or DEFAULT_TARGET), int(options.encoder_bits)))
-    return tuple(rules)
+        rules.append(encoder_rule(target_named(options.target or DEFAULT_TARGET), int(options.encoder_bits)))
+    if options.encoder_format is not None:
+        rules.append(Rule(part="encoder", format=format_named(options.encoder_format)))
+    if options.head_format is not None:
+        rules.append(Rule(part="head", format=format_named(options.head_format)))
+    return (*rules, *(rule_named(match, width) for match, width in options.rules))
 
 
 def _number_or_word(value: str | None, option: str, words: tuple[str, ...]) -> float | str | None:
@@ -187,10 +219,3 @@ def _number_or_word(value: str | None, option: str, words: tuple[str, ...]) -> f
         return float(value)
     except ValueError as exc:
         raise click.UsageError(f"{option} {value!r} is neither a number nor {' nor '.join(words)}") from exc
-
-
-def _whole_number(value: str, option: str) -> int:
-    try:
-        return int(value)
-    except ValueError as exc:
-        raise click.UsageError(f"{option}: {value!r} is not a number of bits") from exc

@@ -19,7 +19,7 @@ from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.scale_refit import refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 SHRINK_STEPS = 20
 SHRINK_LOWEST = 0.4  # below this share of the min-max range no group of the models measured had its optimum
@@ -40,7 +40,7 @@ class Affine(NumberFormat):
 
     name: ClassVar[str] = "affine"
 
-    bits: int = 4  # 2, 3, 4 or 8
+    bits: int = 4  # 2, 3, 4, 5, 6 or 8
     group_size: int | None = 32  # columns that share a scale: 32, 64, 128, or None for a whole row
     symmetric: bool = False  # the zero point is 2^(bits-1) everywhere
     # "minmax" spans each group's range; "mse" shrinks that range to where the p = 2.4 norm of the rounding error is least.
@@ -80,6 +80,10 @@ class Affine(NumberFormat):
     def title(self) -> str:
         groups = "a scale per row" if self.group_size is None else f"groups of {self.group_size}"
         return f"{self.bits} bits, {groups}" + (", symmetric" if self.symmetric else "")
+
+    @property
+    def levels(self) -> str:
+        return f"{self.max_code + 1} in even steps" + ("" if self.symmetric else ", whole zero point")
 
     def with_bits(self, bits: int, **changes: object) -> "Affine":
         """Return the grid at other `bits`. Beside 4-bit blocks with a minimum, ggml's 8-bit blocks have none: symmetric there."""

@@ -22,6 +22,13 @@ def relative_weight_error(weight: Tensor, other: Tensor) -> float:
     return float(torch.linalg.vector_norm(weight.float() - other.float())) / whole if whole > 0 else 0.0
 
 
+def code_entropy(codes: Tensor) -> float:
+    """Return the Shannon entropy of uint8 `codes` in bits, by their frequencies; a lossless coder without context needs that many."""
+    counts = torch.bincount(codes.flatten().long()).double()
+    shares = counts[counts > 0] / codes.numel()
+    return float(-(shares * shares.log2()).sum()) + 0.0
+
+
 def outlier_ratio(weight: Tensor, group_size: int) -> float:
     """Return the mean over the groups of `max|w| / rms(w)`; at least 1. Groups of zeros are left out."""
     grouped = weight.float().reshape(len(weight), -1, group_size)

@@ -1,10 +1,40 @@
-"""The number formats by name. A new one is a file in this folder and a line here."""
+"""The number formats by name. A new one is a file in this folder, a line in `FORMATS` and a line for each of its names in `NAMED`."""
 
-from sottovoce.core.affine import Affine
+from typing import get_args
+
+from sottovoce.core.affine import BITS, Affine
+from sottovoce.core.affine_minimum import AffineMinimum
+from sottovoce.core.k_quants import KQuant, KType
 from sottovoce.core.number_format import NumberFormat
+from sottovoce.errors import RecipeError
 from sottovoce.system.plain_data import register_tagged_classes
 
-FORMATS: dict[str, type[NumberFormat]] = {kind.name: kind for kind in (Affine,)}
+FORMATS: dict[str, type[NumberFormat]] = {kind.name: kind for kind in (Affine, AffineMinimum, KQuant)}
 
-# In files a format is an object with its name and its settings: {"name": "affine", "bits": 4, ...}
-register_tagged_classes(NumberFormat, FORMATS, tag="name")
+# The names that users type (`--format q4_0`), with the settings they stand for. Runtimes' own names where there are any, in small letters.
+NAMED: dict[str, NumberFormat] = {
+    **{f"int{bits}": Affine(bits=bits) for bits in BITS},
+    "q4_0": Affine(bits=4, symmetric=True),
+    "q5_0": Affine(bits=5, symmetric=True),
+    "q8_0": Affine(bits=8, symmetric=True),
+    "q4_1": AffineMinimum(bits=4),
+    "q5_1": AffineMinimum(bits=5),
+    **{kind.lower(): KQuant(type=kind) for kind in get_args(KType)},
+}
+COMMON_WIDTH = 3072  # columns of a row that every named format divides; where a figure needs some width
+
+# In files a format is an object with its name and its settings, {"name": "affine", "bits": 4, ...}, or one of the names above.
+register_tagged_classes(NumberFormat, FORMATS, tag="name", named=NAMED)
+
+
+def format_named(name: str) -> NumberFormat:
+    """Return the format called `name`, in small or capital letters. Raises `RecipeError` for an unknown name."""
+    found = NAMED.get(name.lower())
+    if found is None:
+        raise RecipeError(f"format {name!r} is not known; choose one of {', '.join(NAMED)}")
+    return found
+
+
+def name_of(number_format: NumberFormat) -> str | None:
+    """Return the name that stands for `number_format`, or None if it has settings of its own."""
+    return next((name for name, known in NAMED.items() if known == number_format), None)

@@ -38,6 +38,7 @@ def gptq(
     act_order: bool = True,
     parameters: Parameters | None = None,
     scale_refits: int = 0,
+    adaptive: bool = False,
 ) -> GptqResult:
     """Quantize `weight` `[out, in]` against `hessian` (`damping`: dampening_frac or percdamp elsewhere).
 
@@ -45,23 +46,25 @@ def gptq(
     or `parameters`); otherwise columns come as they stand, and each block's parameters are fitted to the weights as compensated so
     far, unless `parameters` are given. Columns with a zero diagonal are dead: their weight becomes 0.
     `scale_refits`: how often parameters are fitted again to the codes, which are rounded again in between; the best is kept.
-    Raises `CalibrationError` if no damping up to 10^4 makes the Hessian positive definite.
+    `adaptive`: with `act_order`, parameters of the format's parts are chosen again on compensated weights; columns of a part then stay
+    together. Raises `CalibrationError` if no damping up to 10^4 makes the Hessian positive definite.
     """
     dead = hessian.dead
     weight = torch.where(dead, 0.0, weight.float())
-    columns = hessian.columns(act_order)
-    factor, used = hessian.factor(damping, act_order)
+    part = (number_format.part_size(weight.shape[1]) if adaptive and act_order else None) or 1
+    columns = hessian.columns(act_order, part)
+    factor, used = hessian.factor(damping, act_order, part)
     if act_order and parameters is None:
         parameters = number_format.fit(weight)
     factor = factor.float()
-    codes, parameters = round_columns(weight, factor, number_format, columns, parameters)
+    codes, parameters = round_columns(weight, factor, number_format, columns, parameters, part)
     best = QuantizedTensor.from_codes(codes, parameters, number_format)
     if scale_refits:
         matrix = hessian.damped(used)
         least = output_energy(weight - best.dequantize(), matrix)
         for i in range(scale_refits):
             if i:
-                codes, _ = round_columns(weight, factor, number_format, columns, parameters)
+                codes, parameters = round_columns(weight, factor, number_format, columns, parameters, part)
             fitted = number_format.refit(weight, codes, parameters, matrix)
             if fitted is None:
                 break
@@ -73,12 +76,13 @@ def gptq(
 
 
 def round_columns(
-    weight: Tensor, factor: Tensor, number_format: NumberFormat, columns: Tensor, parameters: Parameters | None
+    weight: Tensor, factor: Tensor, number_format: NumberFormat, columns: Tensor, parameters: Parameters | None, part: int = 1
 ) -> tuple[Tensor, Parameters]:
     """Run the column loop, over any leading batch dimensions.
 
     `weight` `[..., out, in]`; `factor` `[..., in, in]` in rounding order; `columns` `[..., in]` or `[in]`: which column is rounded
-    when; `parameters`: of all of `weight`, or None to fit each block when it begins (columns in original order only). Returns codes
+    when; `parameters`: of all of `weight`, or None to fit each block when it begins (columns in original order only). `part` above 1: so
+    many neighboring columns come together, and their parameters, given, are chosen again when their turn comes. Returns codes
     (float32, original order) and the parameters.
     """
     n = weight.shape[-1]
@@ -104,6 +108,12 @@ def round_columns(
                 block = _up_to_date(work, errors, rows, start, i, end, i + size).transpose(-1, -2)
                 fitted.append(number_format.fit(block))
                 of_block = tuple(t.transpose(-1, -2).contiguous() for t in number_format.expand(fitted[-1], size))
+            if part > 1 and fixed is not None and parameters is not None and i % part == 0:
+                place = columns.expand(*weight.shape[:-2], n)[..., i] // part
+                importance = factor.diagonal(dim1=-2, dim2=-1)[..., i : i + part].square().reciprocal()
+                parameters, own = _adapted(number_format, work[..., i : i + part, :].transpose(-1, -2), parameters, place, n, importance)
+                for tensor, new in zip(fixed, number_format.expand(own, part), strict=True):
+                    tensor[..., i : i + part, :] = new.transpose(-1, -2)
             at_column = tuple(t[..., i, :] for t in fixed) if fixed is not None else tuple(t[..., i % size, :] for t in of_block)
             column = work[..., i, :]
             code = number_format.nearest(column, *at_column)
@@ -127,3 +137,18 @@ def _up_to_date(work: Tensor, errors: Tensor, rows: Tensor, start: int, i: int, 
     group = group.clone()
     group[..., end - i :, :] -= rows[..., start:i, end:stop].transpose(-1, -2) @ errors[..., : i - start, :]
     return group
+
+
+def _adapted(
+    number_format: NumberFormat, weight: Tensor, parameters: Parameters, place: Tensor, n: int, importance: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Choose the parameters of the part at `place` `[...]` again. Return all parameters, and the part's, `[..., out, 1]`."""
+    parts = n // weight.shape[-1]
+    at = {
+        name: (place * tensor.shape[-1] // parts).unsqueeze(-1).unsqueeze(-1).expand(*tensor.shape[:-1], 1)
+        for name, tensor in parameters.items()
+    }
+    own = {name: torch.gather(tensor, -1, at[name]) for name, tensor in parameters.items()}
+    new = number_format.adapt(weight, own, importance)
+    every = {name: tensor.scatter(-1, at[name], new[name]) if name in new else tensor for name, tensor in parameters.items()}
+    return every, own | new

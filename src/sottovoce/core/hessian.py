@@ -23,8 +23,8 @@ class Hessian:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise CalibrationError(f"a Hessian is square; got shape {tuple(matrix.shape)}")
         self.matrix = matrix
-        self._columns: dict[bool, Tensor] = {}
-        self._factors: dict[tuple[float, bool], tuple[Tensor, float]] = {}
+        self._columns: dict[tuple[bool, int], Tensor] = {}
+        self._factors: dict[tuple[float, bool, int], tuple[Tensor, float]] = {}
 
     def __add__(self, other: "Hessian") -> "Hessian":
         return Hessian(self.matrix + other.matrix)
@@ -45,22 +45,33 @@ class Hessian:
         """Columns that never see an input, bool `[in]`."""
         return self.matrix.diagonal() <= 0
 
-    def columns(self, act_order: bool) -> Tensor:
-        """Return the columns in the order they are rounded, int64 `[in]`: by decreasing diagonal, or as they stand."""
-        if act_order not in self._columns:
-            diagonal = self.matrix.diagonal()
-            by_activation = torch.argsort(diagonal, descending=True, stable=True)
-            self._columns[act_order] = by_activation if act_order else torch.arange(len(diagonal), device=diagonal.device)
-        return self._columns[act_order]
+    def columns(self, act_order: bool, part: int = 1) -> Tensor:
+        """Return the columns in the order they are rounded, int64 `[in]`: by decreasing diagonal, or as they stand.
 
-    def factor(self, damping: float, act_order: bool = False) -> tuple[Tensor, float]:
+        `part`: so many neighboring columns stay together; parts come by their largest diagonal.
+        """
+        key = (act_order, part)
+        if key not in self._columns:
+            diagonal = self.matrix.diagonal()
+            order = (
+                torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal), device=diagonal.device)
+            )
+            if act_order and part > 1:
+                parts = torch.argsort(diagonal.reshape(-1, part).amax(-1), descending=True, stable=True)
+                place = torch.empty_like(parts)
+                place[parts] = torch.arange(len(parts), device=parts.device)
+                order = order[torch.argsort(place[order // part], stable=True)]
+            self._columns[key] = order
+        return self._columns[key]
+
+    def factor(self, damping: float, act_order: bool = False, part: int = 1) -> tuple[Tensor, float]:
         """Return `U` in the dtype of `matrix`, rows and columns in rounding order, and the damping that was used.
 
         The damping is raised tenfold until the factorization succeeds. Raises `CalibrationError` past 10^4.
         """
-        key = (damping, act_order)
+        key = (damping, act_order, part)
         if key not in self._factors:
-            self._factors[key] = self._factorize(damping, self.columns(act_order))
+            self._factors[key] = self._factorize(damping, self.columns(act_order, part))
         return self._factors[key]
 
     def damped(self, damping: float) -> Tensor:

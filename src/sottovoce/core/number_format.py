@@ -25,6 +25,7 @@ class NumberFormat(ABC):
     """The values that a weight may take, and how they are stored. Subclasses are frozen dataclasses; their fields are the settings."""
 
     name: ClassVar[str]  # in manifests, recipes and messages
+    refit_bits: ClassVar[int] = 2  # the widest codes for which `refit` gains more than next to nothing
 
     @property
     @abstractmethod
@@ -62,6 +63,20 @@ class NumberFormat(ABC):
     def check(self, parameters: Parameters, out_features: int, in_features: int) -> None:
         """Check stored parameters: names, dtypes, shapes, ranges. Raises `CheckpointError`."""
 
+    def part_size(self, in_features: int) -> int | None:
+        """Columns that share parameters which `adapt` may choose again, a divisor of 32; None: parameters stay as they were fitted."""
+        del in_features
+        return None
+
+    def adapt(self, weight: Tensor, parameters: Parameters, importance: Tensor) -> dict[str, Tensor]:
+        """Choose the parameters of one part of a row again, just before its columns are rounded.
+
+        `weight` `[..., out, part]` as compensated so far; `parameters` `[..., out, 1]`: those that hold for it; `importance`
+        `[..., part]`: what an error in each column costs. Returns the ones chosen again; what the part shares with others stays.
+        """
+        del weight, importance
+        return dict(parameters)
+
     def refit(self, target: Tensor, codes: Tensor, parameters: Parameters, hessian: Tensor) -> Parameters | None:
         """Fit parameters again to `codes` `[out, in]`, seen through `hessian` `[in, in]`; None: the format cannot."""
         del target, codes, parameters, hessian
@@ -94,6 +109,11 @@ class NumberFormat(ABC):
     def title(self) -> str:
         """The format in a few words, for tables."""
         return f"{self.name}, {self.code_bits} bits"
+
+    @property
+    def levels(self) -> str:
+        """The values of a block at scale 1, in a few words."""
+        return str(1 << self.code_bits)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -40,3 +40,31 @@ def refit_group_scales(target: Tensor, basis: Tensor, scale: Tensor, hessian: Te
     change = fitted / scale
     kept = (change > 1 / FARTHEST) & (change < FARTHEST)
     return torch.where(kept, fitted, scale)
+
+
+def refit_linear(target: Tensor, bases: Tensor, coefficients: Tensor, hessian: Tensor) -> Tensor:
+    """Return the coefficients `[kinds, out, blocks]` with which `sum_k c_k b_k` comes nearest to `target`, seen through `hessian`.
+
+    `target` `[out, in]`; `bases` `[kinds, out, in]`: values at coefficient 1; `coefficients`: those so far; blocks are of equal size. As
+    `refit_group_scales`, for formats whose values have several such terms, and without its limit on the change.
+    """
+    kinds, rows, columns = bases.shape
+    blocks = coefficients.shape[2]
+    size, unknowns = columns // blocks, kinds * blocks
+    hessian = hessian.float()
+    normal = torch.empty(rows, unknowns, unknowns, dtype=torch.float64, device=target.device)
+    for kind in range(kinds):
+        for block in range(blocks):
+            own = slice(block * size, (block + 1) * size)
+            seen = bases[kind, :, own] @ hessian[own]
+            products = (seen * bases).reshape(kinds, rows, blocks, size).sum(-1)
+            normal[:, kind * blocks + block] = products.transpose(0, 1).reshape(rows, unknowns).double()
+    left = target - (bases * coefficients.repeat_interleave(size, -1)).sum(0)
+    right = ((left @ hessian) * bases).reshape(kinds, rows, blocks, size).sum(-1).transpose(0, 1).reshape(rows, unknowns).double()
+    # Terms differ in size (codes against ones), so each unknown is in units of its own diagonal.
+    unit = normal.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
+    scaled = normal * unit.unsqueeze(-1) * unit.unsqueeze(-2)
+    scaled.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
+    change = torch.linalg.solve(scaled, right * unit) * unit
+    fitted: Tensor = coefficients + change.float().reshape(rows, kinds, blocks).transpose(0, 1)
+    return fitted

@@ -1,5 +1,6 @@
 """Put quantized weights into a network."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ def planned_layers(model: SpeechModel, plan: Plan) -> list[Layer]:
     return [layer for layer in model.layers() if layer.name in plan]
 
 
-def round_all_layers(model: SpeechModel, network: Any, plan: Plan) -> dict[str, LayerResult]:
-    """Round every planned layer of `network` to nearest and install the result."""
+def round_all_layers(
+    model: SpeechModel, network: Any, plan: Plan, importance: Mapping[str, Tensor] | None = None
+) -> dict[str, LayerResult]:
+    """Round every planned layer of `network` to nearest and install the result. `importance` `[in]`: of columns, by layer."""
     finished = {}
     for layer in planned_layers(model, plan):
-        finished[layer.name] = round_layer(layer, network.get_submodule(layer.name).weight, plan.format(layer.name))
+        weight = network.get_submodule(layer.name).weight
+        finished[layer.name] = round_layer(layer, weight, plan.format(layer.name), None if importance is None else importance[layer.name])
         install_layer(model, network, layer, finished[layer.name])
     return finished
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sottovoce.core.error_metrics import outlier_ratio, relative_output_error, relative_weight_error
+from sottovoce.core.error_metrics import code_entropy, outlier_ratio, relative_output_error, relative_weight_error
 from sottovoce.core.fade import CANDIDATES, NO_CORRECTION, CrossFit, calibration_gain, cross_fit, held_out_choice, reliability_score
 from sottovoce.core.gptq import gptq
 from sottovoce.core.hessian import Hessian
@@ -37,6 +37,7 @@ class LayerReport:
     weights: int
     vulnerability: float  # RTN's relative weight error (on an even sample of the rows where the method calibrates)
     outlier_ratio: float  # mean over blocks of max|w| / rms(w)
+    code_entropy: float | None = None  # bits that a lossless coder needs for a code, by how often each occurs in the layer
     strength: float = 0.0  # of the correction, as used
     ridge: float | None = None  # of the correction, as used
     damping: float | None = None  # of the Hessian, as used
@@ -63,9 +64,9 @@ class LayerResult:
     report: LayerReport
 
 
-def round_layer(layer: Layer, weight: Tensor, number_format: NumberFormat) -> LayerResult:
-    """Round to nearest, without any data."""
-    quantized = rtn(weight, number_format)
+def round_layer(layer: Layer, weight: Tensor, number_format: NumberFormat, importance: Tensor | None = None) -> LayerResult:
+    """Round to nearest, without any data but, where given, the `importance` `[in]` of the columns."""
+    quantized = rtn(weight, number_format, importance)
     vulnerability = relative_weight_error(weight, quantized.dequantize())
     return LayerResult(quantized, None, LayerReport(**_data_free(layer, weight, quantized, vulnerability)))
 
@@ -126,6 +127,7 @@ def quantize_layer(
         act_order=method.act_order,
         parameters=parameters if method.act_order else None,
         scale_refits=method.scale_refits_for(number_format),
+        adaptive=method.adaptive_scales,
     )
     values = result.weight.dequantize()
     new_bias, shift = None, None
@@ -188,6 +190,7 @@ def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, vulnera
         "bits_per_weight": quantized.bits_per_weight,
         "weights": weight.numel(),
         "vulnerability": vulnerability,
+        "code_entropy": code_entropy(quantized.codes),
         "outlier_ratio": outlier_ratio(weight, quantized.format.block_size(weight.shape[1])),
     }
 

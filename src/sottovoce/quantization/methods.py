@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 HELD_OUT: Literal["held-out"] = "held-out"
 MOST_SCALE_REFITS = 20
-SCALE_REFIT_BITS = 2  # with more bits, refitted scales gain next to nothing (docs/fade.md)
 
 Strength = float | Literal["cross-fit", "diagnostic"]
 HeldOut = float | Literal["held-out"]
@@ -47,6 +46,18 @@ class RTN(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportanceRTN(Method):
+    """Round to nearest with scales that weight each column's error by its mean squared input: llama.cpp's importance matrix."""
+
+    algorithm: ClassVar[str] = "rtn-imatrix"
+    n_networks: ClassVar[int] = 1
+
+    @property
+    def title(self) -> str:
+        return "RTN with an importance matrix"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AWQ(Method):
     """Activation-aware scaling of input channels, then rounding (arXiv 2306.00978)."""
 
@@ -68,7 +79,10 @@ class GPTQ(Method):
     act_order: bool = False
     # Whether the search of scales weights each column's error by the Hessian's diagonal (llm-compressor: imatrix). Needs act_order.
     hessian_weighted_scales: bool = False
-    # How often scales are fitted again to the codes of 2-bit layers, which are rounded again in between: 0 to 20 (ours).
+    # Whether the scales of sub-blocks are chosen again on the weights as compensated, in formats that have them. Needs act_order (ours).
+    adaptive_scales: bool = False
+    # How often scales are fitted again to the codes of layers of few bits (`NumberFormat.refit_bits`), which are rounded again in
+    # between: 0 to 20 (ours).
     scale_refits: int = 0
     # Whether the mean output error goes into the bias, where there is one (bias correction, arXiv 1906.04721).
     absorb_bias: bool = False
@@ -81,10 +95,12 @@ class GPTQ(Method):
             raise RecipeError("held-out damping needs act_order, whose scales are fixed beforehand")
         if self.hessian_weighted_scales and not self.act_order:
             raise RecipeError("Hessian-weighted scales need act_order, whose scales are fixed beforehand")
+        if self.adaptive_scales and not self.act_order:
+            raise RecipeError("adaptive scales need act_order, whose scales are fixed beforehand")
 
     def scale_refits_for(self, number_format: "NumberFormat") -> int:
         """Return how often the parameters of a layer in this format are fitted again."""
-        return self.scale_refits if number_format.code_bits <= SCALE_REFIT_BITS else 0
+        return self.scale_refits if number_format.code_bits <= number_format.refit_bits else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +146,7 @@ class FADE(QEP):
     damping: HeldOut = HELD_OUT
     act_order: bool = True
     hessian_weighted_scales: bool = True
+    adaptive_scales: bool = True
     scale_refits: int = 4
     absorb_bias: bool = True
     correct_mlp_output: bool = True
@@ -142,9 +159,10 @@ class FADE(QEP):
         return f"FADE, strength {self.strength:g}"
 
 
-ALGORITHMS: dict[str, type[Method]] = {kind.algorithm: kind for kind in (RTN, AWQ, GPTQ, QEP, FADE)}
+ALGORITHMS: dict[str, type[Method]] = {kind.algorithm: kind for kind in (RTN, ImportanceRTN, AWQ, GPTQ, QEP, FADE)}
 METHODS: dict[str, Method] = {
     "rtn": RTN(),
+    "rtn-imatrix": ImportanceRTN(),
     "awq": AWQ(),
     "gptq": GPTQ(),
     "qep": QEP(),

@@ -14,9 +14,10 @@ from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.awq import quantize_with_awq
 from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches
+from sottovoce.quantization.importance import round_with_importance
 from sottovoce.quantization.install import round_all_layers, round_floats_to_float16
 from sottovoce.quantization.layer import LayerReport
-from sottovoce.quantization.methods import AWQ, GPTQ
+from sottovoce.quantization.methods import AWQ, GPTQ, ImportanceRTN
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
@@ -112,6 +113,9 @@ def quantize_model(
                 progress=progress,
                 on_layer=on_layer,
             )
+    elif isinstance(method, ImportanceRTN):
+        with keep_freed_memory():
+            network, layers = round_with_importance(model, plan, batches, progress)
     elif isinstance(method, AWQ):
         with keep_freed_memory():
             network, layers = quantize_with_awq(model, plan, batches, progress)

@@ -90,10 +90,6 @@ def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
             ignored.append(layer.name)
             continue
         out_features, in_features = model.module(layer.name).weight.shape
-        try:
-            number_format.block_size(in_features)
-        except RecipeError as exc:
-            raise RecipeError(f"{layer.name}: {exc}") from exc
         planned.append(
             PlannedLayer(
                 name=layer.name,
@@ -131,8 +127,10 @@ def check_plan(plan: Plan, model: SpeechModel, target: Target) -> None:
 def check_target(plan: Plan, target: Target) -> None:
     """Raise `RecipeError` with the reason if the file of `target` cannot hold what `plan` makes."""
     for layer in plan.layers:
-        if (reason := target.refusal(layer.format, layer.part, layer.shape[1])) is not None:
-            raise RecipeError(f"{layer.name}: {reason}")
+        if (reason := target.misfit(layer.format, layer.part, layer.shape[1])) is not None:
+            same = [(other.part, other.shape[1]) for other in plan.layers if other.format == layer.format]
+            fitting = target.nearest_fitting(layer.format, same)
+            raise RecipeError(f"{layer.name}: {reason}" + (f"; the nearest format that fits is {fitting}" if fitting else ""))
     if target.one_format and (len(plan.formats) > 1 or plan.ignored):
         found = [number_format.title for number_format in plan.formats] + (["floating point"] if plan.ignored else [])
         raise RecipeError(f"{target.name} holds one format for all layers, head included; the plan has {' and '.join(found)}")

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import sottovoce.core.formats  # noqa: F401 - so that recipes and plans can be read from files
 from sottovoce.core.affine import BITS, Affine
+from sottovoce.core.formats import NAMED  # with it, recipes and plans can be read from files
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import RecipeError
 from sottovoce.models.layers import Layer, Part
@@ -22,7 +22,7 @@ class Rule:
 
     part: Part | None = None  # one of `sottovoce.models.layers.Part`
     match: str | None = None  # a regular expression, found anywhere in the layer's name
-    format: NumberFormat | None = None  # any format; or, in its place:
+    format: NumberFormat | None = None  # any format (see `sottovoce.format_named`); or, in its place:
     bits: int | None = None  # the recipe's affine format at this width; 16 leaves the layers in floating point
     group_size: int | None | Same = "same"  # of that affine format
     symmetric: bool | Same = "same"  # of that affine format
@@ -68,6 +68,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.head_bits not in (None, *BITS, FLOAT_BITS):
             raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, FLOAT_BITS)}")
+
+
+def rule_named(match: str, width: str) -> Rule:
+    """Return a rule for the layers whose name matches: `width` is a number of bits, or the name of a format. Raises `RecipeError`."""
+    if width.lower() in NAMED:
+        return Rule(match=match, format=NAMED[width.lower()])
+    if not width.isdecimal():
+        raise RecipeError(f"rule {match!r}: {width!r} is neither a number of bits nor a format; formats are {', '.join(NAMED)}")
+    return Rule(match=match, bits=int(width))
 
 
 def encoder_rule(target: Target, bits: int) -> Rule:

@@ -125,11 +125,7 @@ def _group_of(layer: Layer, model: SpeechModel, target: Target) -> str:
 
 
 def _holds(target: Target, number_format: NumberFormat, layer: Layer, shape: tuple[int, int]) -> bool:
-    try:
-        number_format.block_size(shape[1])
-    except RecipeError:
-        return False
-    return number_format.code_bits >= layer.min_bits and target.refusal(number_format, layer.part, shape[1]) is None
+    return number_format.code_bits >= layer.min_bits and target.misfit(number_format, layer.part, shape[1]) is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """What a runtime's file can hold, as far as planning must know it. Each backend has one (see `backends`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from sottovoce.errors import RecipeError
 
 if TYPE_CHECKING:
     from sottovoce.core.affine import Affine, Observer
@@ -25,6 +27,30 @@ class Target:
     int8_rows: bool = False  # has a faster product for 8-bit layers with one symmetric scale a row
     fused: tuple[tuple[str, ...], ...] = ()  # layers of one block, by the last part of their names, that the runtime runs as one
     rounds_activations: bool = False  # kernels round the inputs of a product to 8 bits
+
+    def misfit(self, number_format: "NumberFormat", part: "Part", in_features: int) -> str | None:
+        """Return why layers with rows of `in_features` cannot have this format, undivided blocks included; None: they can."""
+        try:
+            number_format.block_size(in_features)
+        except RecipeError as exc:
+            return str(exc)
+        return self.refusal(number_format, part, in_features)
+
+    def nearest_fitting(self, number_format: "NumberFormat", layers: "Iterable[tuple[Part, int]]") -> str | None:
+        """Return the named format that holds all `layers` (part, columns of a row) and is nearest in size, in words; None: no one does."""
+        from sottovoce.core.formats import COMMON_WIDTH, NAMED
+
+        kinds = set(layers)
+        sizes = {
+            name: known.bits_per_weight(COMMON_WIDTH)
+            for name, known in NAMED.items()
+            if known != number_format and all(self.misfit(known, part, width) is None for part, width in kinds)
+        }
+        if not sizes:
+            return None
+        wanted = number_format.bits_per_weight(COMMON_WIDTH)
+        name = min(sizes, key=lambda known: abs(sizes[known] - wanted))
+        return f"{name}, {sizes[name]:.4g} bits per weight"
 
     def format(
         self,

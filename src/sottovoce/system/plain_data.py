@@ -31,6 +31,7 @@ from sottovoce.errors import DataError, SottovoceError
 T = TypeVar("T")
 
 SHOWN_ERRORS = 3  # a message lists so many of the errors of one value
+_NAMED_VALUES: dict[type, Mapping[str, Any]] = {}  # values that stand in plain data by a name alone, by their class
 NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -56,11 +57,14 @@ def from_plain(kind: type[T], data: Any) -> T:
         raise DataError(str(exc)) from exc
 
 
-def register_tagged_classes(base: type, classes: Mapping[str, type], *, tag: str) -> None:
+def register_tagged_classes(base: type, classes: Mapping[str, type], *, tag: str, named: Mapping[str, Any] | None = None) -> None:
     """Convert every subclass of `base` with its name in `classes` under the key `tag`, and read it back by that name.
 
-    `classes` may grow later: it is looked up when a value is converted. Each class must be a dataclass without a field `tag`.
+    `named`: values of these classes that may stand in plain data by a name alone. `classes` and `named` may grow later: they are looked
+    up when a value is converted. Each class must be a dataclass without a field `tag`.
     """
+    if named is not None:
+        _NAMED_VALUES[base] = named
 
     def applies(kind: Any) -> bool:
         return isinstance(kind, type) and issubclass(kind, base)
@@ -75,6 +79,10 @@ def register_tagged_classes(base: type, classes: Mapping[str, type], *, tag: str
     def structure(data: Any, kind: Any) -> Any:
         if isinstance(data, kind):
             return data
+        if named is not None and isinstance(data, str):
+            if not isinstance(named.get(data), kind):
+                raise ValueError(f"{_shown(data)} is not known; wanted one of {', '.join(named)}")
+            return named[data]
         if not isinstance(data, dict) or not isinstance(data.get(tag), str):
             raise TypeError(f"wanted an object with the key {tag!r}, got {_shown(data)}")
         own = classes.get(data[tag])
@@ -173,6 +181,8 @@ def _same_shape(data: Any, kind: Any) -> bool:
         return type(data) is kind or (kind is float and type(data) is int)
     if isinstance(origin, type) and issubclass(origin, abc.Sequence):
         return isinstance(data, (list, tuple))
+    if isinstance(data, str):
+        return isinstance(origin, type) and any(issubclass(origin, base) for base in _NAMED_VALUES)
     return isinstance(data, dict)
 
 

@@ -23,6 +23,12 @@ def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str |
     return refusal(number_format, in_features)
 
 
+def _stored(number_format: NumberFormat) -> StoredType:
+    from sottovoce.backends.onnx_runtime.operators import stored_type
+
+    return stored_type(number_format)
+
+
 def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredType]:
     from sottovoce.backends.onnx_runtime.writer import write_onnx
 
@@ -49,6 +55,7 @@ ONNX_RUNTIME = Backend(
     open=_open,
     extra="onnx",
     packages=("onnxruntime",),
+    stored=_stored,
     write=_write,
     tensor_bytes=_tensor_bytes,
     file_name="{}-onnx",

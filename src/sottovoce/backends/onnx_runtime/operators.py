@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sottovoce.backends.backend import StoredType
 from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine, AffineTensor
 from sottovoce.core.number_format import NumberFormat
@@ -25,15 +26,24 @@ LARGEST_BLOCK = 256
 ACTIVATIONS = {"int8": 4, "float32": 1}
 
 
+WIDTHS = (2, 4, 8)  # bits of the operator's codes
+
+
 def runtime_bits(bits: int) -> int:
-    """The operator's width for codes of `bits`: it knows 2, 4 and 8; codes of 3 bits go into 4."""
-    return 4 if bits == 3 else bits
+    """The operator's width for codes of `bits`: codes of 3 bits go into 4, of 5 and 6 into 8."""
+    return next(width for width in WIDTHS if width >= bits)
+
+
+def stored_type(number_format: NumberFormat) -> StoredType:
+    """Return how the operators hold layers of this format."""
+    width = runtime_bits(number_format.code_bits)
+    return StoredType(f"{width} bits", width)
 
 
 def refusal(number_format: NumberFormat, in_features: int) -> str | None:
     """Return why the operators hold no layers of this format, in a sentence; None: they do."""
     if not isinstance(number_format, Affine):
-        return f"onnxruntime has no operator for {number_format.title!r}; choose an affine format"
+        return f"onnxruntime has no operator for {number_format.title!r}, only for affine formats"
     size = number_format.block_size(in_features)
     if size % SMALLEST_BLOCK:
         return f"groups of {size} do not fit onnxruntime, which wants multiples of {SMALLEST_BLOCK}"

@@ -17,7 +17,7 @@ from sottovoce.backends.onnx_runtime.graph import (
     merge_decoders,
 )
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
-from sottovoce.backends.onnx_runtime.operators import NBitsEmbedding, NBitsLinear, low_bit_linear, runtime_bits
+from sottovoce.backends.onnx_runtime.operators import NBitsEmbedding, NBitsLinear, low_bit_linear, stored_type
 from sottovoce.backends.source import Source, affine_parts
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.models.network import share_weights
@@ -58,8 +58,7 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
     source.model.processor.save_pretrained(folder)
     source.model.processor.feature_extractor.save_pretrained(folder)  # for readers that know no processor_config.json
     _save_vocabulary(source, folder)
-    bits = {name: runtime_bits(weight.format.code_bits) for name, weight in source.weights.items()}
-    return {name: StoredType(f"{width} bits", width) for name, width in bits.items()}
+    return {name: stored_type(weight.format) for name, weight in source.weights.items()}
 
 
 def require_onnx() -> Any:

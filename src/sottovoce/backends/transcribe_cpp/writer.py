@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from sottovoce.backends.backend import StoredType
-from sottovoce.backends.ggml_blocks import FILE_TYPES, stored_type, to_blocks
+from sottovoce.backends.ggml_blocks import stored_type, to_blocks
+from sottovoce.backends.ggml_types import BLOCK_TYPES, F16
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.families import GGUF_LAYOUTS
 from sottovoce.errors import ExportError, MissingDependencyError
@@ -29,11 +30,11 @@ def write_gguf(source: Source, file: Path) -> dict[str, StoredType]:
         raise ExportError(f"the model's parameter {missing[0]!r} has no place in the {layout.architecture} layout")
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
     types = {name: kind for name, (kind, _) in blocks.items()}
-    most = max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind)) if types else "F16"
+    most = max(types.values(), key=lambda kind: sum(source.weights[n].codes.numel() for n in types if types[n] == kind)) if types else None
     writer = gguf.GGUFWriter(str(file), layout.architecture)
     writer.add_string("general.basename", layout.architecture)
     writer.add_string("general.size_label", _size_label(sum(array.size for array in floats.values())))
-    writer.add_uint32("general.file_type", FILE_TYPES[most])
+    writer.add_uint32("general.file_type", F16 if most is None else BLOCK_TYPES[most].gguf_file_type)
     writer.add_uint32("general.quantization_version", 2)
     writer.add_string("stt.variant", source.name)
     layout.settings(source, writer)

@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "whisper.cpp"
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # block types that it executes
 
 
 def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
     from sottovoce.backends.ggml_blocks import refusal
 
-    return refusal(NAME, number_format, in_features)
+    return refusal(NAME, TYPES, number_format, in_features)
+
+
+def _stored(number_format: NumberFormat) -> StoredType:
+    from sottovoce.backends.ggml_blocks import kind_of, stored_type
+
+    return stored_type(str(kind_of(number_format)))
 
 
 def _write(source: Source, file: Path, _activations: str) -> dict[str, StoredType]:
@@ -49,6 +56,7 @@ WHISPER_CPP = Backend(
     open=_open,
     extra="ggml",
     packages=("pywhispercpp",),
+    stored=_stored,
     write=_write,
     tensor_bytes=_tensor_bytes,
     file_name="{}.bin",

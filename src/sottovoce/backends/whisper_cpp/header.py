@@ -5,13 +5,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from sottovoce.backends.ggml_blocks import BLOCK, BLOCK_BYTES
+from sottovoce.backends.ggml_types import BLOCK_TYPES, F16, F32
 from sottovoce.errors import ExportError
 
 MAGIC = 0x67676D6C
-
-
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8}  # ggml's numbers of tensor types
 
 
 def read_header(file: Path) -> tuple[int, ...]:
@@ -40,7 +37,7 @@ def read_header(file: Path) -> tuple[int, ...]:
     (tokens,) = take("<i")
     for _ in range(max(0, tokens)):
         take(f"<{take('<I')[0]}x")
-    sizes = {TYPES["F32"]: (1, 4), TYPES["F16"]: (1, 2)} | {TYPES[kind]: (BLOCK, n) for kind, n in BLOCK_BYTES.items()}
+    sizes = {F32: (1, 4), F16: (1, 2)} | {kind.number: (kind.weights, kind.bytes) for kind in BLOCK_TYPES.values()}
     kinds = set()
     while offset < len(data):
         n_dims, length, kind = take("<3i")
@@ -52,7 +49,7 @@ def read_header(file: Path) -> tuple[int, ...]:
         if min(shape) < 1 or shape[0] % per_block:
             raise ExportError(f"{file}: is damaged at byte {offset}; export it again")
         take(f"<{math.prod(shape) // per_block * n_bytes}x")
-        if kind not in (TYPES["F32"], TYPES["F16"]):
+        if kind not in (F32, F16):
             kinds.add(kind)
     if len(kinds) > 1:
         raise ExportError(f"{file}: mixes block types, which whisper.cpp does not hold; export it again with --target ggml")

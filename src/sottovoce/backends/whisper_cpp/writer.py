@@ -12,9 +12,10 @@ from typing import BinaryIO
 import numpy as np
 
 from sottovoce.backends.backend import StoredType
-from sottovoce.backends.ggml_blocks import FILE_TYPES, stored_type, to_blocks
+from sottovoce.backends.ggml_blocks import stored_type, to_blocks
+from sottovoce.backends.ggml_types import BLOCK_TYPES, F16, F32
 from sottovoce.backends.source import Source
-from sottovoce.backends.whisper_cpp.header import MAGIC, TYPES
+from sottovoce.backends.whisper_cpp.header import MAGIC
 from sottovoce.errors import ExportError
 
 QUANTIZATION_VERSION = 2000  # added to the file type of quantized files
@@ -86,13 +87,13 @@ def write_ggml(source: Source, file: Path) -> dict[str, StoredType]:
             module = parameter.removesuffix(".weight")
             name = _openai_name(parameter)
             if module in blocks:
-                _write_tensor(out, name, source.weights[module].codes.shape, kind, blocks[module][1])
+                _write_tensor(out, name, source.weights[module].codes.shape, BLOCK_TYPES[kind].number, blocks[module][1])
             elif "conv" in parameter and parameter.endswith("bias"):
-                _write_tensor(out, name, (len(array), 1), "F32", array.astype("<f4"))
+                _write_tensor(out, name, (len(array), 1), F32, array.astype("<f4"))
             elif array.ndim == 1 or "embed_positions" in parameter:
-                _write_tensor(out, name, array.shape, "F32", array.astype("<f4"))
+                _write_tensor(out, name, array.shape, F32, array.astype("<f4"))
             else:
-                _write_tensor(out, name, array.shape, "F16", array.astype("<f2"))
+                _write_tensor(out, name, array.shape, F16, array.astype("<f2"))
     return {name: stored_type(block) for name, (block, _) in blocks.items()}
 
 
@@ -104,7 +105,7 @@ def _matrices(source: Source) -> list[str]:
 
 def _write_header(out: BinaryIO, source: Source, kind: str) -> None:
     config, extractor = source.config, source.model.processor.feature_extractor
-    file_type = FILE_TYPES[kind] + (QUANTIZATION_VERSION if kind != "F16" else 0)
+    file_type = F16 if kind == "F16" else BLOCK_TYPES[kind].file_type + QUANTIZATION_VERSION
     out.write(
         struct.pack(
             "<I11i",
@@ -144,9 +145,9 @@ def _token_bytes(source: Source) -> list[bytes]:
     return [bytes(to_byte[character] for character in by_id[i]) for i in range(end)]
 
 
-def _write_tensor(out: BinaryIO, name: str, shape: tuple[int, ...], kind: str, data: np.ndarray) -> None:
+def _write_tensor(out: BinaryIO, name: str, shape: tuple[int, ...], kind: int, data: np.ndarray) -> None:
     encoded = name.encode()
-    out.write(struct.pack("<3i", len(shape), len(encoded), TYPES[kind]))
+    out.write(struct.pack("<3i", len(shape), len(encoded), kind))
     out.write(struct.pack(f"<{len(shape)}i", *reversed(shape)))
     out.write(encoded)
     out.write(np.ascontiguousarray(data).tobytes())
