@@ -27,6 +27,7 @@ from sottovoce.data.load import load_data, load_each, load_sources
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
@@ -36,7 +37,7 @@ from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.fitting.attempt import Quantizer
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import parse_size
-from sottovoce.fitting.speech import prepare, split
+from sottovoce.fitting.speech import held_out_speech, prepare, split
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.fit_record import FitGoal, FitRecord
@@ -58,6 +59,7 @@ __all__ = [
     "fit",
     "fit_confidence",
     "inspect",
+    "inspect_errors",
     "load",
     "make_plan",
     "open_recognizer",
@@ -269,6 +271,30 @@ def fit(
 def inspect(folder: str | Path) -> Manifest:
     """Return what a quantized folder is: plan, recipe, calibration, diagnostics, files. Raises `CheckpointError`."""
     return read_manifest(folder)
+
+
+def inspect_errors(
+    folder: str | Path,
+    audio: str | Path | DataSet,
+    *,
+    against: str | Path | SpeechModel | None = None,
+    limit: int | None = DEFAULT_HELD_OUT,
+    alone: bool = False,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> ErrorStatistics:
+    """Return how the errors of a quantized folder's layers add up on `audio` (its first `limit` utterances; no transcripts needed).
+
+    `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
+    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`.
+    """
+    manifest = read_manifest(folder)
+    original, quantized = _loaded(against or manifest.source), load(folder)
+    data = audio.take(limit) if isinstance(audio, DataSet) else load_data(audio, at_most=limit)
+    speech = held_out_speech(original, data, language=language, progress=progress)
+    planned = {layer.name for layer in manifest.plan.layers}
+    units = {layer.name: [layer.name] for layer in original.layers() if layer.name in planned}
+    return error_statistics(original, quantized, units, speech, mode="alone" if alone else "telescoped", progress=progress)
 
 
 def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None, *, fallback: Fallback | None = None) -> Recognizer:

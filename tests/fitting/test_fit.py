@@ -156,3 +156,10 @@ def test_bytes_of_the_file_are_the_sum_of_its_parts(name: str, names_in_headers:
     parts = fit.fixed_bytes + sum(unit.bytes[entry] for unit, entry in zip(fit.units, largest, strict=True))
     real = file_bytes(model, plan_of(fit.units, largest, model, BACKENDS[name].target), BACKENDS[name])
     assert abs(real - parts) <= names_in_headers
+
+
+def test_errors_of_a_folder(done: api.FitResult, speech_folder: Path) -> None:
+    """By Python and by the command; half the sum is near the KL."""
+    found = api.inspect_errors(done.file.with_suffix(""), speech_folder, against=make_tiny(layers=1), limit=4)
+    assert found.predicted_kl == pytest.approx(found.measured_kl, rel=0.35)
+    assert len(found.units) == len(done.quantized.plan.layers) + 1

@@ -90,15 +90,20 @@ def error_statistics(
     frame = _Frame(speech.log_p)
     model = original.with_network(share_weights(original.network))
     rows, before = list[Tensor](), speech.log_p
+    in_encoder = {layer.name for layer in original.layers() if layer.part == "encoder"}
+    encoded = untouched = speech.encode(original)
     for n, layers in enumerate(units.values()):
         progress("quantizing unit by unit", n, len(units))
         _copy_parameters(model, quantized, layers)
-        log_q = speech.log_probabilities(model, speech.states(model, speech.encode(model)))
+        if in_encoder & set(layers):
+            encoded = speech.encode(model)
+        log_q = speech.log_probabilities(model, speech.states(model, encoded))
         rows.append(frame.contribution(log_q - before))
         if mode == "telescoped":
             before = log_q
         else:
             _copy_parameters(model, original, layers)
+            encoded = untouched
     names = list(units)
     if mode == "telescoped":
         names.append(ROUNDING)

@@ -64,6 +64,11 @@ def prepare(
     )
 
 
+def held_out_speech(model: SpeechModel, data: DataSet, *, language: str | None, progress: Progress) -> HeldOutSpeech:
+    """Read `data` and transcribe it with `model`, whatever was really said."""
+    return _held_out(model, prepare_speech(model, without_texts(data), language=language, state=RunState(), progress=progress))
+
+
 def without_texts(data: DataSet) -> DataSet:
     """Held-out speech is compared on the model's own transcripts, whatever was really said."""
     return replace(data, utterances=tuple(replace(utterance, text=None) for utterance in data))
