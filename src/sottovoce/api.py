@@ -231,7 +231,9 @@ def fit(
     fitting = Fit(speech_model, backend, goal, settings)
     sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
     sets = load_each(sources, lambda source: _calibration_data(source, utterances + 3 * held_out))
-    sample, folds = split(mix(sets, count=utterances + 3 * held_out, seed=seed, weighting=weighting), held_out)
+    # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
+    count = None if len(sets) == 1 else utterances + 3 * held_out
+    sample, folds = split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out)
     inputs = {
         "model": speech_model.digest(),
         "recipe": to_plain(recipe),

@@ -15,10 +15,11 @@ import soundfile
 from click.testing import CliRunner
 
 import sottovoce
+from sottovoce.cli.fit import METHOD_NAMES as FIT_METHODS
 from sottovoce.cli.main import main
 from sottovoce.cli.recipe_options import METHOD_NAMES, WIDTHS
 from sottovoce.core.affine import BITS
-from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.methods import GPTQ, METHODS
 from tests.conftest import make_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def test_the_choices_are_what_there_is() -> None:
     """They are written out in the command, which must not import what knows them."""
     assert set(METHOD_NAMES) == METHODS.keys()
+    assert set(FIT_METHODS) == {name for name, method in METHODS.items() if isinstance(method, GPTQ)}
     assert set(WIDTHS) == {str(bits) for bits in BITS}
 
 
@@ -222,14 +224,16 @@ def test_public_names() -> None:
         "demo",
         "export",
         "verify",
+        "fit",
+        "formats",
     }
     assert set(sottovoce.__all__) == {
         "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "ConfidenceRecord", "ConfidenceScaling", "DataSet",
-        "Evaluation", "Export", "FADE", "Fallback", "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest",
+        "ErrorStatistics", "Evaluation", "Export", "FADE", "Fallback", "FitRecord", "FitResult", "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest",
         "NumberFormat", "Plan", "PlannedLayer", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
         "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "evaluate", "export",
-        "fit_confidence", "format_named", "inspect",
+        "fit", "fit_confidence", "format_named", "inspect", "inspect_errors",
         "load", "load_data", "make_plan", "method_named", "open_recognizer", "quantize", "read_plan",
         "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
         "write_report",

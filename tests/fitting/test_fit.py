@@ -1,13 +1,16 @@
 """A fit from beginning to end on a tiny model."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from sottovoce import api
 from sottovoce.backends.registry import BACKENDS
+from sottovoce.cli.main import main
 from sottovoce.errors import CalibrationError, RecipeError
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import file_bytes, parse_size
@@ -163,3 +166,21 @@ def test_errors_of_a_folder(done: api.FitResult, speech_folder: Path) -> None:
     found = api.inspect_errors(done.file.with_suffix(""), speech_folder, against=make_tiny(layers=1), limit=4)
     assert found.predicted_kl == pytest.approx(found.measured_kl, rel=0.35)
     assert len(found.units) == len(done.quantized.plan.layers) + 1
+
+
+def test_the_command(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    """Fit, show it again, and show how its errors add up."""
+    out, few = tmp_path / "out", ("--utterances", "4", "--held-out", "2", "--swaps", "0", "--method", "gptq", "--no-verify")
+    where = ("--target", "gguf", "--calibration", str(speech_folder), "--threads", "1")
+    done = CliRunner().invoke(main, ["fit", str(model_folder), str(out), "--max-size", "0.4MB", *where, *few, "--json"])
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)
+    assert shown["bytes"] == (tmp_path / "out.gguf").stat().st_size <= 400_000
+    assert "ideal (real bits" in CliRunner().invoke(main, ["inspect", str(out)]).stdout
+    errors = CliRunner().invoke(main, ["inspect", str(out), "--errors", str(speech_folder), "--utterances", "2", "--threads", "1"])
+    assert errors.exit_code == 0, errors.output
+    assert "off-diagonal share" in errors.stdout
+    small = CliRunner().invoke(main, ["fit", str(model_folder), str(tmp_path / "no"), "--max-size", "1KB", *where, *few])
+    assert small.exit_code == 1
+    assert "smallest file takes" in small.stderr
+    assert CliRunner().invoke(main, ["fit", str(model_folder), str(tmp_path / "no"), *where]).exit_code == 2

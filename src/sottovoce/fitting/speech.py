@@ -24,8 +24,8 @@ class FitSpeech:
     held_out: dict[str, HeldOutSpeech]
 
 
-def split(drawn: DataSet, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
-    """Take `held_out` utterances of `drawn` for each fold, and the rest for calibration; a known speaker is in one of them only.
+def split(drawn: DataSet, utterances: int, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
+    """Take `held_out` utterances of `drawn` for each fold, and of the rest `utterances` for calibration; a known speaker is in one of them only.
 
     Raises `CalibrationError` if too few remain to calibrate on.
     """
@@ -41,7 +41,7 @@ def split(drawn: DataSet, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
             f"{drawn.name}: {len(drawn)} utterances; {len(FOLDS)} x {held_out} are held out to measure on, and {len(left)} of other "
             f"speakers remain to calibrate on, at least {LEAST_CALIBRATION} are needed: give more speech, or a smaller --held-out"
         )
-    return replace(drawn, utterances=tuple(left)), folds
+    return replace(drawn, utterances=tuple(left[:utterances])), folds
 
 
 def prepare(
