@@ -229,7 +229,8 @@ def test_public_names() -> None:
     }
     assert set(sottovoce.__all__) == {
         "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "ConfidenceRecord", "ConfidenceScaling", "DataSet",
-        "ErrorStatistics", "Evaluation", "Export", "FADE", "Fallback", "FitRecord", "FitResult", "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest",
+        "ErrorStatistics", "Evaluation", "Export", "FADE", "Fallback", "FitRecord", "FitResult", "FittedConfidence",
+        "GPTQ", "LayerReport", "METHODS", "Manifest",
         "NumberFormat", "Plan", "PlannedLayer", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
         "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "evaluate", "export",

@@ -25,9 +25,9 @@ class FitSpeech:
 
 
 def split(drawn: DataSet, utterances: int, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
-    """Take `held_out` utterances of `drawn` for each fold, and of the rest `utterances` for calibration; a known speaker is in one of them only.
+    """Take `held_out` utterances of `drawn` for each fold, and of the rest `utterances` for calibration.
 
-    Raises `CalibrationError` if too few remain to calibrate on.
+    A known speaker is in one of them only. Raises `CalibrationError` if too few remain to calibrate on.
     """
     folds = dict[str, DataSet]()
     left = list(drawn)
