@@ -7,6 +7,7 @@ from sottovoce.api import export as export
 from sottovoce.api import fit as fit
 from sottovoce.api import fit_confidence as fit_confidence
 from sottovoce.api import inspect as inspect
+from sottovoce.api import inspect_errors as inspect_errors
 from sottovoce.api import load as load
 from sottovoce.api import make_plan as make_plan
 from sottovoce.api import open_recognizer as open_recognizer
@@ -42,6 +43,7 @@ from sottovoce.evaluation.confidence import ConfidenceScaling as ConfidenceScali
 from sottovoce.evaluation.confidence import FittedConfidence as FittedConfidence
 from sottovoce.evaluation.confidence import WordConfidence as WordConfidence
 from sottovoce.evaluation.confidence import word_confidences as word_confidences
+from sottovoce.evaluation.error_statistics import ErrorStatistics as ErrorStatistics
 from sottovoce.evaluation.fallback import Fallback as Fallback
 from sottovoce.evaluation.recognizer import Recognizer as Recognizer
 from sottovoce.evaluation.transcribe import Transcription as Transcription

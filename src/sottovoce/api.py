@@ -27,6 +27,7 @@ from sottovoce.data.load import load_data, load_each, load_sources
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
@@ -36,7 +37,7 @@ from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.fitting.attempt import Quantizer
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import parse_size
-from sottovoce.fitting.speech import prepare, split
+from sottovoce.fitting.speech import held_out_speech, prepare, split
 from sottovoce.hub.push import push
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
@@ -59,6 +60,7 @@ __all__ = [
     "fit",
     "fit_confidence",
     "inspect",
+    "inspect_errors",
     "load",
     "make_plan",
     "open_recognizer",
@@ -231,7 +233,9 @@ def fit(
     fitting = Fit(speech_model, backend, goal, settings)
     sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
     sets = load_each(sources, lambda source: _calibration_data(source, utterances + 3 * held_out))
-    sample, folds = split(mix(sets, count=utterances + 3 * held_out, seed=seed, weighting=weighting), held_out)
+    # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
+    count = None if len(sets) == 1 else utterances + 3 * held_out
+    sample, folds = split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out)
     inputs = {
         "model": speech_model.digest(),
         "recipe": to_plain(recipe),
@@ -271,6 +275,30 @@ def fit(
 def inspect(folder: str | Path) -> Manifest:
     """Return what a quantized folder is: plan, recipe, calibration, diagnostics, files. Raises `CheckpointError`."""
     return read_manifest(folder)
+
+
+def inspect_errors(
+    folder: str | Path,
+    audio: str | Path | DataSet,
+    *,
+    against: str | Path | SpeechModel | None = None,
+    limit: int | None = DEFAULT_HELD_OUT,
+    alone: bool = False,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> ErrorStatistics:
+    """Return how the errors of a quantized folder's layers add up on `audio` (its first `limit` utterances; no transcripts needed).
+
+    `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
+    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`.
+    """
+    manifest = read_manifest(folder)
+    original, quantized = _loaded(against or manifest.source), load(folder)
+    data = audio.take(limit) if isinstance(audio, DataSet) else load_data(audio, at_most=limit)
+    speech = held_out_speech(original, data, language=language, progress=progress)
+    planned = {layer.name for layer in manifest.plan.layers}
+    units = {layer.name: [layer.name] for layer in original.layers() if layer.name in planned}
+    return error_statistics(original, quantized, units, speech, mode="alone" if alone else "telescoped", progress=progress)
 
 
 def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None, *, fallback: Fallback | None = None) -> Recognizer:

@@ -16,10 +16,11 @@ import soundfile
 from click.testing import CliRunner
 
 import sottovoce
+from sottovoce.cli.fit import METHOD_NAMES as FIT_METHODS
 from sottovoce.cli.main import main
 from sottovoce.cli.recipe_options import METHOD_NAMES, WIDTHS
 from sottovoce.core.affine import BITS
-from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.methods import GPTQ, METHODS
 from tests.conftest import make_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def test_the_choices_are_what_there_is() -> None:
     """They are written out in the command, which must not import what knows them."""
     assert set(METHOD_NAMES) == METHODS.keys()
+    assert set(FIT_METHODS) == {name for name, method in METHODS.items() if isinstance(method, GPTQ)}
     assert set(WIDTHS) == {str(bits) for bits in BITS}
 
 
@@ -226,15 +228,16 @@ def test_public_names() -> None:
         "push",
         "formats",
         "verify",
+        "fit",
     }
     assert set(sottovoce.__all__) == {
         "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "Certificate", "Choice", "ConfidenceRecord",
-        "ConfidenceScaling", "DataSet",
-        "Evaluation", "Export", "FADE", "Fallback", "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest",
+        "ConfidenceScaling", "DataSet", "ErrorStatistics",
+        "Evaluation", "Export", "FADE", "Fallback", "FitRecord", "FitResult", "FittedConfidence", "GPTQ", "LayerReport", "METHODS", "Manifest",
         "NumberFormat", "Plan", "PlannedLayer", "Push", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
         "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "certify", "choose_smallest", "evaluate", "export", "store_certificate",
-        "fit_confidence", "format_named", "inspect", "load", "load_data", "make_plan", "method_named", "open_recognizer", "push",
+        "fit", "fit_confidence", "format_named", "inspect", "inspect_errors", "load", "load_data", "make_plan", "method_named", "open_recognizer", "push",
         "quantize", "read_plan",
         "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
         "write_report",

@@ -7,27 +7,55 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import json_option, print_json, set_threads
+from sottovoce.cli.options import json_option, print_json, set_threads, threads_option
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--errors", metavar="DATA", help="Show on this speech how the errors of all layers add up in place of the folder's content.")
+@click.option("--against", metavar="MODEL", help="The original, for --errors (default: what the folder was quantized from).")
+@click.option("--utterances", type=click.IntRange(1), default=16, show_default=True, help="Utterances of --errors.")
+@click.option("--alone", is_flag=True, help="With --errors: each layer on its own, in place of one after the other.")
+@threads_option
 @json_option
-def inspect(folder: Path, as_json: bool) -> None:
-    """Show what is in a quantized FOLDER: formats, sizes, diagnostics of every layer.
+def inspect(
+    folder: Path, errors: str | None, against: str | None, utterances: int, alone: bool, threads: int | None, as_json: bool
+) -> None:
+    """Show what is in a quantized FOLDER: formats, sizes, diagnostics of every layer; or how their errors add up.
 
     \b
     sottovoce inspect tiny-4bit
+    sottovoce inspect tiny-4bit --errors recordings/
     """
     from sottovoce import api
     from sottovoce.cli.display_folder import print_folder
     from sottovoce.system.plain_data import to_plain
 
+    if errors is not None:
+        _inspect_errors(folder, errors, against, utterances, alone, threads, as_json)
+        return
+    if against is not None or alone:
+        raise click.UsageError("--against and --alone belong to --errors")
     manifest = api.inspect(folder)
     if as_json:
         print_json(to_plain(manifest))
     else:
         print_folder(manifest, folder)
+
+
+def _inspect_errors(folder: Path, data: str, against: str | None, utterances: int, alone: bool, threads: int | None, as_json: bool) -> None:
+    from sottovoce import api
+    from sottovoce.cli.console import progress_bar
+    from sottovoce.cli.display_errors import errors_to_dict, print_errors
+
+    set_threads(threads)
+    parts = {layer.name: layer.part for layer in api.inspect(folder).plan.layers}
+    with progress_bar() as progress:
+        found = api.inspect_errors(folder, data, against=against, limit=utterances, alone=alone, progress=progress)
+    if as_json:
+        print_json(errors_to_dict(found, parts))
+    else:
+        print_errors(found, parts, str(folder))
 
 
 @click.command()

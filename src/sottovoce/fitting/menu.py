@@ -2,8 +2,8 @@
 
 from itertools import product
 
-import sottovoce.core.formats as formats
 from sottovoce.core.affine import BITS, GROUP_SIZES
+from sottovoce.core.formats import NAMED
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import RecipeError
 from sottovoce.quantization.target import Target
@@ -17,5 +17,5 @@ def menu_formats(target: Target) -> tuple[NumberFormat, ...]:
             found[target.format(bits=bits, group_size=group_size, symmetric=symmetric)] = None
         except RecipeError:
             continue
-    found |= dict.fromkeys(getattr(formats, "NAMED", {}).values())
+    found |= dict.fromkeys(NAMED.values())
     return tuple(found)

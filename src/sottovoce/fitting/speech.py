@@ -24,10 +24,10 @@ class FitSpeech:
     held_out: dict[str, HeldOutSpeech]
 
 
-def split(drawn: DataSet, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
-    """Take `held_out` utterances of `drawn` for each fold, and the rest for calibration; a known speaker is in one of them only.
+def split(drawn: DataSet, utterances: int, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
+    """Take `held_out` utterances of `drawn` for each fold, and of the rest `utterances` for calibration.
 
-    Raises `CalibrationError` if too few remain to calibrate on.
+    A known speaker is in one of them only. Raises `CalibrationError` if too few remain to calibrate on.
     """
     folds = dict[str, DataSet]()
     left = list(drawn)
@@ -41,7 +41,7 @@ def split(drawn: DataSet, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
             f"{drawn.name}: {len(drawn)} utterances; {len(FOLDS)} x {held_out} are held out to measure on, and {len(left)} of other "
             f"speakers remain to calibrate on, at least {LEAST_CALIBRATION} are needed: give more speech, or a smaller --held-out"
         )
-    return replace(drawn, utterances=tuple(left)), folds
+    return replace(drawn, utterances=tuple(left[:utterances])), folds
 
 
 def prepare(
@@ -62,6 +62,11 @@ def prepare(
         prepared,
         {name: _held_out(model, speech) for name, speech in prepared.items()},
     )
+
+
+def held_out_speech(model: SpeechModel, data: DataSet, *, language: str | None, progress: Progress) -> HeldOutSpeech:
+    """Read `data` and transcribe it with `model`, whatever was really said."""
+    return _held_out(model, prepare_speech(model, without_texts(data), language=language, state=RunState(), progress=progress))
 
 
 def without_texts(data: DataSet) -> DataSet:

@@ -88,12 +88,11 @@ def _title(number_format: NumberFormat | None) -> str:
 def _finest(sizes: Mapping[NumberFormat | None, int], in_features: int) -> list[NumberFormat | None]:
     """Without formats that take no less than one of the same kind with more bits or smaller blocks (3 bits that are stored as 4)."""
     kept = list[NumberFormat | None]()
+    order = {number_format: place for place, number_format in enumerate(sizes)}
     for number_format, size in sizes.items():
         others = [other for other, others_size in sizes.items() if others_size == size and other is not number_format]
         if number_format is None or not any(
-            other is not None
-            and _finer(other, number_format, in_features, first=list(sizes).index(other) < list(sizes).index(number_format))
-            for other in others
+            other is not None and _finer(other, number_format, in_features, first=order[other] < order[number_format]) for other in others
         ):
             kept.append(number_format)
     return kept
@@ -128,11 +127,7 @@ def _group_of(layer: Layer, model: SpeechModel, target: Target) -> str:
 
 
 def _holds(target: Target, number_format: NumberFormat, layer: Layer, shape: tuple[int, int]) -> bool:
-    try:
-        number_format.block_size(shape[1])
-    except RecipeError:
-        return False
-    return number_format.code_bits >= layer.min_bits and target.refusal(number_format, layer.part, shape[1]) is None
+    return number_format.code_bits >= layer.min_bits and target.misfit(number_format, layer.part, shape[1]) is None
 
 
 @dataclass(frozen=True, kw_only=True)
