@@ -1,7 +1,10 @@
 """The types of the public names. `__init__.py` imports each on its first use; a test compares the two lists."""
 
+from sottovoce.api import Choice as Choice
 from sottovoce.api import Evaluation as Evaluation
 from sottovoce.api import FitResult as FitResult
+from sottovoce.api import certify as certify
+from sottovoce.api import choose_smallest as choose_smallest
 from sottovoce.api import evaluate as evaluate
 from sottovoce.api import export as export
 from sottovoce.api import fit as fit
@@ -22,9 +25,6 @@ from sottovoce.backends.registry import BACKENDS as BACKENDS
 from sottovoce.backends.registry import target_named as target_named
 from sottovoce.bench import BenchOutcome as BenchOutcome
 from sottovoce.bench import run_bench as run_bench
-from sottovoce.certification import Choice as Choice
-from sottovoce.certification import certify as certify
-from sottovoce.certification import choose_smallest as choose_smallest
 from sottovoce.checkpoint.certificates import store_certificate as store_certificate
 from sottovoce.checkpoint.manifest import ConfidenceRecord as ConfidenceRecord
 from sottovoce.checkpoint.manifest import Manifest as Manifest

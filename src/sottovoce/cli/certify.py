@@ -87,7 +87,7 @@ def certify(
     sottovoce certify tiny-4bit --against openai/whisper-tiny.en --audio held-out/ --runtime transcribe.cpp
     sottovoce certify --choose 8bit 4bit 3bit --max-disagreement 2 --against openai/whisper-tiny.en --audio held-out/
     """
-    from sottovoce import certification
+    from sottovoce.api import certification
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_certificate import print_certificate, print_choice
     from sottovoce.evaluation.fallback import Fallback
@@ -147,7 +147,7 @@ def _check_folder(folder: Path) -> None:
 
 def _keep(certificate: Certificate, chosen_by: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
     """Store a certificate in its folder and in a file, where that is asked for; `chosen_by`: the speech by which it was chosen."""
-    from sottovoce.certification import recording_hashes
+    from sottovoce.api.certification import recording_hashes
     from sottovoce.checkpoint.certificates import store_certificate
     from sottovoce.evaluation.certificate import write_certificate
 

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from sottovoce.certification import Choice
+from sottovoce.api.certification import Choice
 from sottovoce.cli.console import NONE, console, megabytes
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.certificate_words import PHRASES, assumptions, limits_of, rate_text, sentences, statement_row

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from sottovoce import api, certification
-from sottovoce.certification import certify, choose_smallest
+from sottovoce import api
+from sottovoce.api import certification
+from sottovoce.api.certification import certify, choose_smallest
 from sottovoce.checkpoint.certificates import BEGIN, store_certificate
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest, write_sealed
 from sottovoce.cli.main import main

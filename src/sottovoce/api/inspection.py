@@ -1,0 +1,45 @@
+"""The verbs `inspect` and `inspect_errors`: what a quantized folder is, and how the errors of its layers add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sottovoce.api.fitting import DEFAULT_HELD_OUT
+from sottovoce.api.inputs import loaded
+from sottovoce.checkpoint.load import load
+from sottovoce.checkpoint.manifest import Manifest, read_manifest
+from sottovoce.data.dataset import DataSet
+from sottovoce.data.load import load_data
+from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
+from sottovoce.fitting.speech import held_out_speech
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.progress import Progress, silent
+
+
+def inspect(folder: str | Path) -> Manifest:
+    """Return what a quantized folder is: plan, recipe, calibration, diagnostics, files. Raises `CheckpointError`."""
+    return read_manifest(folder)
+
+
+def inspect_errors(
+    folder: str | Path,
+    audio: str | Path | DataSet,
+    *,
+    against: str | Path | SpeechModel | None = None,
+    limit: int | None = DEFAULT_HELD_OUT,
+    alone: bool = False,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> ErrorStatistics:
+    """Return how the errors of a quantized folder's layers add up on `audio` (its first `limit` utterances; no transcripts needed).
+
+    `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
+    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`.
+    """
+    manifest = read_manifest(folder)
+    original, quantized = loaded(against or manifest.source), load(folder)
+    data = audio.take(limit) if isinstance(audio, DataSet) else load_data(audio, at_most=limit)
+    speech = held_out_speech(original, data, language=language, progress=progress)
+    planned = {layer.name for layer in manifest.plan.layers}
+    units = {layer.name: [layer.name] for layer in original.layers() if layer.name in planned}
+    return error_statistics(original, quantized, units, speech, mode="alone" if alone else "telescoped", progress=progress)

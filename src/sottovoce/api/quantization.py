@@ -1,0 +1,105 @@
+"""The verbs `make_plan` and `quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sottovoce.api.inputs import calibration_data, loaded
+from sottovoce.backends.registry import DEFAULT_TARGET, target_named
+from sottovoce.checkpoint.resume import exclusive_run
+from sottovoce.checkpoint.save import refuse_existing, save_quantized
+from sottovoce.data.augment import Augmentation
+from sottovoce.data.dataset import DataSet
+from sottovoce.data.load import load_each
+from sottovoce.data.mixture import Weighting, mix
+from sottovoce.errors import RecipeError
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.plan import Plan, check_plan
+from sottovoce.quantization.plan import make_plan as plan_from_recipe
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.plain_data import to_plain
+from sottovoce.system.progress import Progress, silent
+from sottovoce.system.versions import environment
+
+
+def make_plan(model: str | Path | SpeechModel, recipe: Recipe | None = None, *, target: str = DEFAULT_TARGET) -> Plan:
+    """Return which layer of `model` gets which number format by `recipe`, for the runtime `target`.
+
+    Raises `RecipeError` for a recipe that does not fit the model, or a target that cannot hold the result.
+    """
+    wanted = target_named(target)
+    return plan_from_recipe(loaded(model), recipe or Recipe(format=wanted.format()), wanted)
+
+
+def quantize(
+    model: str | Path | SpeechModel,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    plan: Plan | None = None,
+    calibration: str | Path | DataSet | Sequence[str | Path | DataSet] | None = None,
+    weighting: Weighting = "hours",
+    augmentation: Augmentation | None = None,
+    utterances: int | None = 128,
+    seed: int = 0,
+    batch_size: int = 8,
+    language: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    target: str | None = None,
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
+
+    `calibration`: speech to calibrate on, of which `utterances` are sampled by `seed`; transcripts are not needed. Of several
+    data sets each gives utterances by its hours, or all as many (`weighting`). `augmentation`: vary the speech (see `data.augment`).
+    `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
+    `plan`: which
+    layer gets which format, in place of what `recipe` and `target` say of that. Same inputs and seed give the same bytes.
+    `resume`: go on where an earlier run of the same inputs was stopped, if there is one.
+    Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
+    """
+    folder = Path(out).expanduser().absolute()
+    refuse_existing(folder, overwrite=overwrite)
+    speech_model = loaded(model)
+    wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
+    recipe = recipe or Recipe(format=wanted.format())
+    if plan is None:
+        plan = plan_from_recipe(speech_model, recipe, wanted)  # what does not fit is refused before any work
+    else:
+        check_plan(plan, speech_model, wanted)
+    sample = None
+    if recipe.method.n_networks:
+        if calibration is None or (isinstance(calibration, Sequence) and not calibration):
+            raise RecipeError(
+                f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
+            )
+        sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
+        sets = load_each(sources, lambda source: calibration_data(source, utterances))
+        sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
+    inputs = {
+        "model": speech_model.digest(),
+        "recipe": to_plain(recipe),
+        "plan": to_plain(plan),
+        "calibration": None if sample is None else sample.digest(),
+        "augmentation": to_plain(augmentation),
+        "seed": seed,
+        "batch_size": batch_size,
+        "language": language,
+        "environment": environment() | {"threads": str(torch.get_num_threads())},
+    }
+    with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
+        state.begin(inputs, resume=resume)
+        speech = None
+        if sample is not None:
+            speech = prepare_speech(
+                speech_model, sample, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
+            )
+        result = quantize_model(speech_model, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
+        save_quantized(result, folder, overwrite=overwrite)
+    return result

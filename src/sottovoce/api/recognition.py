@@ -1,0 +1,219 @@
+"""The verbs that recognize speech: `open_recognizer`, `transcribe`, `evaluate`, `score`, `fit_confidence`."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sottovoce import __version__
+from sottovoce.api.inputs import loaded
+from sottovoce.backends.export import export
+from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, open_runtime, runtime_of
+from sottovoce.data.dataset import DataSet
+from sottovoce.data.folds import assign_folds
+from sottovoce.data.load import load_data, load_sources
+from sottovoce.errors import DataError, RecipeError
+from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.fallback import Fallback
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.transcribe import Transcription, transcribe_data
+from sottovoce.evaluation.transcript_cache import TranscriptCache
+from sottovoce.evaluation.transcripts import read_transcripts
+from sottovoce.evaluation.wer import Score, score_transcripts
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.memory import peak_memory_bytes
+from sottovoce.system.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Score and timing of a model on a data set; `reference`: the same of the model it was compared with.
+
+    `model_bytes`: the weights on disk, or as float16 would be where they lie elsewhere; `peak_memory_bytes`: of the whole process.
+    """
+
+    score: Score
+    transcription: Transcription
+    model_bytes: int
+    peak_memory_bytes: int
+    reference: Evaluation | None = None
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio transcribed per second of work."""
+        seconds = self.transcription.encoder_s + self.transcription.decoder_s
+        return self.transcription.audio_s / seconds if seconds else 0.0
+
+
+def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None, *, fallback: Fallback | None = None) -> Recognizer:
+    """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
+
+    An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first. `fallback`:
+    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`).
+    """
+    made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
+    asked = None if runtime is None else backend_named(runtime)
+    chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)
+    if fallback is not None and chosen != DEFAULT_RUNTIME:
+        raise RecipeError(f"decoding with fallback runs in {DEFAULT_RUNTIME} only, and this is {chosen}; leave out --fallback or --runtime")
+    if made_for is not None:
+        if asked is not None and asked.name != made_for:
+            raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
+        return open_runtime(made_for, str(model), torch.get_num_threads())
+    if asked is None or asked.name == DEFAULT_RUNTIME:
+        return TorchRecognizer(loaded(model), fallback=fallback)
+    if isinstance(model, SpeechModel):
+        raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
+    if asked.write is None:
+        return asked.open(str(model), torch.get_num_threads())
+    folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    exported = export(model, asked.name, folder / asked.file_name.format("model"), verify=False)
+    return asked.open(str(exported.file), torch.get_num_threads())
+
+
+def evaluate(
+    model: str | Path | SpeechModel | Recognizer,
+    data: str | Path | DataSet,
+    *,
+    against: str | Path | SpeechModel | Recognizer | None = None,
+    limit: int | None = None,
+    runtime: str | None = None,
+    language: str | None = None,
+    fallback: Fallback | None = None,
+    save: str | Path | None = None,
+    save_reference: str | Path | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
+
+    `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `language`: of utterances
+    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `save`,
+    `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings that cannot be
+    used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
+    """
+    data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+    reference = None
+    if against is not None:
+        reference = evaluate(against, data, language=language, fallback=fallback, save=save_reference, progress=progress)
+    recognizer = _recognizer(model, runtime, fallback)
+    transcription = transcribe_resumably(recognizer, data, save, language=language, progress=progress)
+    if transcription.unusable and not transcription.transcripts:
+        raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
+    return Evaluation(
+        score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None, language=language),
+        transcription=transcription,
+        model_bytes=recognizer.stored_bytes,
+        peak_memory_bytes=peak_memory_bytes(),
+        reference=reference,
+    )
+
+
+def score(transcripts: str | Path, *, against: str | Path | None = None, language: str | None = None) -> tuple[Score, Score | None]:
+    """Score a transcript file, and that of the reference system it is compared with. No model is needed.
+
+    `language`: of transcripts that name none. Raises `DataError` as `score_transcripts` does.
+    """
+    reference = None if against is None else read_transcripts(against)
+    return (
+        score_transcripts(read_transcripts(transcripts), reference, language=language),
+        None if reference is None else score_transcripts(reference, language=language),
+    )
+
+
+def fit_confidence(
+    model: str | Path | SpeechModel,
+    data: str | Path | DataSet,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    language: str | None = None,
+    progress: Progress = silent,
+) -> FittedConfidence:
+    """Fit temperature and Platt scaling of word confidences on one half of `data` (with texts) and measure them on the other.
+
+    The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Raises `DataError` if
+    there are too few words to fit or to judge.
+    """
+    model = loaded(model)
+    data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+    known = data.sample(None, seed).utterances
+    known = tuple(utterance for utterance in known if utterance.text)
+    recognizer = TorchRecognizer(model)
+    transcription = transcribe_data(recognizer, DataSet(data.name, known), language=language, confidence=True, progress=progress)
+    halves = assign_folds([utterance.speaker for utterance in known])
+    return fit_to_transcripts(recognizer, transcription.transcripts, halves)
+
+
+def transcribe(
+    model: str | Path | SpeechModel | Recognizer,
+    audio: Sequence[str | Path],
+    *,
+    confidence: bool = False,
+    runtime: str | None = None,
+    language: str | None = None,
+    fallback: Fallback | None = None,
+    save: str | Path | None = None,
+    progress: Progress = silent,
+) -> Transcription:
+    """Transcribe sound files, folders of them and data sets, in their order.
+
+    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`.
+    `save`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and
+    named in the result.
+    """
+    data = load_sources(audio)
+    recognizer = _recognizer(model, runtime, fallback)
+    return transcribe_resumably(recognizer, data, save, language=language, confidence=confidence, progress=progress)
+
+
+def transcribe_resumably(
+    recognizer: Recognizer,
+    data: DataSet,
+    save: str | Path | None,
+    *,
+    language: str | None,
+    confidence: bool = False,
+    progress: Progress,
+) -> Transcription:
+    """Transcribe what can be transcribed of `data`; keep it in the file `save` as it is made, so that a stopped run goes on."""
+    cache = None
+    if save is not None:
+        source = Path(recognizer.source)
+        inputs = {
+            "model": str(source.absolute()) if source.exists() else recognizer.source,
+            "changed": source.stat().st_mtime_ns if source.exists() else None,
+            "bytes": recognizer.stored_bytes,
+            "runtime": type(recognizer).__name__,
+            "language": language,
+            "confidence": confidence,
+            "fallback": asdict(recognizer.fallback) if isinstance(recognizer, TorchRecognizer) and recognizer.fallback else None,
+            "version": __version__,
+        }
+        cache = TranscriptCache(save, inputs)
+    transcription = transcribe_data(
+        recognizer,
+        data,
+        language=language,
+        confidence=confidence,
+        lenient=True,
+        cache=cache,
+        progress=progress,
+    )
+    if cache is not None:
+        cache.finish(transcription.transcripts, whole=not transcription.unusable)
+    return transcription
+
+
+def _recognizer(model: str | Path | SpeechModel | Recognizer, runtime: str | None, fallback: Fallback | None) -> Recognizer:
+    if isinstance(model, str | Path | SpeechModel):
+        return open_recognizer(model, runtime, fallback=fallback)
+    if fallback is not None:
+        raise RecipeError("a recognizer decodes as it was opened; give the fallback to open_recognizer, or give the model here")
+    return model
