@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ import torch
 from sottovoce import __version__
 from sottovoce.backends.export import export
 from sottovoce.backends.registry import DEFAULT_RUNTIME, DEFAULT_TARGET, backend_named, open_runtime, runtime_of, target_named
-from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.load import load
 from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.checkpoint.resume import exclusive_run
@@ -23,25 +22,19 @@ from sottovoce.checkpoint.verify import verify
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
-from sottovoce.data.load import load_data, load_each, load_sources
+from sottovoce.data.load import load_data, load_each, load_sources, load_to_sample
 from sottovoce.data.mixture import Weighting, mix
-from sottovoce.errors import DataError, OutputError, RecipeError
+from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
-from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
-from sottovoce.fitting.attempt import Quantizer
-from sottovoce.fitting.run import Fit, FitSettings
-from sottovoce.fitting.size import parse_size
-from sottovoce.fitting.speech import held_out_speech, prepare, split
+from sottovoce.fitting.verbs import FitResult, fit, inspect_errors
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
-from sottovoce.quantization.fit_record import FitGoal, FitRecord
-from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
 from sottovoce.quantization.plan import make_plan as plan_from_recipe
@@ -54,6 +47,7 @@ from sottovoce.system.versions import environment
 __all__ = [
     "Evaluation",
     "Fallback",
+    "FitResult",
     "evaluate",
     "export",
     "fit",
@@ -68,9 +62,6 @@ __all__ = [
     "transcribe",
     "verify",
 ]
-
-DEFAULT_HELD_OUT = 16  # utterances of each fold on which a fit measures
-HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +137,7 @@ def quantize(
                 f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
             )
         sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
-        sets = load_each(sources, lambda source: _calibration_data(source, utterances))
+        sets = load_each(sources, lambda source: load_to_sample(source, utterances))
         sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
     inputs = {
         "model": speech_model.digest(),
@@ -171,132 +162,9 @@ def quantize(
     return result
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class FitResult:
-    """`quantized`: the model in memory. `record`: the schedule, what it was predicted to cost and what it costs. `file`: the file of the
-    target's runtime, or the folder itself where the runtime reads that."""
-
-    quantized: QuantizedModel
-    record: FitRecord
-    file: Path
-
-
-def fit(
-    model: str | Path | SpeechModel,
-    out: str | Path,
-    *,
-    max_size: str | float | None = None,
-    max_kl: float | None = None,
-    target: str = DEFAULT_TARGET,
-    calibration: str | Path | DataSet | Sequence[str | Path | DataSet],
-    recipe: Recipe | None = None,
-    weighting: Weighting = "hours",
-    utterances: int = 128,
-    held_out: int = DEFAULT_HELD_OUT,
-    swaps: int = 20,
-    baselines: bool = False,
-    seed: int = 0,
-    batch_size: int = 8,
-    language: str | None = None,
-    verify: bool = True,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress = silent,
-) -> FitResult:
-    """Choose a format for every layer so that the file of `target` fits into `max_size` and loses least, and write it.
-
-    Either `max_size` (bytes, or text such as "30MB") or `max_kl` (nats per token: then the smallest file that keeps it) is given. Writes
-    the quantized folder `out` and, for a runtime with files of its own, that file beside it. Of `calibration`, `utterances` are
-    calibrated on and three times `held_out` others, of other speakers, are measured on; no transcripts are needed. `recipe`: its
-    method must go layer by layer (gptq, qep, fade); its formats are of no account. `swaps`: tried at most after the solution.
-    `baselines`: also measure 20 random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
-    Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
-    """
-    folder = Path(out).expanduser().absolute()
-    refuse_existing(folder, overwrite=overwrite)
-    if (max_size is None) == (max_kl is None):
-        raise RecipeError("give either a size or a bound on the KL")
-    if max_kl is not None and not max_kl > 0:
-        raise RecipeError(f"a KL of {max_kl} is not possible; give a number above 0")
-    backend = backend_named(target)
-    file = folder if backend.write is None else folder.parent / backend.file_name.format(folder.name)
-    if file != folder and file.exists() and not overwrite:
-        raise OutputError(f"{file} exists already; give another name, or --overwrite to replace it")
-    recipe = recipe or Recipe()
-    if not isinstance(recipe.method, GPTQ):
-        raise RecipeError(f"a fit goes layer by layer, and {recipe.method.title} does not; choose gptq, qep or fade")
-    speech_model = _loaded(model)
-    goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl)
-    settings = FitSettings(swaps=swaps, baselines=baselines)
-    fitting = Fit(speech_model, backend, goal, settings)
-    sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
-    sets = load_each(sources, lambda source: _calibration_data(source, utterances + 3 * held_out))
-    # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
-    count = None if len(sets) == 1 else utterances + 3 * held_out
-    sample, folds = split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out)
-    inputs = {
-        "model": speech_model.digest(),
-        "recipe": to_plain(recipe),
-        "goal": to_plain(goal),
-        "target": backend.name,
-        "settings": to_plain(settings),
-        "calibration": sample.digest(),
-        "held_out": {name: fold.digest() for name, fold in folds.items()},
-        "seed": seed,
-        "batch_size": batch_size,
-        "language": language,
-        "environment": environment() | {"threads": str(torch.get_num_threads())},
-    }
-    with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
-        state.begin(inputs, resume=resume)
-        speech = prepare(speech_model, sample, folds, language=language, state=state, progress=progress)
-        quantizer = Quantizer(
-            speech_model,
-            recipe,
-            speech.calibration,
-            fitting.units,
-            batch_size=batch_size,
-            seed=seed,
-            run=state,
-            progress=progress,
-        )
-        result, record = fitting.run(quantizer, speech, state, progress)
-        if file != folder:
-            written = export(result, backend.name, file, verify=verify, overwrite=overwrite, language=language, progress=progress)
-            record = replace(record, bytes=written.bytes)
-        save_quantized(result, folder, overwrite=overwrite, fit=record)
-        if file == folder:
-            record = replace(record, bytes=(folder / WEIGHTS).stat().st_size)
-    return FitResult(quantized=result, record=record, file=file)
-
-
 def inspect(folder: str | Path) -> Manifest:
     """Return what a quantized folder is: plan, recipe, calibration, diagnostics, files. Raises `CheckpointError`."""
     return read_manifest(folder)
-
-
-def inspect_errors(
-    folder: str | Path,
-    audio: str | Path | DataSet,
-    *,
-    against: str | Path | SpeechModel | None = None,
-    limit: int | None = DEFAULT_HELD_OUT,
-    alone: bool = False,
-    language: str | None = None,
-    progress: Progress = silent,
-) -> ErrorStatistics:
-    """Return how the errors of a quantized folder's layers add up on `audio` (its first `limit` utterances; no transcripts needed).
-
-    `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
-    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`.
-    """
-    manifest = read_manifest(folder)
-    original, quantized = _loaded(against or manifest.source), load(folder)
-    data = audio.take(limit) if isinstance(audio, DataSet) else load_data(audio, at_most=limit)
-    speech = held_out_speech(original, data, language=language, progress=progress)
-    planned = {layer.name for layer in manifest.plan.layers}
-    units = {layer.name: [layer.name] for layer in original.layers() if layer.name in planned}
-    return error_statistics(original, quantized, units, speech, mode="alone" if alone else "telescoped", progress=progress)
 
 
 def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None, *, fallback: Fallback | None = None) -> Recognizer:
@@ -469,10 +337,3 @@ def _recognizer(model: str | Path | SpeechModel | Recognizer, runtime: str | Non
 
 def _loaded(model: str | Path | SpeechModel) -> SpeechModel:
     return model if isinstance(model, SpeechModel) else load(model)
-
-
-def _calibration_data(source: str | Path, utterances: int | None) -> DataSet:
-    """All there is in a folder; of a data set on the Hub, some times as many as are drawn, not the whole corpus."""
-    if str(source).startswith("hf:") and utterances is not None:
-        return load_data(source, at_most=HUB_SURPLUS * utterances)
-    return load_data(source)

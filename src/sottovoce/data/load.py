@@ -174,3 +174,13 @@ def _with_unique_ids(utterances: list[Utterance], source: str | Path) -> list[Ut
 def _repeated(names: Iterable[str]) -> list[str]:
     """What occurs more than once, in the order of its first occurrence."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
+
+
+def load_to_sample(source: str | Path, utterances: int | None) -> DataSet:
+    """Load all there is in a folder; of a data set on the Hub, some times as many as are drawn, not the whole corpus."""
+    if str(source).startswith("hf:") and utterances is not None:
+        return load_data(source, at_most=HUB_SURPLUS * utterances)
+    return load_data(source)
