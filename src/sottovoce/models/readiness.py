@@ -42,7 +42,7 @@ def refuse_giant(source: str, config: Any) -> None:
         for name, value in settings.items():
             if isinstance(value, Mapping):
                 look(value)
-            elif name.endswith("layers") and isinstance(value, int) and value > LARGEST_COUNT:
+            elif str(name).endswith("layers") and isinstance(value, int) and value > LARGEST_COUNT:
                 raise ModelError(
                     f"{source}: config.json says {name} is {value}, and at most {LARGEST_COUNT} are expected; fetch the model again"
                 )
