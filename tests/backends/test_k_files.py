@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
+from sottovoce import api
 from sottovoce.backends.registry import target_named
 from sottovoce.backends.source import open_source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
@@ -47,3 +48,11 @@ def test_what_a_runtime_or_a_width_does_not_take_is_named() -> None:
     ):
         make_plan(make_tiny(), wide, target_named("whisper.cpp"))
     assert len(planned(make_tiny(width=256), wide, "whisper.cpp").layers) > 0
+
+
+def test_a_folder_for_one_format_is_read_again(tmp_path: Path) -> None:
+    """The tied head lies under the embedding's name, whatever the target."""
+    model = make_tiny(width=256, layers=1)
+    result = api.quantize(model, tmp_path / "out", recipe=Recipe(method=RTN, format=NAMED["q3_k"]), target="whisper.cpp")
+    again = open_source(tmp_path / "out").weights
+    assert np.array_equal(again["model.decoder.embed_tokens"].dequantize(), result.weights["proj_out"].dequantize())

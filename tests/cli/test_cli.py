@@ -221,6 +221,7 @@ def test_public_names() -> None:
         "confidence",
         "demo",
         "export",
+        "formats",
         "verify",
     }
     assert set(sottovoce.__all__) == {

@@ -96,7 +96,7 @@ def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
                 part=layer.part,
                 format=number_format,
                 shape=(out_features, in_features),
-                tie_group=_tie_group(layer, model, target),
+                tie_group=_tie_group(layer, model),
                 rounds_activations=target.rounds_activations,
             )
         )
@@ -136,10 +136,8 @@ def check_target(plan: Plan, target: Target) -> None:
         raise RecipeError(f"{target.name} holds one format for all layers, head included; the plan has {' and '.join(found)}")
 
 
-def _tie_group(layer: Layer, model: SpeechModel, target: Target) -> str | None:
-    if layer.name == model.head and model.tied:
-        return model.embedding  # under whose name it is stored
-    return "all" if target.one_format else None
+def _tie_group(layer: Layer, model: SpeechModel) -> str | None:
+    return model.embedding if layer.name == model.head and model.tied else None
 
 
 def _format_of(layer: Layer, recipe: Recipe) -> NumberFormat | None:
