@@ -116,8 +116,8 @@ def test_zero_is_always_a_level() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(RecipeError, match=r"bits = 5"):
-        Affine(bits=5)
+    with pytest.raises(RecipeError, match=r"bits = 7"):
+        Affine(bits=7)
     with pytest.raises(RecipeError, match="8 bits has no exact float16 minima"):
         Affine(bits=8, float16_min=True)
     with pytest.raises(RecipeError, match="group size 48"):
