@@ -13,7 +13,14 @@ from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
-from sottovoce.models.readiness import lacks_tokenizer, make_ready, refuse_giant, tokenizer_advice
+from sottovoce.models.readiness import (
+    lacks_tokenizer,
+    make_ready,
+    refuse_broken_settings,
+    refuse_giant,
+    refuse_other_tensors,
+    tokenizer_advice,
+)
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 
@@ -86,7 +93,10 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
                 f"best known here: {', '.join(FAMILIES)}"
             )
         refuse_giant(str(source), config)
-        network = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32)
+        if isinstance(source, Path):
+            refuse_broken_settings(source)
+        network, loading = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        refuse_other_tensors(str(source), loading["missing_keys"], loading["unexpected_keys"])
         try:
             return network, AutoProcessor.from_pretrained(source)
         except Exception as exc:
@@ -137,6 +147,8 @@ def _first_line(exc: Exception) -> str:
 
 
 def _check_weights(network: Any, name: str) -> None:
+    if not any(bool(parameter.any()) for parameter in network.parameters() if parameter.dim() > 1):
+        raise ModelError(f"{name}: all of its weights are zero; fetch the model again")
     for parameter_name, parameter in network.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{name}: the weight {parameter_name!r} holds NaN or infinite values; fetch the model again")

@@ -1,6 +1,8 @@
 """Whether a loaded recognizer can transcribe: its settings are whole, and its tokenizer is its own."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from sottovoce.models.decoding import set_aside_sentence
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.notices import notice
 
+LAYER_NUMBER = r"(^|\.)(layers?|blocks?|h)\.\d+\."
 LARGEST_COUNT = 1000  # layers of a model: ten times what any recognizer has
 IDS = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "no_timestamps_token_id", "prev_sot_token_id")
 LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens")
@@ -48,6 +51,40 @@ def refuse_giant(source: str, config: Any) -> None:
                 )
 
     look(config.to_dict())
+
+
+def refuse_broken_settings(folder: Path) -> None:
+    """Raise `ModelError` if there is a generation_config.json that cannot be read: `transformers` goes on without it, and says nothing."""
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ModelError(f"{file}: is not JSON ({exc}); fetch the model again, or remove the file to have it derived") from exc
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: wanted a JSON object of settings; fetch the model again, or remove the file to have it derived")
+
+
+def refuse_other_tensors(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise `ModelError` unless the weights are those that config.json describes.
+
+    `transformers` fills what is `missing` with random numbers and leaves out what is `unexpected`. A tensor outside of all layers that is
+    left out (a head of another task, say) is named in a notice.
+    """
+    if absent := sorted(missing):
+        raise ModelError(
+            f"{source}: config.json describes {len(absent)} tensors that its weights do not have, {absent[0]!r} first; "
+            "fetch the model again, weights and config.json of the same version"
+        )
+    odd = sorted(unexpected)
+    if beyond := [name for name in odd if re.search(LAYER_NUMBER, name)]:
+        raise ModelError(
+            f"{source}: its weights have {len(beyond)} tensors of layers that config.json does not describe, {beyond[0]!r} first; "
+            "fetch the model again, weights and config.json of the same version"
+        )
+    if odd:
+        notice(f"{source}: {len(odd)} tensors are not part of the recognizer and are left out, {odd[0]!r} first")
 
 
 def check_setting_types(source: str, settings: Any) -> None:
