@@ -94,6 +94,15 @@ def test_names_are_those_that_readers_of_optimums_exports_expect(floats: tuple[W
     assert json.loads((folder / "config.json").read_text())["model_type"] == "whisper"
 
 
+def test_other_readers_find_their_settings(floats: tuple[Whisper, Path]) -> None:
+    """onnx-asr looks language and task up in every model; transformers.js asks for files by a `dtype`."""
+    model, folder = floats
+    added = json.loads((folder / "added_tokens.json").read_text())
+    start, end = model.network.generation_config.decoder_start_token_id, model.network.generation_config.eos_token_id
+    assert (added["<|en|>"], added["<|transcribe|>"], added["<|startoftranscript|>"], added["<|endoftext|>"]) == (start, start, start, end)
+    assert json.loads((folder / "config.json").read_text())["transformers.js_config"] == {"dtype": "fp32"}
+
+
 def test_each_step_of_the_decoder_equals_pytorch(floats: tuple[Whisper, Path]) -> None:
     """The prompt in one step, then tokens by the cache, against one pass over all of them without any cache."""
     model, folder = floats

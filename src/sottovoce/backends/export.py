@@ -55,10 +55,10 @@ def export(
     Only bits are rearranged. `activations`, of onnxruntime: "int8" (default), whose kernels round the inputs of a matrix product to 8
     bits, or "float32", slower, whose words are PyTorch's. `verify`: load the file in its runtime, in a process of its own, transcribe
     `speech` (four English sentences that come along if omitted) and compare the words with PyTorch's. `page`, of onnxruntime: add a
-    page that transcribes in a browser, with the npm package onnxruntime-web in `library` (found if omitted); `original`: a model that
-    is exported in floating point beside it, for the page to compare. Raises `ExportError` if the runtime cannot hold the codes, or the
-    file does not load or disagrees; `OutputError` if `file` exists (unless `overwrite`) or
-    cannot be written. Then there is no new file.
+    page that transcribes in a browser, with the npm package onnxruntime-web in the folder `library` (found if omitted); `original`: a
+    model that is exported in floating point beside it, for the page to compare. Raises `ExportError` if the runtime cannot hold the
+    codes, or the file does not load or disagrees; `MissingDependencyError` if the page's library is not found; `OutputError` if `file`
+    exists (unless `overwrite`) or cannot be written. Then there is no new file.
     """
     runtime = _exporting(backend)
     assert runtime.write is not None  # noqa: S101 - as `_exporting` has made sure

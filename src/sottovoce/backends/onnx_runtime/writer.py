@@ -129,8 +129,13 @@ def _drop_traces(graph: Any) -> None:
 def _save_vocabulary(source: Source, folder: Path) -> None:
     """`vocab.json` and `added_tokens.json`, which some readers want beside `tokenizer.json`."""
     content = source.tokenizer()
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    settings = source.model.network.generation_config
+    if source.family == "whisper" and not settings.is_multilingual:
+        # onnx-asr writes language and task into every prompt; repeating the start token is the nearest that these models know.
+        added |= dict.fromkeys(("<|en|>", "<|transcribe|>"), settings.decoder_start_token_id)
     for name, table in (
         ("vocab.json", content["model"]["vocab"]),
-        ("added_tokens.json", {token["content"]: token["id"] for token in content.get("added_tokens", [])}),
+        ("added_tokens.json", added),
     ):
         (folder / name).write_text(json.dumps(table, ensure_ascii=False) + "\n", encoding="utf-8")
