@@ -13,14 +13,7 @@ from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
-from sottovoce.models.readiness import (
-    lacks_tokenizer,
-    make_ready,
-    refuse_broken_settings,
-    refuse_giant,
-    refuse_other_tensors,
-    tokenizer_advice,
-)
+from sottovoce.models.readiness import make_ready, refuse_broken_settings, refuse_giant, refuse_other_tensors, tokenizer_files
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 
@@ -29,6 +22,7 @@ FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Q
 ADAPTER = "adapter_config.json"
 MANIFEST = "sottovoce.json"  # of a folder that sottovoce wrote
 HUB_ID = r"[\w.-]+/[\w.-]+"
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # a folder with none of them has no words
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 
 
@@ -81,7 +75,7 @@ def _quantized_folder(name: str, folder: Path) -> Path | None:
 
 def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     """Load by `transformers`, from a folder or the Hub; foreign errors become a `ModelError`."""
-    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
+    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as RECOGNIZERS
 
     try:
@@ -97,12 +91,7 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
             refuse_broken_settings(source)
         network, loading = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         refuse_other_tensors(str(source), loading["missing_keys"], loading["unexpected_keys"])
-        try:
-            return network, AutoProcessor.from_pretrained(source)
-        except Exception as exc:
-            if lacks_tokenizer(source):
-                raise ModelError(f"{source}: its tokenizer cannot be loaded ({_first_line(exc)}); {tokenizer_advice(str(source))}") from exc
-            raise
+        return network, _processor(source)
     except SottovoceError:
         raise
     except json.JSONDecodeError as exc:
@@ -111,6 +100,18 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
         if (adapter := _adapter_on_hub(source)) is not None:
             raise ModelError(_merge_first(str(source), adapter)) from exc
         raise ModelError(f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
+
+
+def _processor(source: Path | str) -> Any:
+    """Load the processor. Raises `ModelError` that names the tokenizer files if a folder has none."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(source)
+    except Exception as exc:
+        if isinstance(source, Path) and not any((source / name).is_file() for name in TOKENIZERS):
+            raise ModelError(f"{source}: has no tokenizer; {tokenizer_files(str(source))}") from exc
+        raise
 
 
 def _merge_first(name: str, adapter: Path) -> str:

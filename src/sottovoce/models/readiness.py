@@ -29,7 +29,7 @@ def make_ready(model: SpeechModel) -> SpeechModel:
     """
     check_setting_types(model.source, model.network.generation_config)
     if getattr(model.processor, "tokenizer", None) is None:
-        raise ModelError(f"{model.source}: its processor has no tokenizer; {tokenizer_advice(model.source)}")
+        raise ModelError(f"{model.source}: its processor has no tokenizer; {tokenizer_files(model.source)}")
     _check_coverage(model)
     model.complete_settings()
     _check_special_tokens(model)
@@ -121,13 +121,13 @@ def _check_coverage(model: SpeechModel) -> None:
     if beyond := sum(i >= rows for i in ids):
         raise ModelError(
             f"{model.source}: its tokenizer has {len(ids)} tokens, {beyond} of them beyond the model's vocabulary of {rows}; "
-            f"{tokenizer_advice(model.source)}, or call resize_token_embeddings if tokens were added"
+            f"{tokenizer_files(model.source)}, or call resize_token_embeddings if tokens were added"
         )
     missing = sum(i not in ids for i in range(min(rows, model.first_untexted_id or rows)))
     if missing > max(PADDED_ROWS, PADDED_SHARE * rows) or not ids:
         raise ModelError(
             f"{model.source}: its tokenizer has {len(ids)} tokens, and the model's vocabulary {rows}, so that words would be lost; "
-            f"{tokenizer_advice(model.source)}"
+            f"{tokenizer_files(model.source)}"
         )
 
 
@@ -141,17 +141,11 @@ def _check_special_tokens(model: SpeechModel) -> None:
             has = "no token" if found is None else repr(found)
             raise ModelError(
                 f"{model.source}: its settings name token {index} as {wanted or 'the end or start of a transcript'}, and its tokenizer has "
-                f"{has} there, so it is of another model; {tokenizer_advice(model.source)}"
+                f"{has} there, so it is of another model; {tokenizer_files(model.source)}"
             )
 
 
-def lacks_tokenizer(source: Path | str) -> bool:
-    """Return whether `source` is a folder without the file that a fast tokenizer or its vocabulary is read from."""
-    folder = Path(source).expanduser()
-    return folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
-
-
-def tokenizer_advice(source: str) -> str:
+def tokenizer_files(source: str) -> str:
     """Return what to do about the tokenizer files of `source`."""
     folder = Path(source).expanduser()
     there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
