@@ -88,15 +88,15 @@ FORGERIES: dict[str, tuple[Callable[[dict], object], str]] = {
         "do not fit together|another quant",
     ),
     "another shape in the plan": (lambda m: m["plan"]["layers"][1].update(shape=[1, 64]), "of shape"),
-    "a layer less in the plan": (lambda m: m["plan"]["layers"].pop(), "same layers|not one that config.json describes"),
+    "a layer less in the plan": (lambda m: m["plan"]["layers"].pop(), "same layers|not one that config.json describes|not in the plan"),
     "a layer more in the plan": (lambda m: m["plan"]["ignored"].append("model.other"), "same layers"),
     "a layer less in the reports": (lambda m: m["layers"].pop(), "do not agree"),
-    "a layer renamed in the reports": (lambda m: m["layers"][0].update(name="model.other"), "do not agree"),
+    "a layer renamed in the reports": (lambda m: m["layers"][0].update(name="model.other"), "not in the plan"),
     "a width in the report": (lambda m: m["layers"][0].update(bits=2), "do not agree"),
     "exact minima": (lambda m: m["plan"]["layers"][1]["format"].update(float16_min=True), "float16"),
 }
 NO_MANIFEST: dict[str, tuple[Callable[[dict], object], str]] = {
-    "a format that is none": (lambda m: m["plan"]["layers"][0]["format"].update(bits=5), "bits = 5"),
+    "a format that is none": (lambda m: m["plan"]["layers"][0]["format"].update(bits=7), "bits = 7"),
     "a format that is not known": (lambda m: m["plan"]["layers"][0]["format"].update(name="base 3"), "'base 3' is not known"),
     "a method that is not known": (lambda m: m["recipe"]["method"].update(algorithm="best"), "'best' is not known"),
     "an unknown setting": (lambda m: m["recipe"].update(surprise=1), "unknown key 'surprise'"),

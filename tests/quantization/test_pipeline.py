@@ -333,12 +333,12 @@ def test_recipes_that_do_not_fit(tmp_path: Path) -> None:
     for wrong in ({"strength": 3.0}, {"ridge": 0.0}, {"damping": -1.0}, {"damping": "held-out"}):
         with pytest.raises(RecipeError):
             QEP(**wrong)
-    with pytest.raises(RecipeError, match="bits = 5"):
-        Rule(match="x", bits=5)
+    with pytest.raises(RecipeError, match="bits = 7"):
+        Rule(match="x", bits=7)
     with pytest.raises(RecipeError, match="not a regular expression"):
         Rule(match="(", bits=4)
-    with pytest.raises(RecipeError, match="head bits = 5"):
-        Recipe(head_bits=5)
+    with pytest.raises(RecipeError, match="head bits = 7"):
+        Recipe(head_bits=7)
     with pytest.raises(RecipeError, match="method 'best' is not known"):
         method_named("best")
     assert not (tmp_path / "out").exists()

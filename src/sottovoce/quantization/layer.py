@@ -127,7 +127,7 @@ def quantize_layer(
         act_order=method.act_order,
         parameters=parameters if method.act_order else None,
         scale_refits=method.scale_refits_for(number_format),
-        adaptive=method.adaptive_scales,
+        adaptive=method.adaptive_scales and method.act_order,
     )
     values = result.weight.dequantize()
     new_bias, shift = None, None

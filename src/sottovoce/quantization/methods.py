@@ -79,7 +79,8 @@ class GPTQ(Method):
     act_order: bool = False
     # Whether the search of scales weights each column's error by the Hessian's diagonal (llm-compressor: imatrix). Needs act_order.
     hessian_weighted_scales: bool = False
-    # Whether the scales of sub-blocks are chosen again on the weights as compensated, in formats that have them. Needs act_order (ours).
+    # Whether the scales of sub-blocks are chosen again on the weights as compensated, in formats that have them (ours). With act_order
+    # only: without it every block is fitted to its compensated weights anyway.
     adaptive_scales: bool = False
     # How often scales are fitted again to the codes of layers of few bits (`NumberFormat.refit_bits`), which are rounded again in
     # between: 0 to 20 (ours).
@@ -95,8 +96,6 @@ class GPTQ(Method):
             raise RecipeError("held-out damping needs act_order, whose scales are fixed beforehand")
         if self.hessian_weighted_scales and not self.act_order:
             raise RecipeError("Hessian-weighted scales need act_order, whose scales are fixed beforehand")
-        if self.adaptive_scales and not self.act_order:
-            raise RecipeError("adaptive scales need act_order, whose scales are fixed beforehand")
 
     def scale_refits_for(self, number_format: "NumberFormat") -> int:
         """Return how often the parameters of a layer in this format are fitted again."""
