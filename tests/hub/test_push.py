@@ -108,7 +108,7 @@ def test_after_an_interruption_only_the_rest_is_sent(folder: Path, hub: FakeHub,
     hub.refuse = interrupt
     code, printed, shown = run("push", folder, "me/tiny-4bit")
     assert code == (130 if by == "signal" else 1), shown
-    assert "the same command goes on" in shown
+    assert "the same command continues" in shown
     assert not printed
     assert len(hub.sent) == 2
     assert not hub.repositories["models/me/tiny-4bit"].files  # nothing half is shown there

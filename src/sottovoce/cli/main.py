@@ -40,9 +40,9 @@ def _what_is_kept(ctx: click.Context) -> str:
     """Say what a stop leaves behind of the command that is running."""
     command = main.commands.get(ctx.invoked_subcommand or "")
     if command is push:
-        return "what has arrived is kept, the same command goes on"
+        return "what has arrived is kept, and the same command continues"
     if command is not None and any(parameter.name == "resume" for parameter in command.params):
-        return "what is done is kept, the same command with --resume goes on"
+        return "finished layers are kept, and the same command with --resume continues"
     return "nothing was written"
 
 
