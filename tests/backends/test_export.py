@@ -55,7 +55,7 @@ class TestTargets:
     @pytest.mark.parametrize(
         ("target", "changes", "match"),
         [
-            ("gguf", {"format": Affine(bits=4, group_size=32)}, "transcribe.cpp has no asymmetric blocks of 4 bits"),
+            ("gguf", {"format": Affine(bits=4, group_size=32)}, "transcribe.cpp has no blocks for '4 bits, groups of 32'"),
             (
                 "ggml",
                 {"format": target_named("ggml").format(), "head_bits": 8},

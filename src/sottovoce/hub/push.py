@@ -20,7 +20,7 @@ REFUSED = {
     403: "the token has no right to write there; give a repository of yours, or a token that may write to this one",
     402: "the Hub wants a payment first (private storage is full, for one); make room there, or give --public",
     413: "the Hub takes no file of this size there",
-    429: "the Hub takes no more requests for now; the same command goes on later",
+    429: "the Hub takes no more requests for now; run the same command again later",
 }
 
 
@@ -127,9 +127,9 @@ def _sentence(exc: BaseException) -> str:
         if status in REFUSED:
             return REFUSED[status]
     if any(_is_transport_error(error) for error in chain):
-        return f"{constants.ENDPOINT} cannot be reached, or the connection broke; the same command goes on when there is a network"
+        return f"{constants.ENDPOINT} cannot be reached, or the connection broke; run the same command again when there is a network"
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    return f"the upload failed ({lines[0] if lines else type(exc).__name__}); what has arrived is kept, and the same command goes on"
+    return f"the upload failed ({lines[0] if lines else type(exc).__name__}); what has arrived is kept, and the same command continues"
 
 
 def _is_transport_error(error: BaseException) -> bool:

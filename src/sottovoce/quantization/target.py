@@ -38,13 +38,15 @@ class Target:
 
     def nearest_fitting(self, number_format: "NumberFormat", layers: "Iterable[tuple[Part, int]]") -> str | None:
         """Return the named format that holds all `layers` (part, columns of a row) and is nearest in size, in words; None: no one does."""
-        from sottovoce.core.formats import COMMON_WIDTH, NAMED
+        from sottovoce.core.formats import COMMON_WIDTH, EXPERIMENTS, NAMED
 
         kinds = set(layers)
         sizes = {
             name: known.bits_per_weight(COMMON_WIDTH)
             for name, known in NAMED.items()
-            if known != number_format and all(self.misfit(known, part, width) is None for part, width in kinds)
+            if known != number_format
+            and not isinstance(known, EXPERIMENTS)
+            and all(self.misfit(known, part, width) is None for part, width in kinds)
         }
         if not sizes:
             return None
