@@ -44,7 +44,7 @@ def test_what_a_runtime_or_a_width_does_not_take_is_named() -> None:
         planned(make_tiny(width=256), Recipe(method=RTN, format=NAMED["q3_k"]), "transcribe.cpp")
     wide = Recipe(method=RTN, format=NAMED["q3_k"])
     with pytest.raises(
-        RecipeError, match=r"Q3_K wants rows of a multiple of 256, not of 64; the nearest format that fits is q4_0, 4.5 bits"
+        RecipeError, match=r"Q3_K wants rows of a multiple of 256, not of 64; the nearest format that fits is mxfp4, 4.25 bits"
     ):
         make_plan(make_tiny(), wide, target_named("whisper.cpp"))
     assert len(planned(make_tiny(width=256), wide, "whisper.cpp").layers) > 0
