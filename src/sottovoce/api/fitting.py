@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_data, loaded
+from sottovoce.api.inputs import calibration_sets, loaded
 from sottovoce.backends.export import export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import refuse_existing, save_quantized
 from sottovoce.data.dataset import DataSet
-from sottovoce.data.load import load_each
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import OutputError, RecipeError
 from sottovoce.fitting.attempt import Quantizer
@@ -92,8 +91,7 @@ def fit(
     goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl)
     settings = FitSettings(swaps=swaps, baselines=baselines)
     fitting = Fit(speech_model, backend, goal, settings)
-    sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
-    sets = load_each(sources, lambda source: calibration_data(source, utterances + 3 * held_out))
+    sets = calibration_sets(calibration, utterances + 3 * held_out)
     # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
     count = None if len(sets) == 1 else utterances + 3 * held_out
     sample, folds = split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out)

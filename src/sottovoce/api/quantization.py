@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_data, loaded
+from sottovoce.api.inputs import calibration_sets, loaded
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import refuse_existing, save_quantized
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
-from sottovoce.data.load import load_each
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
@@ -59,9 +58,8 @@ def quantize(
     `calibration`: speech to calibrate on, of which `utterances` are sampled by `seed`; transcripts are not needed. Of several
     data sets each gives utterances by its hours, or all as many (`weighting`). `augmentation`: vary the speech (see `data.augment`).
     `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
-    `plan`: which
-    layer gets which format, in place of what `recipe` and `target` say of that. Same inputs and seed give the same bytes.
-    `resume`: go on where an earlier run of the same inputs was stopped, if there is one.
+    `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
+    the same inputs was stopped, if there is one. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
     folder = Path(out).expanduser().absolute()
@@ -79,8 +77,7 @@ def quantize(
             raise RecipeError(
                 f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
             )
-        sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
-        sets = load_each(sources, lambda source: calibration_data(source, utterances))
+        sets = calibration_sets(calibration, utterances)
         sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
     inputs = {
         "model": speech_model.digest(),

@@ -10,6 +10,7 @@
 import numpy as np
 import torch
 
+from sottovoce.backends.ggml_simple import as_bytes, nibble_pairs
 from sottovoce.core.fp4 import MXFP4, NVFP4
 from sottovoce.core.iq4 import BLOCK, IQ4NL, IQ4XS, LOWEST, SUPER_BLOCK
 from sottovoce.core.number_format import NumberFormat
@@ -32,12 +33,12 @@ def book_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:
     codes, scale = quantized.codes.numpy(), quantized.parameters["scale"]
     out = len(codes)
     if kind == "NVFP4":
-        nibbles = _nibbles(codes, scale_block=16).reshape(out, -1, NVFP4_BLOCK // 2)
+        nibbles = nibble_pairs(codes.reshape(out, -1, 16)).reshape(out, -1, NVFP4_BLOCK // 2)
         return np.concatenate([scale.contiguous().view(torch.uint8).numpy().reshape(out, -1, 4), nibbles], axis=2)
-    nibbles = _nibbles(codes, scale_block=BLOCK)
+    nibbles = nibble_pairs(codes.reshape(out, -1, BLOCK))
     if kind == "MXFP4":
         return np.concatenate([scale.numpy()[:, :, None], nibbles], axis=2)
-    halves = np.ascontiguousarray(scale.numpy().astype("<f2", copy=False)).view(np.uint8).reshape(out, -1, 2)
+    halves = as_bytes(scale)
     if kind == "IQ4_NL":
         return np.concatenate([halves, nibbles], axis=2)
     sub = (quantized.parameters["sub_scale"].numpy().astype(np.int16) - LOWEST).astype(np.uint16).reshape(out, -1, SUPER_BLOCK // BLOCK)
@@ -45,10 +46,3 @@ def book_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:
     high = np.bitwise_or.reduce((sub >> 4) << (2 * np.arange(sub.shape[2], dtype=np.uint16)), axis=2).astype("<u2")
     high_bytes = np.ascontiguousarray(high).view(np.uint8).reshape(out, -1, 2)
     return np.concatenate([halves, high_bytes, low, nibbles.reshape(out, -1, SUPER_BLOCK // 2)], axis=2)
-
-
-def _nibbles(codes: np.ndarray, scale_block: int) -> np.ndarray:
-    """uint8 `[out, blocks, scale_block / 2]`: the first half of a block in the low nibbles, the second in the high ones."""
-    blocks = codes.reshape(len(codes), -1, scale_block)
-    packed: np.ndarray = blocks[:, :, : scale_block // 2] | (blocks[:, :, scale_block // 2 :] << np.uint8(4))
-    return packed

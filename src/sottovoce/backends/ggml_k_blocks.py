@@ -24,7 +24,7 @@ def k_blocks(quantized: QuantizedTensor) -> np.ndarray:
     sub = parameters["sub_scale"].numpy().reshape(out, codes.shape[1], -1)
     d = as_bytes(parameters["scale"])
     if number_format.type == "Q3_K":
-        return np.concatenate([_third_bits(codes), _pairs_of_bits(codes & U8(3)), _six_bits((sub + 32).astype(U8)), d], axis=2)
+        return np.concatenate([_stacked_bits(codes >> U8(2)), _pairs_of_bits(codes & U8(3)), _six_bits((sub + 32).astype(U8)), d], axis=2)
     if number_format.type == "Q6_K":
         halves = codes.reshape(out, -1, 2, 4, 32)
         low = (halves[:, :, :, :2] & U8(15)) | ((halves[:, :, :, 2:] & U8(15)) << U8(4))
@@ -49,10 +49,6 @@ def _pairs_of_bits(codes: np.ndarray) -> np.ndarray:
 def _stacked_bits(bits: np.ndarray) -> np.ndarray:
     """Bit j // 32 of byte j % 32 is that of weight j."""
     return np.packbits(bits.reshape(*bits.shape[:2], 8, 32), axis=2, bitorder="little").reshape(*bits.shape[:2], 32)
-
-
-def _third_bits(codes: np.ndarray) -> np.ndarray:
-    return _stacked_bits(codes >> U8(2))
 
 
 def _six_bits(sub: np.ndarray) -> np.ndarray:

@@ -10,10 +10,14 @@ import click
 from sottovoce.backends.registry import DEFAULT_TARGET
 from sottovoce.cli.options import (
     ANY_BACKEND,
+    batch_size_option,
+    calibration_weights_option,
     json_option,
     language_option,
     overwrite_option,
     print_json,
+    resume_option,
+    sample_seed_option,
     set_threads,
     threads_option,
 )
@@ -28,13 +32,7 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
 @click.option("--max-kl", type=float, metavar="NATS", help="In place of a size: the smallest file that keeps the KL within this.")
 @click.option("--target", type=ANY_BACKEND, default=DEFAULT_TARGET, show_default=True, help="Runtime whose file is meant.")
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
-@click.option(
-    "--calibration-weights",
-    type=click.Choice(["hours", "equal"]),
-    default="hours",
-    show_default=True,
-    help="Utterances of several data sets: by their hours of speech, or as many of each.",
-)
+@calibration_weights_option
 @click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How codes are found.")
 @click.option("--utterances", type=click.IntRange(2), default=128, show_default=True, help="Utterances to calibrate on.")
 @click.option(
@@ -48,10 +46,10 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
 @click.option("--baselines", is_flag=True, help="Also measure 20 random schedules of the same size (slow).")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Also write the plan to this JSON file.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
+@sample_seed_option
+@batch_size_option
 @overwrite_option
-@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
+@resume_option
 @language_option
 @threads_option
 @json_option

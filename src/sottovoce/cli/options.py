@@ -65,6 +65,16 @@ fallback_option = click.option(
 )
 fallback_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling of --fallback.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+calibration_weights_option = click.option(
+    "--calibration-weights",
+    type=click.Choice(["hours", "equal"]),
+    default="hours",
+    show_default=True,
+    help="How several data sets share the utterances: in proportion to their hours of speech, or equally.",
+)
+sample_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+batch_size_option = click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
+resume_option = click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if sottovoce wrote it.")
 
 

@@ -10,10 +10,14 @@ import click
 from sottovoce.backends.registry import BACKENDS, DEFAULT_TARGET, exporting_backends
 from sottovoce.cli.options import (
     EXPORTING_BACKEND,
+    batch_size_option,
+    calibration_weights_option,
     json_option,
     language_option,
     overwrite_option,
     print_json,
+    resume_option,
+    sample_seed_option,
     set_threads,
     threads_option,
 )
@@ -34,13 +38,7 @@ EXAMPLES = "\n".join(
     multiple=True,
     help="Speech to calibrate on, with or without transcripts. Every method except rtn needs it. Repeatable.",
 )
-@click.option(
-    "--calibration-weights",
-    type=click.Choice(["hours", "equal"]),
-    default="hours",
-    show_default=True,
-    help="How several data sets share the utterances: in proportion to their hours of speech, or equally.",
-)
+@calibration_weights_option
 @click.option("--augment", is_flag=True, help="Vary the calibration speech by --seed: shorten, cut and join clips, add a little noise.")
 @recipe_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file with the format of every layer (see --dry-run).")
@@ -52,10 +50,10 @@ EXAMPLES = "\n".join(
     show_default=True,
     help="Utterances sampled from the calibration data.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
+@sample_seed_option
+@batch_size_option
 @overwrite_option
-@click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")
+@resume_option
 @language_option
 @threads_option
 @json_option

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, shape_of, tensor_named
 from sottovoce.core.packing import pack_rows, unpack_rows
 from sottovoce.core.qtensor import QuantizedTensor
@@ -24,8 +25,6 @@ GROUP_SIZES = (32, 64, 128)
 SHRINK_STEPS = 20
 SHRINK_LOWEST = 0.4  # below this share of the min-max range no group of the models measured had its optimum
 SEARCH_NORM = 2.4  # exponent of the rounding error that the "mse" observer minimizes, as in GPTQ's published code
-SMALLEST_SCALE = 2.0**-24  # smallest positive float16
-LARGEST_SCALE = 65504.0  # largest finite float16
 FLOAT16_DIGITS = 11  # binary digits of a normal float16, the leading one included
 MAX_FLOAT16_MIN_BITS = 4  # wider zero points leave too few digits to the scale
 SMALLEST_EXACT_SCALE = 2.0**-18  # its last digit still is a float16 number
@@ -143,7 +142,7 @@ class Affine(NumberFormat):
             steps = 1 << (FLOAT16_DIGITS - self.bits)
             stored = torch.ldexp(torch.round(digits * steps) / steps, exponent)
         else:
-            stored = size.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+            stored = positive_float16(size)
         return torch.where(size > 0, stored.copysign(scale), torch.ones_like(scale))
 
     def _rounding_error(self, grouped: Tensor, scale: Tensor, zero: Tensor, weights: Tensor | None) -> Tensor:

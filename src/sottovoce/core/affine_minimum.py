@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sottovoce.core.affine import LARGEST_SCALE, SHRINK_LOWEST, SHRINK_STEPS, SMALLEST_SCALE
+from sottovoce.core.affine import SHRINK_LOWEST, SHRINK_STEPS
+from sottovoce.core.float16 import finite_float16, positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
 from sottovoce.core.scale_refit import refit_linear
 from sottovoce.errors import CheckpointError, RecipeError
@@ -98,7 +99,7 @@ class AffineMinimum(NumberFormat):
         scale, minimum = refit_linear(target, torch.stack([codes.float(), torch.ones_like(target)]), old, hessian)
         kept = (scale > 0.5 * old[0]) & (scale < 2 * old[0])
         scale, minimum = torch.where(kept, scale, old[0]), torch.where(kept, minimum, old[1])
-        return {"scale": scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float(), "minimum": _half(minimum)}
+        return {"scale": positive_float16(scale), "minimum": finite_float16(minimum)}
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         return {name: parameters[name].half() for name in ("scale", "minimum")}
@@ -114,14 +115,10 @@ class AffineMinimum(NumberFormat):
             raise CheckpointError("a scale is not a positive number")
 
 
-def _half(tensor: Tensor) -> Tensor:
-    return tensor.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
-
-
 def _storable(span: Tensor, low: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
     """Scale and minimum of a range, as files hold them; scale 1 for a group of equal weights."""
-    scale = torch.where(span > 0, (span / max_code).clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float(), 1.0)
-    return scale, _half(low)
+    scale = torch.where(span > 0, positive_float16(span / max_code), 1.0)
+    return scale, finite_float16(low)
 
 
 def _line(x: Tensor, codes: Tensor, weights: Tensor, scale: Tensor, minimum: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,5 +128,5 @@ def _line(x: Tensor, codes: Tensor, weights: Tensor, scale: Tensor, minimum: Ten
     spread = (weights * (codes - mean_code.unsqueeze(-1)).square()).sum(-1)
     slope = (weights * (codes - mean_code.unsqueeze(-1)) * x).sum(-1) / spread
     usable = (spread > 0) & (slope > 0)
-    fitted = torch.where(usable, slope.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float(), scale)
-    return fitted, torch.where(usable, _half(mean - fitted * mean_code), minimum)
+    fitted = torch.where(usable, positive_float16(slope), scale)
+    return fitted, torch.where(usable, finite_float16(mean - fitted * mean_code), minimum)

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from sottovoce.core.affine import LARGEST_SCALE
+from sottovoce.core.float16 import finite_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
 from sottovoce.core.scale_refit import refit_linear
 from sottovoce.errors import CheckpointError, RecipeError
@@ -136,14 +136,14 @@ class KQuant(NumberFormat):
     def _positive_super(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """A float16 scale `[..., blocks]` and whole numbers `[..., blocks, parts]` for positive `values`."""
         most = values.amax(-1, keepdim=True)
-        best = _half(most / self.layout.highest)
+        best = finite_float16(most / self.layout.highest)
         if weights is not None:
             best = self._searched(values, most, weights, best)
         return best.squeeze(-1), self._whole(values, best)
 
     def _signed_super(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         most = torch.gather(values, -1, values.abs().argmax(-1, keepdim=True))
-        best = _half(most / self.layout.lowest)
+        best = finite_float16(most / self.layout.lowest)
         if weights is not None:
             best = self._searched(values, most, weights, best)
         return best.squeeze(-1), self._whole(values, best)
@@ -154,7 +154,7 @@ class KQuant(NumberFormat):
         ends = [self.layout.highest] if self.has_minimum else [self.layout.lowest, self.layout.highest]
         for end in ends:
             for i in range(-4, 5):
-                tried = _half(most / (end * (1 + 0.1 * i / abs(end))))
+                tried = finite_float16(most / (end * (1 + 0.1 * i / abs(end))))
                 error = (weights * (tried * self._whole(values, tried) - values).square()).sum(-1, keepdim=True)
                 best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
         return best
@@ -241,14 +241,10 @@ class KQuant(NumberFormat):
                 raise CheckpointError(f"a sub_{name} is not within {self.layout.lowest} to {self.layout.highest}")
 
 
-def _half(tensor: Tensor) -> Tensor:
-    return tensor.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
-
-
 def _near(fitted: Tensor, old: Tensor) -> Tensor:
     """`fitted` as stored where it is near `old`, else `old`."""
     ratio = fitted / old
-    return torch.where((ratio > 1 / LARGEST_CHANGE) & (ratio < LARGEST_CHANGE), _half(fitted), old)
+    return torch.where((ratio > 1 / LARGEST_CHANGE) & (ratio < LARGEST_CHANGE), finite_float16(fitted), old)
 
 
 def _line_fit(x: Tensor, weights: Tensor, top: int, search: _Search) -> tuple[Tensor, Tensor]:

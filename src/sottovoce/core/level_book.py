@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
 from sottovoce.core.scale_refit import refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
@@ -25,8 +26,6 @@ from sottovoce.errors import CheckpointError, RecipeError
 SHARES = tuple(1.2 - 0.04 * i for i in range(20))
 POLISHES = 2  # least-squares fits to the codes of the best scale found
 SEARCH_NORM = 2.4  # exponent of the rounding error that is minimized, as of affine grids
-SMALLEST_SCALE = 2.0**-24  # smallest positive float16
-LARGEST_SCALE = 65504.0  # largest finite float16
 
 
 class Book(NamedTuple):
@@ -190,5 +189,5 @@ class Float16Scale(LevelBook):
 
 def float16_scale(scale: Tensor) -> Tensor:
     """Return the nearest float16 numbers as float32, finite, and 0 for 0 only."""
-    stored = scale.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float().copysign(scale)
+    stored = positive_float16(scale.abs()).copysign(scale)
     return torch.where(scale == 0, 0.0, stored)

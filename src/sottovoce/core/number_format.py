@@ -131,11 +131,6 @@ def join_blocks(parameters: Sequence[Parameters]) -> dict[str, Tensor]:
     return {name: torch.cat([one[name] for one in parameters], -1) for name in parameters[0]}
 
 
-def at_rows(parameters: Parameters, rows: slice) -> dict[str, Tensor]:
-    """Return the parameters of some rows of a weight `[out, in]`."""
-    return {name: tensor[rows] for name, tensor in parameters.items()}
-
-
 def tensor_named(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return `tensors[name]`. Raises `CheckpointError` if it is missing."""
     if name not in tensors:

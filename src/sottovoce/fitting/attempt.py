@@ -9,7 +9,7 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.pricing import column_weights, expected_error
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech
-from sottovoce.quantization.install import install_layer, set_parameters
+from sottovoce.quantization.install import install_layer, set_parameters, tie_embedding
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
@@ -123,5 +123,4 @@ def install(model: SpeechModel, quantized: SpeechModel, name: str, result: Layer
     module, source = quantized.module(name), model.module(name)
     bias = None if source.bias is None else source.bias.half().float()
     set_parameters(module, source.weight.half().float(), bias)
-    if name == model.head and model.tied:
-        quantized.module(model.embedding).weight = module.weight
+    tie_embedding(model, quantized.network, name)

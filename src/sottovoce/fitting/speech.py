@@ -17,10 +17,9 @@ LEAST_CALIBRATION = 2  # utterances
 
 @dataclass(frozen=True, eq=False)
 class FitSpeech:
-    """`calibration`: to quantize with; `held_out`: by fold, prepared as well, and as the original hears them."""
+    """`calibration`: to quantize with; `held_out`: by fold, with the original's distributions."""
 
     calibration: CalibrationSpeech
-    prepared: dict[str, CalibrationSpeech]
     held_out: dict[str, HeldOutSpeech]
 
 
@@ -59,7 +58,6 @@ def prepare(
     }
     return FitSpeech(
         prepare_speech(model, calibration, language=language, state=state, progress=progress),
-        prepared,
         {name: _held_out(model, speech) for name, speech in prepared.items()},
     )
 

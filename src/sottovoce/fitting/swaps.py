@@ -7,6 +7,7 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import Attempt, install
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.install import tie_embedding
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import PricedUnit, schedule_of
@@ -99,8 +100,7 @@ def try_swaps(
             for name, (weight, bias) in before.items():
                 module = result.model.module(name)
                 module.weight, module.bias = weight, bias
-                if name == model.head and model.tied:
-                    result.model.module(model.embedding).weight = weight
+                tie_embedding(model, result.model.network, name)
     progress("trying swaps", len(swaps), len(swaps))
     meter.encoder_passes, meter.decoder_passes = meter.encoder_passes + passes[0], meter.decoder_passes + passes[1]
     return result, tuple(now), accepted, meter

@@ -32,8 +32,13 @@ def install_layer(model: SpeechModel, network: Any, layer: Layer, result: LayerR
     """Replace the layer's weight and bias in `network`; a token embedding that is tied to the layer goes with it."""
     module = network.get_submodule(layer.name)
     set_parameters(module, result.weight.dequantize(), module.bias if result.bias is None else result.bias)
-    if layer.name == model.head and model.tied:
-        network.get_submodule(model.embedding).weight = module.weight
+    tie_embedding(model, network, layer.name)
+
+
+def tie_embedding(model: SpeechModel, network: Any, name: str) -> None:
+    """Give the token embedding of `network` the weight of its layer `name`, if that is the head and tied in `model`."""
+    if name == model.head and model.tied:
+        network.get_submodule(model.embedding).weight = network.get_submodule(name).weight
 
 
 def round_floats_to_float16(network: nn.Module, plan: Plan) -> None:
