@@ -15,11 +15,16 @@ from tests.conftest import quantized
 
 @pytest.fixture(scope="session")
 def openai_like() -> Whisper:
+    return small_openai(layers=4)
+
+
+def small_openai(layers: int) -> Whisper:
+    """A random Whisper of width 64 with the vocabulary and front end of tiny.en."""
     original = load_model("bundled:tiny.en")
     torch.manual_seed(0)
     config = WhisperConfig(
         **(original.network.config.to_dict() | {
-            "d_model": 64, "encoder_layers": 4, "decoder_layers": 4, "encoder_attention_heads": 1, "decoder_attention_heads": 1,
+            "d_model": 64, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": 1, "decoder_attention_heads": 1,
             "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "init_std": 0.3,
         })
     )  # fmt: skip

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,14 +13,17 @@ from sottovoce import api
 from sottovoce.backends.registry import BACKENDS
 from sottovoce.cli.main import main
 from sottovoce.errors import CalibrationError, RecipeError
+from sottovoce.fitting.loop_guard import longest, new_loops, without_costliest
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import file_bytes, parse_size
 from sottovoce.models.whisper import Whisper
+from sottovoce.quantization.calibration_set import CalibrationSpeech
 from sottovoce.quantization.fit_record import FitGoal
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.plan_file import read_plan, write_plan
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.schedule import plan_of
+from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of
+from sottovoce.system.progress import silent
 from tests.conftest import make_tiny
 
 
@@ -30,6 +34,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def priced(fit: Fit) -> list[PricedUnit]:
+    """Units whose loss falls with their size."""
+    return [
+        PricedUnit(unit=unit, errors=tuple(4.0 ** (-8 * size / unit.weights) for size in unit.bytes), base=0, level=1.0 + i)
+        for i, unit in enumerate(fit.units)
+    ]
 
 
 def fitted(out: Path, speech: Path, **settings: object) -> api.FitResult:
@@ -184,3 +196,69 @@ def test_the_command(model_folder: Path, speech_folder: Path, tmp_path: Path) ->
     assert small.exit_code == 1
     assert "smallest file takes" in small.stderr
     assert CliRunner().invoke(main, ["fit", str(model_folder), str(tmp_path / "no"), *where]).exit_code == 2
+
+
+def test_a_unit_may_not_become_smaller_than_it_must(sizes: tuple[int, int]) -> None:
+    fit = Fit(make_tiny(layers=1), BACKENDS["transcribe.cpp"], FitGoal(max_kl=1.0), FitSettings())
+    units, most = priced(fit), sizes[0] - fit.fixed_bytes + (sizes[1] - sizes[0]) // 2
+    free = cheapest_loss(units, most)
+    assert free is not None
+    costliest = max(
+        (i for i, unit in enumerate(units) if unit.unit.layers[0].part == "encoder"), key=lambda i: units[i].losses[free.entries[i]]
+    )
+    raised = without_costliest(units, free.entries)
+    assert raised is not None
+    assert raised[1] == units[costliest].unit.name
+    again = cheapest_loss(raised[0], most)
+    assert again is not None
+    assert again.bytes <= most
+    before, after = (units[costliest].unit.bytes[found.entries[costliest]] for found in (free, again))
+    assert after > before
+    assert again.loss >= free.loss
+    largest = [len(unit.unit.bytes) - 1 for unit in units]
+    assert without_costliest(units, largest) is None
+
+
+def test_a_new_loop_takes_bits_from_elsewhere(
+    speech_folder: Path, tmp_path: Path, limit: int, done: api.FitResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [("b", "a"), (), ("never",)]
+    monkeypatch.setattr("sottovoce.fitting.run.new_loops", lambda *_: found.pop(0))
+    result = fitted(tmp_path / "out", speech_folder, max_size=limit)
+    guard = result.record.guard
+    assert guard is not None
+    assert (guard.looped, guard.remaining, len(guard.raised)) == (("b", "a"), (), 1)
+    assert found == [("never",)]
+    assert result.record.bytes == result.file.stat().st_size <= limit
+    (before,), (after,) = ([unit.bytes for unit in record.units if unit.name == guard.raised[0]] for record in (done.record, result.record))
+    assert after > before
+    assert api.inspect(tmp_path / "out").fit == result.record
+
+
+def test_loops_that_stay_are_named_and_the_fewest_win(
+    speech_folder: Path, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [("a",), ("a", "b"), ("c",), ("d", "e")]
+    monkeypatch.setattr("sottovoce.fitting.run.new_loops", lambda *_: found.pop(0))
+    result = fitted(tmp_path / "out", speech_folder, max_size=limit)
+    guard = result.record.guard
+    assert guard is not None
+    assert (guard.looped, guard.remaining) == (("a",), ("a",))
+    assert guard.raised
+
+
+def test_loops_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest recordings, of these the ones that loop now and did not before; the original says nothing new against itself."""
+    model = make_tiny(layers=1)
+    random = np.random.default_rng(0)
+    recordings = tuple((0.1 * random.standard_normal(4000 * n)).astype(np.float32) for n in (1, 3, 2))
+    data = CalibrationSpeech(
+        ids=("a", "b", "c"), recordings=recordings, transcripts=((5, 6), (7, 8), (9, 9)), languages=(None,) * 3, speakers=(None,) * 3,
+        labelled=3, cut=(), seconds=1.0, label_time_s=0.0,
+    )  # fmt: skip
+    speech = longest(model, [data], 2)
+    assert speech.ids == ("b", "c")
+    texts = iter(["no " * 9, "nothing here"])
+    monkeypatch.setattr(type(model), "text", lambda *_: next(texts))
+    assert new_loops(model, speech, silent) == ("b",)
+    assert longest(model, [], 2).ids == ()

@@ -56,6 +56,7 @@ def fit(
     utterances: int = 128,
     held_out: int = DEFAULT_HELD_OUT,
     swaps: int = 20,
+    guarded: int = 50,
     baselines: bool = False,
     seed: int = 0,
     batch_size: int = 8,
@@ -70,8 +71,9 @@ def fit(
     Either `max_size` (bytes, or text such as "30MB") or `max_kl` (nats per token: then the smallest file that keeps it) is given. Writes
     the quantized folder `out` and, for a runtime with files of its own, that file beside it. Of `calibration`, `utterances` are
     calibrated on and three times `held_out` others, of other speakers, are measured on; no transcripts are needed. `recipe`: its
-    method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after the solution. `baselines`:
-    also measure 20 random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
+    method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after the solution. `guarded`:
+    long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`: also measure 20 random
+    schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     folder = Path(out).expanduser().absolute()
@@ -89,7 +91,7 @@ def fit(
         raise RecipeError(f"a fit goes layer by layer, and {recipe.method.title} does not; choose gptq, qep or fade")
     speech_model = loaded(model)
     goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl)
-    settings = FitSettings(swaps=swaps, baselines=baselines)
+    settings = FitSettings(swaps=swaps, guarded=guarded, baselines=baselines)
     fitting = Fit(speech_model, backend, goal, settings)
     sets = calibration_sets(calibration, utterances + 3 * held_out)
     # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
@@ -110,7 +112,7 @@ def fit(
     }
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
-        speech = prepare(speech_model, sample, folds, language=language, state=state, progress=progress)
+        speech = prepare(speech_model, sample, folds, guarded=guarded, language=language, state=state, progress=progress)
         quantizer = Quantizer(
             speech_model,
             recipe,

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from sottovoce.cli.console import console, megabytes
-from sottovoce.quantization.fit_record import FitRecord
+from sottovoce.quantization.fit_record import FitRecord, LoopGuard
 
 
 def print_fit(record: FitRecord, file: str) -> None:
@@ -36,3 +36,14 @@ def print_fit(record: FitRecord, file: str) -> None:
         f"utterance, {passes.encoder:g} encoder and {passes.decoder:g} decoder passes to measure",
         highlight=False,
     )
+    if record.guard is not None and record.guard.recordings:
+        terminal.print(loops_sentence(record.guard), highlight=False)
+
+
+def loops_sentence(guard: LoopGuard) -> str:
+    """Say in a sentence what listening for loops found."""
+    if not guard.looped:
+        return f"no new loop in {guard.recordings} long recordings"
+    raised = f"; more bits went to {', '.join(name.removeprefix('model.') for name in guard.raised)}" if guard.raised else ""
+    remaining = f"{len(guard.remaining)} loop at the end ({', '.join(guard.remaining)})" if guard.remaining else "none loops at the end"
+    return f"of {guard.recordings} long recordings, {len(guard.looped)} looped that do not with the original{raised}; {remaining}"

@@ -43,6 +43,13 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
     help="Further utterances, three times as many, of other speakers, to measure on.",
 )
 @click.option("--swaps", type=click.IntRange(0), default=20, show_default=True, help="Swaps of two units tried after the solution.")
+@click.option(
+    "--guarded",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    help="Long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger.",
+)
 @click.option("--baselines", is_flag=True, help="Also measure 20 random schedules of the same size (slow).")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Also write the plan to this JSON file.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
@@ -65,6 +72,7 @@ def fit(
     utterances: int,
     held_out: int,
     swaps: int,
+    guarded: int,
     baselines: bool,
     plan_file: Path | None,
     verify: bool,
@@ -105,6 +113,7 @@ def fit(
             utterances=utterances,
             held_out=held_out,
             swaps=swaps,
+            guarded=guarded,
             baselines=baselines,
             seed=seed,
             batch_size=batch_size,

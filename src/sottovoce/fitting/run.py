@@ -4,7 +4,10 @@
 2. Measure each unit's level there, on held-out speech.
 3. Solve the knapsack, and quantize with that schedule in network order.
 4. Compare predicted and measured KL. If they differ by more than a factor of 1.5, measure the levels again there and repeat 3 once.
-5. Try swaps on another fold. Measure on a third.
+5. Try swaps on another fold.
+6. Decode long recordings. If one loops that does not with the original, the encoder unit that costs most has to become larger: repeat 3
+   and quantize again, a few times at most.
+7. Measure on a third fold.
 """
 
 import math
@@ -20,12 +23,13 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import CalibrationError, RecipeError
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import Attempt, Quantizer, entry_errors, install
+from sottovoce.fitting.loop_guard import new_loops, without_costliest
 from sottovoce.fitting.menu import menu_formats
 from sottovoce.fitting.size import file_bytes
 from sottovoce.fitting.speech import FitSpeech
 from sottovoce.fitting.swaps import Swap, propose_swaps, try_swaps, wanted_formats
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.fit_record import Baseline, FitGoal, FitRecord, FittedUnit, PassCount
+from sottovoce.quantization.fit_record import Baseline, FitGoal, FitRecord, FittedUnit, LoopGuard, PassCount
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import (
     MEGABYTE,
@@ -49,15 +53,18 @@ TOLERANCE = 1.5  # factor between predicted and measured KL up to which levels a
 ROUNDS = 2  # how often levels are measured at most
 KL_ATTEMPTS = 4  # schedules tried until a bound on the KL holds
 RANDOM_SCHEDULES = 20
+GUARD_ROUNDS = 3  # quantizations on account of loops, at most
 START_BITS = 4.75  # stored bits per weight of the operating point where no size is given
 LEVELS = "levels"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """`swaps`: how many are tried at most. `baselines`: also measure random schedules."""
+    """`swaps`: how many are tried at most. `guarded`: recordings that are decoded in search of loops; 0: none. `baselines`: also measure
+    random schedules."""
 
     swaps: int = 20
+    guarded: int = 50
     baselines: bool = False
 
 
@@ -139,19 +146,53 @@ class Fit:
             self.model, attempt, units, schedule.entries, swaps, speech.held_out["swaps"], progress
         )
         self._count(meter)
+        result, entries, guard = self._guard(units, entries, result, quantizer, speech, progress)
         result = replace(result, plan=plan_of(self.units, entries, self.model, target))
         final = schedule_of(units, entries)
         record = self._record(units, final, result, base, draws, speech, quantizer)
-        return result, replace(record, rounds=rounds, swaps_tried=len(swaps), swaps_accepted=accepted)
+        return result, replace(record, rounds=rounds, swaps_tried=len(swaps), swaps_accepted=accepted, guard=guard)
+
+    def _guard(
+        self,
+        units: Sequence[PricedUnit],
+        entries: tuple[int, ...],
+        result: QuantizedModel,
+        quantizer: Quantizer,
+        speech: FitSpeech,
+        progress: Progress,
+    ) -> tuple[QuantizedModel, tuple[int, ...], LoopGuard]:
+        """Listen for loops, and make the costliest unit of the encoder larger while there is one. The fewest loops win, earlier first."""
+        looped = new_loops(result.model, speech.guard, progress)
+        best, first, raised = (result, entries, looped), looped, list[str]()
+        for round_number in range(1, GUARD_ROUNDS + 1):
+            larger = without_costliest(units, entries) if looped else None
+            if larger is None:
+                break
+            units = larger[0]
+            schedule = self._find(units)
+            if schedule is None:
+                break
+            raised.append(larger[1])
+            entries = schedule.entries
+            result = quantizer.quantize(f"guard-{round_number}", plan_of(self.units, entries, self.model, self.backend.target)).result
+            looped = new_loops(result.model, speech.guard, progress)
+            if len(looped) < len(best[2]):
+                best = result, entries, looped
+        guard = LoopGuard(recordings=len(speech.guard.ids), looped=first, remaining=best[2], raised=tuple(raised))
+        return best[0], best[1], guard
 
     def _solve(self, units: Sequence[PricedUnit]) -> Schedule:
+        found = self._find(units)
+        if found is None:
+            raise CalibrationError(f"no schedule keeps the KL within {self.goal.max_kl}; give a larger one")
+        return found
+
+    def _find(self, units: Sequence[PricedUnit]) -> Schedule | None:
         if self.goal.max_bytes is not None:
             found = cheapest_loss(units, self.goal.max_bytes - self.fixed_bytes)
         else:
             found = fewest_bytes(units, self.goal.max_kl or 0.0)
-        if found is None:
-            raise CalibrationError(f"no schedule keeps the KL within {self.goal.max_kl}; give a larger one")
-        return self._within_the_file(units, found)
+        return None if found is None else self._within_the_file(units, found)
 
     def _within_the_file(self, units: Sequence[PricedUnit], schedule: Schedule) -> Schedule:
         """The schedule, or a smaller one if its real file turns out larger than the sum of its parts."""

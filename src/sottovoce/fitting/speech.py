@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from sottovoce.data.dataset import DataSet
 from sottovoce.errors import CalibrationError
 from sottovoce.evaluation.held_out import HeldOutSpeech
+from sottovoce.fitting.loop_guard import GuardSpeech, longest
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
 from sottovoce.quantization.run_state import RunState
@@ -17,10 +18,11 @@ LEAST_CALIBRATION = 2  # utterances
 
 @dataclass(frozen=True, eq=False)
 class FitSpeech:
-    """`calibration`: to quantize with; `held_out`: by fold, with the original's distributions."""
+    """`calibration`: to quantize with; `held_out`: by fold, with the original's distributions. `guard`: to listen to for loops."""
 
     calibration: CalibrationSpeech
     held_out: dict[str, HeldOutSpeech]
+    guard: GuardSpeech
 
 
 def split(drawn: DataSet, utterances: int, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
@@ -48,17 +50,23 @@ def prepare(
     calibration: DataSet,
     folds: dict[str, DataSet],
     *,
+    guarded: int,
     language: str | None,
     state: RunState,
     progress: Progress,
 ) -> FitSpeech:
-    """Read and transcribe all of it. Transcripts that `state` has are not made again."""
+    """Read and transcribe all of it. Transcripts that `state` has are not made again.
+
+    `guarded`: how many recordings are listened to for loops, the longest of all but those of the report.
+    """
     prepared = {
         name: prepare_speech(model, without_texts(data), language=language, state=state, progress=progress) for name, data in folds.items()
     }
+    taught = prepare_speech(model, calibration, language=language, state=state, progress=progress)
     return FitSpeech(
-        prepare_speech(model, calibration, language=language, state=state, progress=progress),
+        taught,
         {name: _held_out(model, speech) for name, speech in prepared.items()},
+        longest(model, [taught, *(prepared[name] for name in FOLDS[:-1])], guarded),
     )
 
 

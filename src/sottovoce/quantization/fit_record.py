@@ -44,6 +44,17 @@ class PassCount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoopGuard:
+    """Of `recordings` decoded: those that `looped` where the original does not, those that do so at the end, and the units that had to
+    become larger for it."""
+
+    recordings: int
+    looped: tuple[str, ...] = ()
+    remaining: tuple[str, ...] = ()
+    raised: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitRecord:
     """The outcome of a fit. KL: mean over the tokens of held-out speech, in nats; `measured_kl` on speech that no choice has seen."""
 
@@ -61,6 +72,7 @@ class FitRecord:
     passes: PassCount
     swaps_tried: int = 0
     swaps_accepted: int = 0
+    guard: LoopGuard | None = None
 
     @property
     def ratio(self) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sottovoce.core.knapsack import Choice, least_cost
+from sottovoce.core.knapsack import least_cost
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.water_filling import reverse_water_filling
 from sottovoce.errors import RecipeError
@@ -132,12 +132,14 @@ def _holds(target: Target, number_format: NumberFormat, layer: Layer, shape: tup
 
 @dataclass(frozen=True, kw_only=True)
 class PricedUnit:
-    """A unit with what it costs. `errors[k]`: `E` of entry k of its menu; `level`: its loss at entry `base`, in nats."""
+    """A unit with what it costs. `errors[k]`: `E` of entry k of its menu; `level`: its loss at entry `base`, in nats. `least_bytes`: no
+    smaller entry may be chosen."""
 
     unit: Unit
     errors: tuple[float, ...]
     base: int
     level: float
+    least_bytes: int = 0
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -157,16 +159,24 @@ class Schedule:
 
 def cheapest_loss(units: Sequence[PricedUnit], most_bytes: int) -> Schedule | None:
     """Return the schedule of the least loss within `most_bytes` (of the units alone), or None if there is none."""
-    return _schedule(units, least_cost([unit.unit.bytes for unit in units], [unit.losses for unit in units], most_bytes))
+    return _schedule(units, [unit.unit.bytes for unit in units], [unit.losses for unit in units], most_bytes)
 
 
 def fewest_bytes(units: Sequence[PricedUnit], most_loss: float) -> Schedule | None:
     """Return the smallest schedule whose loss is at most `most_loss` nats, or None if there is none."""
-    return _schedule(units, least_cost([unit.losses for unit in units], [unit.unit.bytes for unit in units], most_loss))
+    return _schedule(units, [unit.losses for unit in units], [unit.unit.bytes for unit in units], most_loss)
 
 
-def _schedule(units: Sequence[PricedUnit], choice: Choice | None) -> Schedule | None:
-    return None if choice is None else schedule_of(units, choice.options)
+def _schedule(
+    units: Sequence[PricedUnit], weights: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], capacity: float
+) -> Schedule | None:
+    """Solve the knapsack over the entries that are not too small."""
+    allowed = [[k for k, size in enumerate(unit.unit.bytes) if size >= unit.least_bytes] for unit in units]
+    tables = [[[table[k] for k in entries] for table, entries in zip(whole, allowed, strict=True)] for whole in (weights, costs)]
+    choice = least_cost(tables[0], tables[1], capacity)
+    if choice is None:
+        return None
+    return schedule_of(units, [entries[option] for entries, option in zip(allowed, choice.options, strict=True)])
 
 
 def schedule_of(units: Sequence[PricedUnit], entries: Sequence[int]) -> Schedule:

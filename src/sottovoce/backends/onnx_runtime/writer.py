@@ -134,8 +134,15 @@ def _save_vocabulary(source: Source, folder: Path) -> None:
     if source.family == "whisper" and not settings.is_multilingual:
         # onnx-asr writes language and task into every prompt; repeating the start token is the nearest that these models know.
         added |= dict.fromkeys(("<|en|>", "<|transcribe|>"), settings.decoder_start_token_id)
+    if source.family == "whisper":
+        added |= _unnamed_tokens({*content["model"]["vocab"].values(), *added.values()}, source.model.network.config.vocab_size)
     for name, table in (
         ("vocab.json", content["model"]["vocab"]),
         ("added_tokens.json", added),
     ):
         (folder / name).write_text(json.dumps(table, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _unnamed_tokens(named: set[int], vocabulary: int) -> dict[str, int]:
+    """Name the tokens that a Whisper model can emit and its tokenizer leaves out (timestamps, padding): onnx-asr stops at one of these."""
+    return {f"<|token {number}|>": number for number in range(vocabulary) if number not in named}
