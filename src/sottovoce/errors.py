@@ -14,6 +14,8 @@
 A message says what came, what was wanted and what to do.
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "AudioError",
     "CalibrationError",
@@ -66,3 +68,8 @@ class OutputError(SottovoceError):
 
 class MissingDependencyError(SottovoceError):
     """An optional package that is not installed."""
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Name the first of `names`, and say how many more there are."""
+    return f"{names[0]!r}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

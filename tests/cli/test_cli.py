@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import soundfile
 from click.testing import CliRunner
+from rich.table import Table
 
 import sottovoce
+from sottovoce.cli.console import console
 from sottovoce.cli.fit import METHOD_NAMES as FIT_METHODS
 from sottovoce.cli.main import main
 from sottovoce.cli.recipe_options import METHOD_NAMES, WIDTHS
@@ -274,3 +276,16 @@ def test_readme_commands_exist() -> None:
         assert {word for word in words if word.startswith("--")} <= options, line
     for script in re.findall(r"python (benchmarks/\w+\.py)", readme):
         assert (ROOT / script).is_file()
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """What looks like markup or an emoji to rich is neither: `sottovoce[av]`, a clip called `[red]:cat:.wav`."""
+    table = Table("[bold]")
+    table.add_row(":dog: [av]")
+    terminal = console()
+    terminal.print("sottovoce[av] [red]:cat:.wav")
+    terminal.print(table)
+    shown = capsys.readouterr().out
+    assert "sottovoce[av] [red]:cat:.wav" in shown
+    assert "[bold]" in shown
+    assert ":dog: [av]" in shown

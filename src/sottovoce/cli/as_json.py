@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import get_num_threads
+
 from sottovoce.api import Evaluation
 from sottovoce.backends.export import Export
 from sottovoce.checkpoint.layout import WEIGHTS
@@ -18,6 +20,7 @@ from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_to_dict
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.system.plain_data import to_plain
+from sottovoce.system.versions import environment, processor
 
 
 def export_to_dict(done: Export) -> dict[str, Any]:
@@ -91,9 +94,14 @@ def demo_to_dict(result: DemoResult) -> dict[str, Any]:
     """Return the demo's outcome."""
     return {
         "folder": str(result.folder),
+        "bits": result.quantized.recipe.format.code_bits,
         "systems": {
-            name: {"bytes": result.bytes[name], "rtfx": outcome.rtfx, **score_to_dict(outcome.score)}
-            for name, outcome in result.evaluations.items()
+            name: {"bytes": result.bytes[name], "mean_kl": result.divergences[name], **score_to_dict(score)}
+            for name, score in result.scores.items()
         },
+        "speech": dict(result.digests),
+        "threads": get_num_threads(),
+        "processor": to_plain(processor()),
+        "environment": environment(),
         "layers": [asdict(report) for report in result.quantized.reports],
     }

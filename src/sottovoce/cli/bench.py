@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import ANY_BACKEND, json_option, print_json, set_threads, threads_option
+from sottovoce.cli.options import ANY_BACKEND, json_option, print_json, set_threads
 from sottovoce.cli.recipe_options import WIDTHS
 
 
@@ -76,24 +76,35 @@ def bench(
     show_default=True,
     help="Folder for speech and models.",
 )
-@click.option("--bits", type=click.Choice(WIDTHS), default="4", show_default=True, help="Bits per weight.")
-@threads_option
+@click.option("--bits", type=click.Choice(WIDTHS), default="3", show_default=True, help="Bits per weight.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads; the figures depend on it.")
 @json_option
-def demo(out: Path, bits: str, threads: int | None, as_json: bool) -> None:
-    """Quantize a bundled Whisper with bundled speech, offline, and compare its words with the original's.
+def demo(out: Path, bits: str, threads: int, as_json: bool) -> None:
+    """Quantize a bundled Whisper with bundled speech, offline, and show what it did to the words.
 
     \b
     sottovoce demo
     """
+    from sottovoce.demo.repeatable import choose_kernels
+
+    choose_kernels()
     from sottovoce.cli.as_json import demo_to_dict
     from sottovoce.cli.console import progress_bar
-    from sottovoce.cli.display_scores import print_demo
-    from sottovoce.demo.run import run_demo
+    from sottovoce.cli.display_demo import print_demo, print_next
+    from sottovoce.demo.run import FADE, FLOAT, run_demo
+    from sottovoce.errors import MissingDependencyError
+    from sottovoce.report.page import write_report
 
     set_threads(threads)
     with progress_bar() as progress:
         result = run_demo(out, bits=int(bits), progress=progress)
+    try:
+        page = write_report(result.folder, transcripts=result.transcripts[FADE], against=result.transcripts[FLOAT])
+    except MissingDependencyError as exc:
+        click.echo(f"note: there is no HTML report ({exc})", err=True)
+        page = None
     if as_json:
         print_json(demo_to_dict(result))
     else:
         print_demo(result)
+        print_next(result, page)

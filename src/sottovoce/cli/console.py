@@ -21,9 +21,12 @@ PIPE_WIDTH = 160  # columns
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console for results, or for everything else; wide where nobody wraps lines: in files and pipes."""
+    """Return a console for results, or for everything else; wide where nobody wraps lines: in files and pipes.
+
+    Texts are shown as they are: names and transcripts may hold what rich would take for markup or an emoji.
+    """
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH)
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, markup=False, emoji=False)
 
 
 def quiet_libraries() -> None:

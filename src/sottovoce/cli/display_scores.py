@@ -1,11 +1,9 @@
-"""Tables of scores, confidences and the demo's outcome."""
+"""Tables of scores and confidences."""
 
 from rich.table import Table
 
 from sottovoce.api import Evaluation
 from sottovoce.cli.console import NONE, console, figure, megabytes, percent
-from sottovoce.cli.display_folder import parts_table
-from sottovoce.demo.run import DemoResult
 from sottovoce.evaluation.confidence import UNSCALED, FittedConfidence
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import Gate
@@ -105,24 +103,3 @@ def print_confidence(fitted: FittedConfidence) -> None:
         f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_metrics.words} others; "
         f"{fitted.left_out} utterances left out (repeated text, or longer than one pass)"
     )
-
-
-def print_demo(result: DemoResult) -> None:
-    """Print the demo's outcome: size and words of the original, of plain rounding, and of FADE."""
-    terminal = console()
-    terminal.print(parts_table(result.quantized.reports, "parts of the quantized model"))
-    table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "looped", "x real time")
-    for name, outcome in result.evaluations.items():
-        score = outcome.score
-        table.add_row(
-            name,
-            megabytes(result.bytes[name]),
-            f"{100 * score.wer:.2f} %",
-            f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
-            str(len(score.looped)),
-            f"{outcome.rtfx:.1f}",
-        )
-    terminal.print(table)
-    words = next(iter(result.evaluations.values())).score.words
-    terminal.print(f"60 sentences, {words} words, three out of four in noise. The quantized model is in {result.folder}:")
-    terminal.print(f"  sottovoce transcribe {result.folder} {result.folder.parent}/test/test-00.flac", highlight=False)

@@ -109,8 +109,7 @@ def exit_for_unusable(transcription: Transcription) -> None:
     for reason in transcription.unusable.values():
         click.echo(f"error: {reason}", err=True)
     if transcription.unusable:
-        count = len(transcription.unusable)
-        click.echo(
-            f"{count} of {count + len(transcription.transcripts)} recordings could not be used; the others were transcribed", err=True
-        )
+        count, rest = len(transcription.unusable), len(transcription.transcripts)
+        done = "the others were transcribed" if rest else "nothing was transcribed"
+        click.echo(f"{count} of {count + rest} recordings could not be used; {done}", err=True)
         raise SystemExit(1)

@@ -11,7 +11,7 @@ from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.data.files import is_file, visible_files
 from sottovoce.data.hub import PREFIX, read_hub
 from sottovoce.data.manifest import JSON_SUFFIXES, TABLE_SUFFIXES, read_manifest, table_columns
-from sottovoce.errors import DataError
+from sottovoce.errors import DataError, first_of
 from sottovoce.system.notices import notice
 
 __all__ = ["DataSet", "Utterance", "load_data", "load_sources"]
@@ -65,7 +65,7 @@ def load_each(sources: Sequence[str | Path | DataSet], load: Callable[[str | Pat
         else:
             parts.append(data if _is_recording(source) else replace(with_place(data, place_of(source)), name=str(source)))
     if twice := _repeated(utterance.id for data in parts for utterance in data):
-        raise DataError(f"{twice[0]!r} is given twice (and {len(twice) - 1} others); give every recording once")
+        raise DataError(f"{first_of(twice)} is given twice; give every recording once")
     return parts
 
 

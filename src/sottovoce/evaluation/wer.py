@@ -8,7 +8,7 @@ from typing import Literal
 import jiwer
 import numpy as np
 
-from sottovoce.errors import DataError
+from sottovoce.errors import DataError, first_of
 from sottovoce.evaluation.failures import FAILURES, is_loop
 from sottovoce.evaluation.intervals import bootstrap_interval, sign_test
 from sottovoce.evaluation.normalize import counts_characters, normalize, scoring_language
@@ -226,7 +226,7 @@ def _scores_of_reference(
     theirs = {t.id: t for t in against if t.reference is not None}
     missing = [name for name in [*(u.id for u in scored), *(t.id for t in silent)] if name not in theirs]
     if missing:
-        raise DataError(f"the reference system has no transcript of {missing[0]!r} (and {len(missing) - 1} others)")
+        raise DataError(f"the reference system has no transcript of {first_of(missing)}")
     # Both in one language: a model that detects it may find another.
     other = [score_utterance(replace(theirs[u.id], language=u.language)) for u in scored]
     if other and all(o.empty for o in other):
@@ -240,7 +240,7 @@ def _scores_of_reference(
 def _compare(scored: Sequence[UtteranceScore], against: Sequence[UtteranceScore], metric: Metric, seed: int) -> Paired:
     before = {u.id: u for u in against}
     if missing := [u.id for u in scored if u.id not in before]:
-        raise DataError(f"the reference system has no transcript of {missing[0]!r} (and {len(missing) - 1} others)")
+        raise DataError(f"the reference system has no transcript of {first_of(missing)}")
     if changed := [u.id for u in scored if before[u.id].words != u.words]:
         raise DataError(f"the reference text of {changed[0]!r} differs between the two systems' transcripts")
     errors, lengths = _counts(scored, metric)

@@ -99,6 +99,8 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     except Exception as exc:  # noqa: BLE001 - transformers and the Hub raise many kinds; all mean the model is not to be had
         if (adapter := _adapter_on_hub(source)) is not None:
             raise ModelError(_merge_first(str(source), adapter)) from exc
+        if not Path(source).exists() and not re.fullmatch(HUB_ID, str(source)):
+            raise ModelError(f"{source}: no such file or folder; give a Hub id, a local folder or bundled:tiny.en") from exc
         raise ModelError(f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
 
 
