@@ -51,8 +51,8 @@ def allot(count: int, weights: Sequence[float], available: Sequence[int]) -> lis
     """
     shares = _shares(min(count, sum(available)), np.array(weights, float), np.array(available, float))
     counts = [math.floor(share + 1e-9) for share in shares]
-    # Of equal remainders, the first.
-    for i in sorted(range(len(counts)), key=lambda i: counts[i] - shares[i])[: min(count, sum(available)) - sum(counts)]:
+    # Of equal remainders, the first; equal up to the rounding of the shares.
+    for i in sorted(range(len(counts)), key=lambda i: round(counts[i] - shares[i], 9))[: min(count, sum(available)) - sum(counts)]:
         counts[i] += 1
     return counts
 
