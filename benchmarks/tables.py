@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md from the committed results.
+"""Write the tables of README.md and of pages in docs/ from the committed results.
 
     python benchmarks/tables.py [--check]
 
@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", ROOT / "docs/results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/certificates.md")
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 METHODS = {
@@ -200,15 +200,44 @@ def _same(found: dict[str, Any]) -> str:
 
 def demo() -> str:
     """Show the demo's three systems."""
-    titles = {"float": "float16", "plain rounding": "4 bits, plain rounding", "FADE": "4 bits, FADE"}
-    table = []
-    for name, system in json.loads((RESULTS / "demo.json").read_text())["systems"].items():
+    found, table = json.loads((RESULTS / "demo.json").read_text()), []
+    for name, system in found["systems"].items():
         low, high = system["interval_percent"]
-        table.append([titles[name], f"{system['bytes'] / 1e6:.1f} MB", f"{system['wer_percent']:.1f} %", f"{low:.1f} to {high:.1f}"])
-    return _markdown(["Whisper tiny.en", "size", "WER", "95 % interval"], table)
+        title, kl = ("float16", "") if name == "float" else (f"{found['bits']} bits, {name}", f"{system['mean_kl']:.3f}")
+        table.append(
+            [title, f"{system['bytes'] / 1e6:.1f} MB", f"{system['wer_percent']:.1f} %", f"{low:.1f} to {high:.1f}", kl,
+             str(len(system["looped"]))]
+        )  # fmt: skip
+    return _markdown(["Whisper tiny.en", "size", "WER", "95 % interval", "KL", "loops"], table)
 
 
-TABLES: dict[str, Callable[..., str]] = {function.__name__: function for function in (methods, options, runtimes, paired, parity, demo)}
+def demo_difference() -> str:
+    """Show the interval of the difference between FADE and plain rounding in the demo."""
+    found = json.loads((RESULTS / "demo.json").read_text())["systems"]["FADE"]["paired"]
+    low, high = found["interval_points"]
+    return f"FADE against plain rounding: {found['difference_points']:+.1f} points of WER, 95 % interval {low:+.1f} to {high:+.1f}."
+
+
+def certificates(unit: str = "utterance") -> str:
+    """Show the bounds of the stored certificates, each beside what was counted."""
+    losses = ("changed", "disagreement", "looped", "empty", "worse", "wer_increase")
+    table = []
+    for file in sorted((RESULTS / "certificates").glob("*.json")):
+        found = json.loads(file.read_text())
+        said = {one["loss"]: one for one in found["statements"] if one["unit"] == unit}
+        cells = [f"{100 * said[loss]['bound']:.1f} ({100 * said[loss]['estimate']:.1f})" for loss in losses]
+        model = found["reference"].removeprefix("bundled:")
+        table.append([f"{model}, {found['runtime']}", f"{found['bytes'] / 1e6:.1f}", str(said["changed"]["n"]), *cells])
+    return _markdown(
+        ["at most (counted)", "MB", f"{unit}s", "changed %", "words of 100 that differ", "new loops %", "new empties %", "worse %",
+         "WER increase, points"],
+        table,
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    function.__name__: function for function in (methods, options, runtimes, paired, parity, demo, demo_difference, certificates)
+}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -17,6 +18,7 @@ from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.evaluation.confidence import ConfidenceMetrics, ConfidenceScaling, FittedConfidence
+from sottovoce.evaluation.error_statistics import ErrorStatistics, ErrorTable, error_table
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import score_transcripts, score_utterance
 from sottovoce.quantization.recipe import Recipe
@@ -63,6 +65,36 @@ def test_the_worst_come_first() -> None:
     assert [c.id for c in compared][:2] == ["loop", "worse"]
     assert (compared[1].errors, compared[1].errors_before, compared[1].words) == (2, 0, 3)
     assert worst_first(OURS, None)[0].before is None
+
+
+def table_of_errors(folder: Path) -> ErrorTable:
+    """Correlated errors of all layers, as `inspect --errors --json` stores them."""
+    layers = read_manifest(folder).plan.layers
+    random = np.random.default_rng(0)
+    one = random.standard_normal((len(layers) + 1, 50)) * 0.01 + 0.003
+    found = ErrorStatistics(
+        units=(*(layer.name for layer in layers), "float16"), matrix=one @ one.T / 50, measured_kl=0.012345, shuffled_kl=0.001, tokens=77,
+        mode="telescoped",
+    )  # fmt: skip
+    return error_table(found, {layer.name: layer.part for layer in layers})
+
+
+def test_a_heat_map_shows_how_errors_add_up(quantized: Path, tmp_path: Path) -> None:
+    table = table_of_errors(quantized)
+    file = tmp_path / "errors.json"
+    file.write_text(json.dumps(to_plain(table)))
+    result = CliRunner().invoke(main, ["report", str(quantized), "--errors", str(file), "--html", str(tmp_path / "page.html")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text()
+    assert "0.01235" in page
+    assert f"{table.half_sum:.5f}" in page
+    assert "errors add" in page
+    assert page.count("<svg") == folder_page(quantized).count("<svg") + 1
+    for text in ("{", json.dumps(to_plain(table) | {"matrix": [[1.0]]}), json.dumps({"units": []})):
+        file.write_text(text)
+        result = CliRunner().invoke(main, ["report", str(quantized), "--errors", str(file)])
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "inspect FOLDER --errors DATA --json" in result.stderr
 
 
 def test_figures_equal_the_manifest_and_the_score(quantized: Path) -> None:

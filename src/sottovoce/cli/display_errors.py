@@ -1,7 +1,6 @@
 """Tables about how errors add up."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -10,24 +9,6 @@ from sottovoce.cli.console import console
 from sottovoce.evaluation.error_statistics import ErrorStatistics
 
 PAIRS = 5  # most correlated and most opposed ones that are shown
-
-
-def errors_to_dict(found: ErrorStatistics, parts: Mapping[str, str]) -> dict[str, Any]:
-    """Return the statistics as plain data, the whole matrix included."""
-    names, grouped = found.grouped(parts)
-    return {
-        "mode": found.mode,
-        "tokens": found.tokens,
-        "measured_kl": found.measured_kl,
-        "half_sum": found.predicted_kl,
-        "half_trace": found.alone_kl,
-        "off_diagonal_share": found.off_diagonal_share,
-        "half_sum_shuffled": found.shuffled_kl,
-        "parts": names,
-        "half_sum_by_part": grouped.tolist(),
-        "units": list(found.units),
-        "matrix": found.matrix.tolist(),
-    }
 
 
 def print_errors(found: ErrorStatistics, parts: Mapping[str, str], title: str) -> None:

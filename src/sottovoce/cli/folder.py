@@ -46,14 +46,16 @@ def inspect(
 def _inspect_errors(folder: Path, data: str, against: str | None, utterances: int, alone: bool, threads: int | None, as_json: bool) -> None:
     from sottovoce import api
     from sottovoce.cli.console import progress_bar
-    from sottovoce.cli.display_errors import errors_to_dict, print_errors
+    from sottovoce.cli.display_errors import print_errors
+    from sottovoce.evaluation.error_statistics import error_table
+    from sottovoce.system.plain_data import to_plain
 
     set_threads(threads)
     parts = {layer.name: layer.part for layer in api.inspect(folder).plan.layers}
     with progress_bar() as progress:
         found = api.inspect_errors(folder, data, against=against, limit=utterances, alone=alone, progress=progress)
     if as_json:
-        print_json(errors_to_dict(found, parts))
+        print_json(to_plain(error_table(found, parts)))
     else:
         print_errors(found, parts, str(folder))
 
@@ -82,8 +84,9 @@ def verify(folder: Path, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--transcripts", type=click.Path(path_type=Path), help="Transcripts of the model (evaluate --save).")
 @click.option("--against", type=click.Path(path_type=Path), help="Transcripts of the original (evaluate --save-reference).")
+@click.option("--errors", type=click.Path(path_type=Path), help="How errors add up (inspect --errors DATA --json), for a heat map.")
 @click.option("--html", type=click.Path(path_type=Path), help="The page to write (default: FOLDER.html beside FOLDER).")
-def report(folder: Path, transcripts: Path | None, against: Path | None, html: Path | None) -> None:
+def report(folder: Path, transcripts: Path | None, against: Path | None, errors: Path | None, html: Path | None) -> None:
     """Write one HTML page about a quantized FOLDER, or about the results of a bench.
 
     \b
@@ -93,4 +96,4 @@ def report(folder: Path, transcripts: Path | None, against: Path | None, html: P
 
     if against is not None and transcripts is None:
         raise click.UsageError("--against is compared with --transcripts: give both")
-    click.echo(f"wrote {write_report(folder, transcripts=transcripts, against=against, html=html)}")
+    click.echo(f"wrote {write_report(folder, transcripts=transcripts, against=against, errors=errors, html=html)}")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sottovoce.errors import DataError
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
@@ -69,6 +70,48 @@ class ErrorStatistics:
         names = list(dict.fromkeys(part_of.get(unit, unit) for unit in self.units))
         member = np.array([[part_of.get(unit, unit) == name for unit in self.units] for name in names], float)
         return names, member @ self.matrix @ member.T / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorTable:
+    """The statistics as they are stored: nats; `half_sum_by_part` `[parts, parts]` is halved, `matrix` `[units, units]` is not."""
+
+    mode: Mode
+    tokens: int
+    measured_kl: float
+    half_sum: float
+    half_trace: float
+    off_diagonal_share: float
+    half_sum_shuffled: float
+    parts: tuple[str, ...]
+    half_sum_by_part: tuple[tuple[float, ...], ...]
+    units: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Raises `DataError` if the matrix is not square, with a row for every unit."""
+        if {len(self.units)} != {len(self.matrix), *(len(row) for row in self.matrix)}:
+            raise DataError(
+                f"the matrix of errors has {len(self.matrix)} rows for {len(self.units)} units; each needs one, as long as that"
+            )
+
+
+def error_table(found: ErrorStatistics, parts: Mapping[str, str]) -> ErrorTable:
+    """Return what is stored of the statistics; `parts`: the part of the model by unit."""
+    names, grouped = found.grouped(parts)
+    return ErrorTable(
+        mode=found.mode,
+        tokens=found.tokens,
+        measured_kl=found.measured_kl,
+        half_sum=found.predicted_kl,
+        half_trace=found.alone_kl,
+        off_diagonal_share=found.off_diagonal_share,
+        half_sum_shuffled=found.shuffled_kl,
+        parts=tuple(names),
+        half_sum_by_part=tuple(map(tuple, grouped.tolist())),
+        units=found.units,
+        matrix=tuple(map(tuple, found.matrix.tolist())),
+    )
 
 
 @torch.no_grad()

@@ -36,6 +36,30 @@ def depth_chart(halves: Mapping[str, Mapping[str, Sequence[float | None]]], labe
     return _as_svg(figure)
 
 
+def heat_map(matrix: Sequence[Sequence[float]], parts: Sequence[str]) -> str:
+    """A square matrix in two colors, for more and less than zero; `parts[i]` names the part of row i, and parts are divided by lines.
+
+    Colors are linear up to the 99th percentile of the entries' sizes, so that a few large ones do not leave the rest white.
+    """
+    figure = _figure(7.2, 6.2)
+    axis = figure.subplots()
+    sizes = sorted(abs(value) for row in matrix for value in row)
+    limit = sizes[min(len(sizes) - 1, int(0.99 * len(sizes)))] or sizes[-1] or 1.0
+    image = axis.imshow(matrix, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    runs = [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]
+    for start, end in zip(runs, [*runs[1:], len(parts)], strict=True):
+        for line in (axis.axhline, axis.axvline):
+            if start:
+                line(start - 0.5, color=INK, linewidth=0.4)
+        if end - start > len(parts) / 40:
+            axis.text(len(parts) + 0.5, (start + end - 1) / 2, parts[start], va="center", fontsize="small", color=INK)
+    axis.set_xlabel("layer, in the order in which they are called")
+    axis.set_ylabel("layer")
+    bar = figure.colorbar(image, ax=axis, location="bottom", shrink=0.6, extend="both")
+    bar.set_label("KL of a pair, nats per token", color=INK)
+    return _as_svg(figure)
+
+
 def reliability_chart(diagrams: Mapping[str, Sequence[Sequence[float | None]]]) -> str:
     """Share of right words against mean confidence, per bin; `diagrams[name]` holds (confidence, share, count) of each bin."""
     figure = _figure(5.6, 4.2)

@@ -14,19 +14,20 @@ from sottovoce.bench.records import BenchResults
 from sottovoce.bench.table import summarize
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
-from sottovoce.errors import MissingDependencyError, OutputError
+from sottovoce.errors import DataError, MissingDependencyError, OutputError
 from sottovoce.evaluation.certificate_words import assumptions, sentences, statement_row
 from sottovoce.evaluation.confidence import FittedConfidence
+from sottovoce.evaluation.error_statistics import ErrorTable
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import gate
 from sottovoce.evaluation.transcripts import Transcript, read_transcripts
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.plan import Plan
-from sottovoce.report.charts import depth_chart, inline, reliability_chart
+from sottovoce.report.charts import depth_chart, heat_map, inline, reliability_chart
 from sottovoce.report.words import worst_first
 from sottovoce.system.atomic_files import written_whole
-from sottovoce.system.plain_data import to_plain
+from sottovoce.system.plain_data import from_plain, to_plain
 
 WORST = 40  # utterances shown
 # What the table of layers shows: key, heading, explanation, whether more is worse (None: neither).
@@ -48,12 +49,14 @@ def write_report(
     *,
     transcripts: str | Path | None = None,
     against: str | Path | None = None,
+    errors: str | Path | None = None,
     html: str | Path | None = None,
 ) -> Path:
     """Write one HTML page about a quantized folder, or about the results of a bench, and return where it lies.
 
-    `transcripts`: file of the model's transcripts; `against`: of the original's, of the same speech. `html`: the page (default: beside
-    the folder, with its name). Raises `CheckpointError`, `DataError` or `OutputError`.
+    `transcripts`: file of the model's transcripts; `against`: of the original's, of the same speech. `errors`: file of how the errors of
+    its layers add up (`inspect --errors --json`). `html`: the page (default: beside the folder, with its name). Raises `CheckpointError`,
+    `DataError` or `OutputError`.
     """
     folder = Path(folder).expanduser().resolve()
     if is_bench(folder):
@@ -63,12 +66,27 @@ def write_report(
             folder,
             None if transcripts is None else read_transcripts(transcripts),
             None if against is None else read_transcripts(against),
+            None if errors is None else read_error_table(errors),
         )
     return write_page(page, html or folder.with_name(f"{folder.name}.html"))
 
 
-def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = None, against: Sequence[Transcript] | None = None) -> str:
-    """Return the page of a quantized folder, with the model's transcripts and the original's of the same speech, if given."""
+def read_error_table(file: str | Path) -> ErrorTable:
+    """Read what `inspect --errors --json` wrote. Raises `DataError`."""
+    try:
+        return from_plain(ErrorTable, json.loads(Path(file).expanduser().read_text(encoding="utf-8")))
+    except (OSError, ValueError, DataError) as exc:
+        raise DataError(f"{file}: does not hold how errors add up ({exc}); write it with `inspect FOLDER --errors DATA --json`") from exc
+
+
+def folder_page(
+    folder: str | Path,
+    transcripts: Sequence[Transcript] | None = None,
+    against: Sequence[Transcript] | None = None,
+    together: ErrorTable | None = None,
+) -> str:
+    """Return the page of a quantized folder, with the model's transcripts and the original's of the same speech, if given, and with how
+    the errors of its layers add up, if that is."""
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     reports = manifest.layers
@@ -91,6 +109,8 @@ def folder_page(folder: str | Path, transcripts: Sequence[Transcript] | None = N
             {half: {"strength": [report.strength for report in own]} for half, own in _halves(reports).items()},
             "strength",
         ),
+        together=together,
+        heat_map=None if together is None else _heat_map(together, manifest.plan),
         score=score,
         reference=reference,
         gate=gate(score, reference) if score and reference else None,
@@ -156,6 +176,12 @@ def _reliability(fitted: FittedConfidence | None) -> str | None:
     if fitted is None:
         return None
     return reliability_chart({name: getattr(fitted, key).bins for key, name in SCALINGS.items()})
+
+
+def _heat_map(found: ErrorTable, plan: Plan) -> str:
+    """The matrix in units of the KL, its rows framed by the parts of the model."""
+    parts = {layer.name: layer.part for layer in plan.layers}
+    return heat_map([[value / 2 for value in row] for row in found.matrix], [parts.get(unit, unit) for unit in found.units])
 
 
 def _error_chart(reports: Sequence[LayerReport]) -> str:
