@@ -214,8 +214,8 @@ def demo() -> str:
 def demo_difference() -> str:
     """Show the interval of the difference between FADE and plain rounding in the demo."""
     found = json.loads((RESULTS / "demo.json").read_text())["systems"]["FADE"]["paired"]
-    low, high = found["interval_points"]
-    return f"FADE against plain rounding: {found['difference_points']:+.1f} points of WER, 95 % interval {low:+.1f} to {high:+.1f}."
+    low, high = found["interval_percent"]
+    return f"FADE against plain rounding: {found['difference_percent']:+.1f} points of WER, 95 % interval {low:+.1f} to {high:+.1f}."
 
 
 def certificates(unit: str = "utterance") -> str:

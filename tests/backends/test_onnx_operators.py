@@ -7,9 +7,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from sottovoce.backends.onnx_runtime.layers import stored_bytes
+from sottovoce.backends.onnx_runtime.nf4_operators import NF4_TYPE, NF4Embedding, NF4Linear
 from sottovoce.backends.onnx_runtime.operators import packed, runtime_bits
 from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine
+from sottovoce.core.nf4 import NF4
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
 from sottovoce.errors import ExportError
@@ -75,3 +78,19 @@ def test_groups_that_are_no_power_of_two_are_split_and_others_refused() -> None:
     assert packed("w", affine_parts("w", rtn(torch.randn(2, 96), Affine(bits=4, group_size=None))))["scales"].shape == (2, 3)
     with pytest.raises(ExportError, match=r"w: groups of 72 .* --group-size 32"):
         packed("w", affine_parts("w", rtn(torch.randn(2, 72), Affine(bits=4, group_size=None))))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_matmulbnb4_computes_with_the_very_same_numbers(group: int) -> None:
+    """Multiplied with the identity, the operator gives back every weight, bit for bit; the embedding's rows are the same."""
+    weight = rtn(torch.randn(24, 384, generator=torch.Generator().manual_seed(group)), NF4(group_size=group))
+    layer = NF4Linear(weight, None)
+    got = run(
+        "MatMulBnb4",
+        [np.eye(384, dtype=np.float32), layer.codes.flatten().numpy(), layer.scales.flatten().float().numpy()],
+        ["x", "codes", "scales"], "x", K=384, N=24, block_size=group, quant_type=NF4_TYPE,
+    )  # fmt: skip
+    assert np.array_equal(got.T, weight.dequantize().numpy())
+    ids = torch.tensor([[3, 0], [23, 3]])
+    assert torch.equal(NF4Embedding(layer)(ids), weight.dequantize()[ids])
+    assert stored_bytes(weight, head=True) == 24 * 384 // 2 + 2 * 24 * 384 // group

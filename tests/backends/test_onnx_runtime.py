@@ -16,6 +16,7 @@ from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source, open_source
 from sottovoce.core.affine import Affine
+from sottovoce.core.nf4 import NF4
 from sottovoce.errors import ExportError
 from sottovoce.evaluation.activation_rounding import int8_activations
 from sottovoce.evaluation.recognizer import TorchRecognizer
@@ -247,3 +248,17 @@ def test_what_is_no_export_is_refused(tmp_path: Path, floats: tuple[Whisper, Pat
     (damaged / DECODER).write_bytes((damaged / DECODER).read_bytes()[:1000])
     with pytest.raises(ExportError, match="ONNX Runtime cannot load it"):
         open_runtime("onnx", damaged, 1)
+
+
+def test_nf4_runs_with_head_and_embedding(tmp_path: Path) -> None:
+    """`MatMulBnb4` does not round its inputs, so the words are PyTorch's."""
+    result = quantized(make_tiny(), Recipe(method=method_named("rtn"), format=NF4()))
+    source = open_source(result)
+    write_onnx(source, tmp_path / "nf4")
+    graph = onnx.load(tmp_path / "nf4" / DECODER, load_external_data=False).graph
+    kinds = Counter(node.op_type for node in nodes(graph))
+    assert kinds["MatMulBnb4"] > 0
+    assert not kinds["MatMulNBits"]
+    runtime, torch_words = open_runtime("onnxruntime", tmp_path / "nf4", 1), TorchRecognizer(source.model)
+    heard = runtime.recognize(recordings(3), None).recognitions
+    assert [one.tokens for one in heard] == [one.tokens for one in torch_words.recognize(recordings(3), None).recognitions]

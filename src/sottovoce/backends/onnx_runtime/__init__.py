@@ -36,7 +36,7 @@ def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredTy
 
 
 def _tensor_bytes(weight: QuantizedTensor, part: str) -> int:
-    from sottovoce.backends.onnx_runtime.operators import stored_bytes
+    from sottovoce.backends.onnx_runtime.layers import stored_bytes
 
     return stored_bytes(weight, head=part == "head")
 

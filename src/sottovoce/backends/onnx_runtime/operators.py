@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.backends.backend import StoredType
-from sottovoce.backends.source import affine_parts
 from sottovoce.core.affine import Affine, AffineTensor
+from sottovoce.core.nf4 import NF4
 from sottovoce.core.number_format import NumberFormat
-from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
 
 SMALLEST_BLOCK = 16
@@ -36,14 +35,18 @@ def runtime_bits(bits: int) -> int:
 
 def stored_type(number_format: NumberFormat) -> StoredType:
     """Return how the operators hold layers of this format."""
+    if isinstance(number_format, NF4):
+        return StoredType("NF4", 4)
     width = runtime_bits(number_format.code_bits)
     return StoredType(f"{width} bits", width)
 
 
 def refusal(number_format: NumberFormat, in_features: int) -> str | None:
     """Return why the operators hold no layers of this format, in a sentence; None: they do."""
+    if isinstance(number_format, NF4):
+        return None
     if not isinstance(number_format, Affine):
-        return f"onnxruntime has no operator for {number_format.title!r}, only for affine formats"
+        return f"onnxruntime has no operator for {number_format.title!r}, only for affine formats and NF4"
     size = number_format.block_size(in_features)
     if size % SMALLEST_BLOCK:
         return f"groups of {size} do not fit onnxruntime, which wants multiples of {SMALLEST_BLOCK}"
@@ -92,24 +95,8 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(result)
 
 
-def low_bit_linear(name: str, quantized: QuantizedTensor, bias: Tensor | None, activations: str) -> nn.Module:
-    """The operator for a linear layer of these codes. `activations`: "int8" or "float32" inputs. Raises `ExportError` as `packed` does."""
-    weight = affine_parts(name, quantized)
-    whole_rows = weight.symmetric and weight.bits == 8 and weight.scale.shape[1] == 1
-    if whole_rows and activations == "int8":
-        return Int8Linear(weight, bias)
-    return NBitsLinear(name, weight, bias, activations)
-
-
-def stored_bytes(weight: QuantizedTensor, *, head: bool) -> int:
-    """Return the bytes of a weight's tensors in the file, by default of `activations`; a `head` is never stored as 8-bit rows."""
-    parts = affine_parts("layer", weight)
-    module = NBitsLinear("layer", parts, None) if head else low_bit_linear("layer", weight, None, next(iter(ACTIVATIONS)))
-    return sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
-
-
-def _operator(name: str, inputs: list[Tensor | None], shape: tuple[int | torch.SymInt, ...], **attributes: Any) -> Tensor:
-    """A node of ONNX Runtime's own domain with a float32 result of `shape`. Inputs may be missing; at the end they are left away."""
+def operator_node(name: str, inputs: list[Tensor | None], shape: tuple[int | torch.SymInt, ...], **attributes: Any) -> Tensor:
+    """Make a node of ONNX Runtime's own domain with a float32 result of `shape`. Inputs may be missing; at the end they are left away."""
     while inputs[-1] is None:
         inputs = inputs[:-1]
     result: Tensor = torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, attributes, dtype=torch.float32, shape=shape, version=1)
@@ -131,7 +118,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (*x.shape[:-1], self.codes.shape[1])
-        return _operator("DynamicQuantizeMatMul", [x, self.codes, self.scales.float(), None, self.bias], shape)
+        return operator_node("DynamicQuantizeMatMul", [x, self.codes, self.scales.float(), None, self.bias], shape)
 
 
 class NBitsLinear(nn.Module):
@@ -154,7 +141,7 @@ class NBitsLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _operator(
+        return operator_node(
             "MatMulNBits",
             [x, self.codes, self.scales.float(), self.zero_points, None, self.bias],
             (*x.shape[:-1], self.shape[0]),
@@ -176,7 +163,7 @@ class NBitsEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         head = self.head
-        return _operator(
+        return operator_node(
             "GatherBlockQuantized",
             [head.codes.flatten(1), ids, head.scales.float(), head.zero_points],
             (*ids.shape, head.shape[1]),

@@ -16,9 +16,10 @@ from sottovoce.backends.onnx_runtime.graph import (
     later_example,
     merge_decoders,
 )
+from sottovoce.backends.onnx_runtime.layers import head_and_embedding, low_bit_linear
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
-from sottovoce.backends.onnx_runtime.operators import NBitsEmbedding, NBitsLinear, low_bit_linear, stored_type
-from sottovoce.backends.source import Source, affine_parts
+from sottovoce.backends.onnx_runtime.operators import stored_type
+from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.models.network import share_weights
 
@@ -78,9 +79,9 @@ def _with_operators(source: Source, activations: str) -> Any:
     network: Any = share_weights(model.network)
     for name, weight in source.weights.items():
         if name == model.embedding and model.tied:
-            head = NBitsLinear(name, affine_parts(name, weight), None, activations)
+            head, embedding = head_and_embedding(name, weight, activations)
             network.set_submodule(model.head, head)
-            network.set_submodule(model.embedding, NBitsEmbedding(head))
+            network.set_submodule(model.embedding, embedding)
         else:
             bias = network.get_submodule(name).bias
             network.set_submodule(name, low_bit_linear(name, weight, bias, activations))
