@@ -13,6 +13,7 @@ from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.whisper_encoder import encode_first
 from sottovoce.models.whisper_settings import END, NO_TIMESTAMPS, START, complete_generation_config
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
@@ -98,12 +99,25 @@ class Whisper(SpeechModel):
         return {"input_features": extracted["input_features"].to(self.device, self.network.dtype)}
 
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
-        positions = self.network.config.max_source_positions
-        heard = torch.tensor([-(-len(samples) // SAMPLES_PER_POSITION) for samples in recordings])
-        return torch.arange(positions) < heard.clamp(max=positions).unsqueeze(1)
+        heard = torch.tensor([self.positions_of(len(samples)) for samples in recordings])
+        return torch.arange(self.most_positions) < heard.unsqueeze(1)
 
     def encode(self, features: dict[str, Tensor]) -> Encoded:
         return Encoded(self.network.model.encoder(features["input_features"]).last_hidden_state)
+
+    @property
+    def most_positions(self) -> int:
+        return int(self.network.config.max_source_positions)
+
+    def positions_of(self, samples: int) -> int:
+        return min(self.most_positions, -(-samples // SAMPLES_PER_POSITION))
+
+    def encode_first(self, features: dict[str, Tensor], positions: int) -> Encoded:
+        return Encoded(encode_first(self.network.model.encoder, features["input_features"], positions))
+
+    @property
+    def position_tables(self) -> tuple[str, ...]:
+        return "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"
 
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         states: Tensor = self.network.model.decoder(
