@@ -16,6 +16,7 @@ from sottovoce.checkpoint.layout import CONFIG, WEIGHTS, layer_tensors, quantiza
 from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest
 from sottovoce.checkpoint.model_card import model_card
 from sottovoce.errors import OutputError
+from sottovoce.evaluation.context import ShortContext
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.tune_record import TuneRecord
@@ -25,11 +26,12 @@ from sottovoce.system.versions import environment
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What else a manifest tells of how a folder was made: `fit`: how its plan was chosen; `tune`: how it was tuned; `chosen_on`: hashes of
-    the recordings by which it was chosen from others."""
+    """What else a manifest tells of how a folder was made: `fit`: how its plan was chosen; `tune`: how it was tuned, `short_context`: for
+    which contexts; `chosen_on`: hashes of the recordings by which it was chosen from others."""
 
     fit: FitRecord | None = None
     tune: TuneRecord | None = None
+    short_context: ShortContext | None = None
     chosen_on: tuple[str, ...] = ()
 
 
@@ -77,6 +79,7 @@ def _write_files(result: QuantizedModel, folder: Path, history: History) -> None
         files={file.name: FileRecord(bytes=file.stat().st_size, sha256=sha256(file)) for file in sorted(folder.iterdir())},
         fit=history.fit,
         tune=history.tune,
+        short_context=history.short_context,
         chosen_on=history.chosen_on,
     )
     write_manifest(folder, manifest)
