@@ -84,7 +84,9 @@ def test_gradients_of_affine_scales_are_those_of_the_formula(number_format: Affi
             assert float(moves["scale"].grad[row, group]) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("number_format", [Affine(bits=2), AffineMinimum(bits=4), KQuant(type="Q2_K"), KQuant(type="Q3_K"), NAMED["iq4_nl"]])
+@pytest.mark.parametrize(
+    "number_format", [Affine(bits=2), AffineMinimum(bits=4), KQuant(type="Q2_K"), KQuant(type="Q3_K"), NAMED["iq4_nl"]]
+)
 def test_gradients_agree_with_finite_differences(number_format: NumberFormat) -> None:
     weight, loss_gradient = a_weight(number_format), torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(3))
     moves = {name: move.requires_grad_() for name, move in random_moves(weight).items()}

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import load, read_weights
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
-from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
 from sottovoce.data.dataset import DataSet
@@ -19,7 +19,7 @@ from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import CheckpointError, ModelError
 from sottovoce.evaluation.context import ShortContext
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.pipeline import QuantizedModel, Timing, calibration_record
+from sottovoce.quantization.pipeline import CalibrationRecord, QuantizedModel, Timing, calibration_record
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneRecord, TuneSettings, default_rates
 from sottovoce.system.plain_data import to_plain
@@ -37,7 +37,7 @@ DEFAULT_UTTERANCES, DEFAULT_HELD_OUT = 192, 48
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TuneResult:
-    """`quantized`: the tuned model in memory. `record`: what was tuned, and the looks at held-out speech. `folder`: where it was written."""
+    """`quantized`: the tuned model in memory. `record`: what was tuned, and looks at held-out speech. `folder`: where it was written."""
 
     quantized: QuantizedModel
     record: TuneRecord
@@ -74,11 +74,14 @@ def tune(
     start, history = open_quantized(checkpoint)
     original = _original(start, against, checkpoint)
     refuse_context(original, settings)
-    folds = draw(calibration, start, weighting=weighting, utterances=utterances, held_out=held_out, seed=seed)
+    sets = calibration_sets(calibration, utterances + held_out)
+    folds = draw(sets, start.calibration, weighting=weighting, utterances=utterances, held_out=held_out, seed=seed)
     inputs = {
         "checkpoint": start.model.digest(),
         "model": original.digest(),
-        **tune_inputs(folds, settings),
+        "settings": to_plain(settings),
+        "training": folds.training.digest(),
+        "held_out": folds.held_out.digest(),
         "seed": seed,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
@@ -98,13 +101,14 @@ def open_quantized(checkpoint: str | Path) -> tuple[QuantizedModel, History]:
     folder = Path(checkpoint).expanduser()
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(
-            f"{checkpoint}: is not a folder written by `sottovoce quantize`; an exported file holds its scales for good, so give the folder "
-            "that it was made from"
+            f"{checkpoint}: is not a folder written by `sottovoce quantize`, and only such a folder is tuned; in place of an exported file "
+            "give the folder that it was made from"
         )
     manifest = read_manifest(folder)
     if manifest.tune is not None:
         raise CheckpointError(
-            f"{checkpoint}: is tuned already ({manifest.tune.chosen} steps); give the folder it was made from, with more steps or more speech"
+            f"{checkpoint}: is tuned already ({manifest.tune.chosen} steps); give the folder that it was made from, with more steps or "
+            "more speech"
         )
     model = load(folder)
     model.source = manifest.source
@@ -147,17 +151,19 @@ def refuse_context(model: SpeechModel, settings: TuneSettings) -> None:
         )
 
 
-def draw(calibration: Sources, start: QuantizedModel, *, weighting: Weighting, utterances: int, held_out: int, seed: int) -> Folds:
-    """Draw both folds from speech. Raises `CalibrationError` if there is too little."""
-    sets = calibration_sets(calibration, utterances + held_out)
+def draw(
+    sets: Sequence[DataSet],
+    calibrated: CalibrationRecord | None,
+    *,
+    weighting: Weighting,
+    utterances: int = DEFAULT_UTTERANCES,
+    held_out: int = DEFAULT_HELD_OUT,
+    seed: int,
+) -> Folds:
+    """Draw both folds from speech; `calibrated`: what the codes were calibrated on. Raises `CalibrationError` if there is too little."""
     # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
     count = None if len(sets) == 1 else utterances + held_out
-    return split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out, start.calibration)
-
-
-def tune_inputs(folds: Folds, settings: TuneSettings) -> dict[str, object]:
-    """Return what determines the result of tuning, as plain data."""
-    return {"settings": to_plain(settings), "training": folds.training.digest(), "held_out": folds.held_out.digest()}
+    return split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out, calibrated)
 
 
 def tune_quantized(

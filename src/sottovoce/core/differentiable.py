@@ -25,14 +25,14 @@ class _StraightThrough(torch.autograd.Function):
         return rounded.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         del ctx
         return gradient, None
 
 
 def straight_through(value: Tensor, rounded: Tensor) -> Tensor:
     """Return `rounded` (same shape), with the gradient of `value`."""
-    result: Tensor = _StraightThrough.apply(value, rounded)
+    result: Tensor = _StraightThrough.apply(value, rounded)  # type: ignore[no-untyped-call]
     return result
 
 

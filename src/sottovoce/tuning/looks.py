@@ -95,8 +95,6 @@ def _loops(model: SpeechModel, heard: Sequence[tuple[Lesson, Encoded]]) -> list[
         limit = SPARE * max(len(lesson.transcripts[0]) for lesson in lessons) + SPARE_TOKENS
         decoded = model.greedy_decode(Encoded.joined([heard[i][1] for i in rows]), lessons[0].language, limit)
         found += [
-            lesson.id
-            for lesson, (spoken, _) in zip(lessons, decoded, strict=True)
-            if text_loops(model.text(spoken), lesson.language)
+            lesson.id for lesson, (spoken, _) in zip(lessons, decoded, strict=True) if text_loops(model.text(spoken), lesson.language)
         ]
     return found

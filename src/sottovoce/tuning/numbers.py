@@ -82,7 +82,7 @@ class TunedNumbers:
         network = share_weights(self.model.network)
         weights = {name: with_moves(weight, self.scales[name]) for name, weight in self.weights.items()}
         for name, weight in weights.items():
-            module = network.get_submodule(name)
+            module: Any = network.get_submodule(name)
             set_parameters(module, weight.dequantize(), module.bias)
             tie_embedding(self.model, network, name)
         decoded = self.decoded()

@@ -20,8 +20,8 @@ from sottovoce.quantization.tune_record import Look, TuneSettings
 from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.progress import Progress
-from sottovoce.tuning.loss import divergence, relative_error
 from sottovoce.tuning.looks import best_look, encode, look
+from sottovoce.tuning.loss import divergence, relative_error
 from sottovoce.tuning.numbers import Student, TunedNumbers, codes_digest
 from sottovoce.tuning.schedule import Exercise, exercises, rate_share
 from sottovoce.tuning.teacher import Lesson
@@ -98,7 +98,7 @@ class Tuning:
                 raise CalibrationError(f"the loss of step {step + 1} is no number ({loss}); give a smaller rate")
             torch.autograd.backward(decoded, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
             if self.settings.prior:
-                (self.settings.prior * self.numbers.mean_square()).backward()
+                (self.settings.prior * self.numbers.mean_square()).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.numbers.all(), CLIP)
             self._optimizer.step()
 
@@ -138,7 +138,9 @@ class Tuning:
             return what
         first, last = self._looks[0], self._looks[-1]
         if last.short_kl is not None and first.short_kl is not None:
-            return f"{what}: held-out KL at short contexts {first.short_kl:.4f} -> {last.short_kl:.4f}, full {first.kl:.4f} -> {last.kl:.4f}"
+            return (
+                f"{what}: held-out KL at short contexts {first.short_kl:.4f} -> {last.short_kl:.4f}, full {first.kl:.4f} -> {last.kl:.4f}"
+            )
         return f"{what}: KL held out {first.kl:.4f} -> {last.kl:.4f}, seen {first.seen_kl:.4f} -> {last.seen_kl:.4f}"
 
     def _store(self, state: RunState, step: int) -> None:

@@ -50,9 +50,7 @@ def split(drawn: DataSet, utterances: int, held_out: int, calibration: Calibrati
     )
 
 
-def prepare(
-    original: SpeechModel, data: DataSet, *, language: str | None, state: RunState, progress: Progress
-) -> CalibrationSpeech:
+def prepare(original: SpeechModel, data: DataSet, *, language: str | None, state: RunState, progress: Progress) -> CalibrationSpeech:
     """Read recordings and transcribe them with the original, whatever was really said."""
     without_texts = replace(data, utterances=tuple(replace(utterance, text=None) for utterance in data))
     return prepare_speech(original, without_texts, language=language, state=state, progress=progress)

@@ -45,7 +45,7 @@ class Lesson:
 def make_lessons(
     original: SpeechModel, speech: CalibrationSpeech, *, sampled: bool, seed: int, doing: str, progress: Progress
 ) -> list[Lesson]:
-    """Let the original work through `speech`, whose transcripts are its own. `sampled`: also draw one transcript of each utterance by `seed`.
+    """Let the original work through `speech`, whose transcripts are its own. `sampled`: also draw one transcript of each by `seed`.
 
     Raises `CalibrationError` if it hears no word in any of it.
     """
