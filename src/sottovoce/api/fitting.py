@@ -72,10 +72,10 @@ def fit(
     One of three is given: `max_size` (bytes, or text such as "30MB"), `max_kl` (nats per token: then the smallest file that keeps it), or
     `max_wer_increase` (more errors in 100 words than the original on held-out speech, whose texts are needed: the smallest file that
     keeps it there). Writes the quantized folder `out` and, for a runtime with files of its own, that file beside it. Of `calibration`,
-    `utterances` are calibrated on and three times `held_out` others, of other speakers, are measured on; transcripts are needed for
-    the last goal only. `recipe`: its method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most
-    after the solution. `guarded`: long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`: also measure 20
-    random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
+    `utterances` are calibrated on and three times `held_out` others, of other speakers, are measured on; transcripts are needed for the
+    last goal only. `recipe`: its method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after
+    the solution. `guarded`: long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`:
+    also measure 20 random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     folder = Path(out).expanduser().absolute()
