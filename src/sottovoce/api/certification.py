@@ -121,10 +121,10 @@ def certify(
 
     `checkpoint`: a quantized folder, an exported file, or any model; `runtime`: as for `open_recognizer`. `folder`: the quantized folder
     that an exported file comes from, whose manifest tells the calibration speech. Texts of `audio` are not needed; where they are known,
-    errors are bounded too. `context`: of the checkpoint's encoder, as for `evaluate`; `against` has the whole window. `limits`: by loss (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with
-    them. `seed`: of the order of the losses. `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`,
-    `save_reference`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left
-    out and named in the result.
+    errors are bounded too. `context`: of the checkpoint's encoder, as for `evaluate`; `against` has the whole window. `limits`: by loss
+    (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with them. `seed`: of the order of the losses.
+    `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`, `save_reference`: write the transcripts there; a stopped
+    run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
 
     Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
     `RecipeError` for a confidence or limit out of range.

@@ -107,18 +107,16 @@ def evaluate(
     """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
 
     `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `language`: of utterances
-    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted.
-    `context`: of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`);
-    `against` has the whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it
-    had made. Recordings that cannot be used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
+    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `context`:
+    of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`); `against` has the
+    whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings
+    that cannot be used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
     """
     asked = as_context(context)
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None
     if against is not None:
-        reference = evaluate(
-            against, data, language=language, fallback=fallback, context=FULL, save=save_reference, progress=progress
-        )
+        reference = evaluate(against, data, language=language, fallback=fallback, context=FULL, save=save_reference, progress=progress)
     recognizer = _recognizer(model, runtime, fallback)
     chosen = asked.resolve(window_of(recognizer), recognizer.source)
     transcription = transcribe_resumably(recognizer, data, save, language=language, context=chosen, progress=progress)
@@ -184,9 +182,9 @@ def transcribe(
 ) -> Transcription:
     """Transcribe sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`.
-    `context`: of the encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and
-    named in the result.
+    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`. `context`: of the
+    encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write the transcripts
+    there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
     """
     asked = as_context(context)
     data = load_sources(audio)

@@ -178,7 +178,9 @@ def transcribe(
         )
     transcripts = result.transcripts
     if as_json:
-        rows: list[dict[str, Any]] = [{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3), "context": t.context} for t in transcripts]
+        rows: list[dict[str, Any]] = [
+            {"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3), "context": t.context} for t in transcripts
+        ]
         if scaling is not None:
             rows = [row | {"words": words(recognizer, t, scaling)} for row, t in zip(rows, transcripts, strict=True)]
         print_json(rows)

@@ -79,7 +79,9 @@ class Context:
         if window.refusal is not None:
             raise ModelError(f"{source}: {window.refusal}; leave the context {self} out")
         if self.kind == "fixed" and self.positions > window.positions:
-            raise RecipeError(f"a context of {self.positions} is more than the {window.positions} positions of {source}; give fewer, or full")
+            raise RecipeError(
+                f"a context of {self.positions} is more than the {window.positions} positions of {source}; give fewer, or full"
+            )
         return FULL if self.kind == "fixed" and self.positions == window.positions else self
 
     def of(self, samples: int, window: EncoderWindow) -> int | None:

@@ -54,8 +54,8 @@ def recognize_batches(
     `languages`: a code for each, "auto" (the model finds it) or None (the model's default). A recording longer than one forward pass goes
     through the model's own long-form procedure (all of its time counts as the decoder's, and it has no log-probabilities); where there is
     none, it is cut at silence and joined again; its encoder windows are whole ones. `context`: of the encoder for each other recording, as
-    `Context.resolve` returned it for this recognizer; one shorter than a recording raises `AudioError`. `on_unusable`: is told the number of a recording that raises `AudioError`, which is then
-    left out; without it the error is raised.
+    `Context.resolve` returned it for this recognizer; one shorter than a recording raises `AudioError`. `on_unusable`: is told the number
+    of a recording that raises `AudioError`, which is then left out; without it the error is raised.
     """
     for indices in batches_by_language(range(len(recordings)), languages, batch_size):
         usable, samples, contexts = list[int](), list[np.ndarray](), list[int | None]()
