@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sottovoce.backends.backend import StoredType
 from sottovoce.backends.mlx.layout import CONFIG, NAME, WEIGHTS
@@ -49,7 +49,7 @@ def write_mlx(source: Source, folder: Path) -> dict[str, StoredType]:
     heads = getattr(source.model.network.generation_config, "alignment_heads", None)
     if heads:  # which heads follow the speech, for timestamps of words
         tensors["alignment_heads"] = np.asarray(heads, np.int64)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "mlx"})
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "mlx"}))
     content = {
         "model_type": "whisper",
         "n_mels": config.num_mel_bins,
