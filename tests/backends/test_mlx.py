@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from sottovoce.backends.mlx.matrices import quantization, to_mlx
 from sottovoce.backends.mlx.writer import mlx_name, sinusoids, write_mlx
-from sottovoce.backends.openai_vocabulary import token_bytes
 from sottovoce.backends.registry import open_runtime, runtime_of, target_named
 from sottovoce.backends.source import Source, open_source
 from sottovoce.cli.main import main
@@ -76,7 +75,9 @@ def test_mx_dequantize_reads_our_values(number_format: NumberFormat) -> None:
     weight = rtn(random_matrix(7, 384, 1) * 0.1, number_format)
     parts = {name: mx.array(part) for name, part in to_mlx(weight).items()}
     parts |= {name: parts[name].astype(mx.float32) for name in parts if parts[name].dtype == mx.float16}
-    values = np.array(mx.dequantize(parts["weight"], parts["scales"], parts.get("biases"), **quantization(number_format)).astype(mx.float32))
+    values = np.array(
+        mx.dequantize(parts["weight"], parts["scales"], parts.get("biases"), **quantization(number_format)).astype(mx.float32)
+    )
     assert np.array_equal(values, weight.dequantize().numpy())
 
 
@@ -213,7 +214,8 @@ def test_the_commands(tmp_path: Path, small: Whisper) -> None:
     small.network.save_pretrained(tmp_path / "model")
     small.processor.save_pretrained(tmp_path / "model")
     out, folder = str(tmp_path / "small-3bit"), tmp_path / "small-mlx"
-    run = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), out, "--bits", "3", "--group-size", "64", "--target", "mlx", "--method", "rtn"])  # fmt: skip
+    settings = ["--bits", "3", "--group-size", "64", "--target", "mlx", "--method", "rtn"]
+    run = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), out, *settings])
     assert run.exit_code == 0, run.stderr
     run = CliRunner().invoke(main, ["export", out, "mlx", str(folder), "--no-verify", "--json"])
     assert run.exit_code == 0, run.stderr
@@ -222,4 +224,3 @@ def test_the_commands(tmp_path: Path, small: Whisper) -> None:
     soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).standard_normal(8000) * 0.1, 16000)
     run = CliRunner().invoke(main, ["transcribe", str(folder), str(tmp_path / "noise.wav"), "--json"])
     assert run.exit_code == 0, run.stderr
-    assert token_bytes(Source(small, {}))[small.tokens("hello")[0]] == b" hello"

@@ -73,7 +73,9 @@ class Target:
             if group_size is None:
                 raise RecipeError(f"{self.name} has no groups of a whole row; choose 32, 64 or 128 weights")
             if observer != "mse":
-                raise RecipeError(f"a real minimum is always fitted to the least rounding error, not by {observer!r}; leave the observer out")
+                raise RecipeError(
+                    f"a real minimum is always fitted to the least rounding error, not by {observer!r}; leave the observer out"
+                )
             return AffineMinimum(bits=bits, group_size=group_size)
         if symmetric is None:  # ggml's 8-bit blocks have no minimum
             symmetric = self.symmetric or (self.float16_min and bits > MAX_FLOAT16_MIN_BITS)

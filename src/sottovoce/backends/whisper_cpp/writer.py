@@ -23,7 +23,6 @@ from sottovoce.errors import ExportError
 QUANTIZATION_VERSION = 2000  # added to the file type of quantized files
 
 
-
 def write_ggml(source: Source, file: Path) -> dict[str, StoredType]:
     """Write `file`; return what each quantized tensor became, by its name in `transformers`.
 
