@@ -27,7 +27,6 @@ from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.errors import CalibrationError, CheckpointError, DataError, ModelError, OutputError, RecipeError, SottovoceError
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.models.whisper_encoder import encode_first
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
@@ -230,9 +229,13 @@ def test_a_short_context_equals_a_model_with_a_shorter_table(speech_folder: Path
     shorter.load_state_dict(state | {"embed_positions.weight": state["embed_positions.weight"][:60]})
     features = original.features([load_data(speech_folder).utterances[0].samples()])["input_features"]
     wanted = shorter(features[..., :120]).last_hidden_state
-    torch.testing.assert_close(encode_first(encoder, features, 60), wanted)
+
+    def shortened(positions: int) -> torch.Tensor:
+        return original.encode(original.shortened({"input_features": features}, positions)).states
+
+    torch.testing.assert_close(shortened(60), wanted)
     whole = original.encode({"input_features": features}).states
-    torch.testing.assert_close(encode_first(encoder, features, 100), whole)
+    torch.testing.assert_close(shortened(100), whole)
     assert not torch.allclose(whole[:, :60], wanted, atol=1e-2)
 
 
@@ -315,8 +318,6 @@ def test_other_families(make: object, speech_folder: Path) -> None:
     assert tuned.looks[-1].seen_kl < 0.97 * tuned.looks[0].seen_kl
     with pytest.raises(ModelError, match="ends with the recording"):
         refuse_context(original, TuneSettings(context="short"))
-    with pytest.raises(ModelError, match="no window of a fixed length"):
-        original.encode_first(original.features([lessons[0].recording]), 10)
 
 
 def test_exported_files_hold_the_tuned_values(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def _original(start: QuantizedModel, against: str | Path | SpeechModel | None, c
 
 def refuse_context(model: SpeechModel, settings: TuneSettings) -> None:
     """Raise `ModelError` if short contexts are to be tuned for, and the model's encoder has no window to cut."""
-    if settings.context == "short" and model.most_positions is None:
+    if settings.context == "short" and model.window_positions is None:
         raise ModelError(
             f"{model.source}: the encoder of {model.network.config.model_type!r} models already ends with the recording, so there is no "
             "context to shorten; leave --context out"

@@ -96,27 +96,19 @@ class SpeechModel(ABC):
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return the encoder inputs of 16 kHz mono recordings (float32 `[n_samples]` each)."""
 
+    @property
+    def window_positions(self) -> int | None:
+        """The encoder positions of a window of fixed length, of which it can take a part, or None: there is no such window."""
+        return None
+
+    def shortened(self, features: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
+        """Return encoder inputs that end after so many encoder positions. Raises `ModelError` where there is no window of fixed length."""
+        del features, positions
+        raise ModelError(f"{self.source}: a {self.network.config.model_type!r} model has no window of fixed length that could be shorter")
+
     @abstractmethod
     def encode(self, features: dict[str, Tensor]) -> Encoded:
         """Return the encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
-
-    @property
-    def most_positions(self) -> int | None:
-        """The positions of the encoder's window, where it can stop before the end of it (see `encode_first`); None: it cannot."""
-        return None
-
-    def positions_of(self, samples: int) -> int | None:
-        """Return how many encoder positions a recording of so many samples fills; None: all that `encode` gives, which ends with it."""
-        del samples
-        return None
-
-    def encode_first(self, features: dict[str, Tensor], positions: int) -> Encoded:
-        """Return the outputs of an encoder whose window ends after `positions`. Raises `ModelError` for a family that has no window."""
-        del features, positions
-        raise ModelError(
-            f"{self.source}: the encoder of {self.network.config.model_type!r} models has no window of a fixed length, so there is none to "
-            "cut short; leave the context out"
-        )
 
     @property
     def position_tables(self) -> tuple[str, ...]:

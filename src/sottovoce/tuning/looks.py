@@ -22,7 +22,7 @@ WORSE_ALLOWED = 1.25  # KL at the full context against the start's, where short 
 def encode(model: SpeechModel, lesson: Lesson, context: int | None) -> Encoded:
     """Return the encoder outputs of a recording, of its first positions if a context is given."""
     features = model.features([lesson.recording])
-    return model.encode(features) if context is None else model.encode_first(features, context)
+    return model.encode(features if context is None else model.shortened(features, context))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sottovoce.evaluation.context import Context, EncoderWindow
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.tune_record import TuneSettings
 from sottovoce.tuning.teacher import Lesson
@@ -57,9 +58,8 @@ def exercises(model: SpeechModel, lessons: Sequence[Lesson], settings: TuneSetti
 
 
 def short_context(model: SpeechModel, samples: int, margin: int) -> int | None:
-    """Return the encoder positions for a recording of so many samples and a margin; None if that is the whole window."""
-    filled, most = model.positions_of(samples), model.most_positions
-    if filled is None or most is None:
+    """Return the encoder positions for a recording of so many samples and a margin; None: the whole window, or there is none to cut."""
+    if model.window_positions is None:
         return None
-    context = max(min(SMALLEST, most), filled + margin)
-    return context if context < most else None
+    smallest = min(SMALLEST, model.window_positions)
+    return Context(kind="margin", positions=margin, smallest=smallest).of(samples, EncoderWindow(positions=model.window_positions))

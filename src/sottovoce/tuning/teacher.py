@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.errors import CalibrationError
+from sottovoce.evaluation.context import SAMPLES_PER_POSITION
 from sottovoce.evaluation.failures import text_loops
 from sottovoce.evaluation.kl_divergence import hidden_states
 from sottovoce.models.speech_model import SpeechModel
@@ -71,7 +72,9 @@ def _lesson(original: SpeechModel, speech: CalibrationSpeech, i: int, recording:
         )
         transcripts.append(tuple(tokens))
     states = [hidden_states(original, encoded, [tokens], language)[0] for tokens in transcripts]
-    length = original.positions_of(len(recording)) or encoded.states.shape[1]
+    length = encoded.states.shape[1]
+    if original.window_positions is not None:
+        length = min(length, -(-len(recording) // SAMPLES_PER_POSITION))
     return Lesson(
         id=speech.ids[i],
         recording=recording,
