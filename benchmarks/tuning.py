@@ -4,9 +4,9 @@
 
 DIR holds the speech: `calibration`, `calibration-wide`, `dev-librispeech`, `dev-accented`, `dev-home`. The start is quantized on
 `--calibration-utterances` of `calibration`; tuning trains on `calibration-wide`. Dev sets are only measured on. What SCRATCH has is not
-made again, so one start serves many tunings. One file is written, `OUT/NAME.json`: the record of the tuning (looks, rates, KL of both folds) and
-for every system and set the KL to the original in nats per token, errors and loops. `--runtime onnxruntime --contexts full +16` measures
-words of an exported file at encoder contexts.
+made again, so one start serves many tunings. One file is written, `OUT/NAME.json`: the record of the tuning (looks, rates, KL of both
+folds), and for every system and set the KL to the original in nats per token, errors and loops. `--runtime onnxruntime --contexts full +16`
+measures the words of an exported file at encoder contexts.
 """
 
 import argparse
