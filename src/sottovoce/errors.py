@@ -9,6 +9,7 @@
     +-- CheckpointError            a quantized folder that is damaged, incomplete or of an unknown version
     +-- ExportError                a quantized folder that a runtime's format cannot hold, or a file that fails its check
     +-- OutputError                an output that cannot be written
+    +-- MachineError               a device, a number type, a process or an amount of memory that is not there
     +-- MissingDependencyError     an optional package that is not installed
 
 A message says what came, what was wanted and what to do.
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "ExportError",
+    "MachineError",
     "MissingDependencyError",
     "ModelError",
     "OutputError",
@@ -64,6 +66,10 @@ class ExportError(SottovoceError):
 
 class OutputError(SottovoceError):
     """An output that cannot be written."""
+
+
+class MachineError(SottovoceError):
+    """A device, a number type, a process or an amount of memory that is not there."""
 
 
 class MissingDependencyError(SottovoceError):

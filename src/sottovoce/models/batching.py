@@ -43,7 +43,7 @@ class Encoded:
         states, masks = [], []
         for part in parts:
             missing = longest - part.states.shape[1]
-            mask = torch.ones(part.states.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+            mask = torch.ones(part.states.shape[:2], dtype=torch.bool, device=part.states.device) if part.mask is None else part.mask
             states.append(nn.functional.pad(part.states, (0, 0, 0, missing)))
             masks.append(nn.functional.pad(mask, (0, missing)))
         return Encoded(torch.cat(states), torch.cat(masks))

@@ -28,16 +28,16 @@ def quantize_with_awq(model: SpeechModel, plan: Plan, batches: Sequence[Batch], 
         if len(names) < len(mapping.targets):
             continue  # a target stays in floating point: its inputs must stay as they are
         found = search_scales(
-            [model.module(name).weight for name in names],
+            [model.module(name).weight.to(seen[name].device) for name in names],
             [seen[name].total.moments.hessian.matrix.float() for name in names],
             [plan.format(name) for name in names],
             seen[names[0]].magnitude,
         )
         source = network.get_submodule(mapping.source)
-        weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), found.scales)
+        weight, bias = divide_outputs(source.weight, getattr(source, "bias", None), found.scales.to(source.weight.device))
         set_parameters(source, weight, bias)
         for name in names:
             module = network.get_submodule(name)
-            set_parameters(module, scale_inputs(module.weight, found.scales), module.bias)
+            set_parameters(module, scale_inputs(module.weight, found.scales.to(module.weight.device)), module.bias)
     progress("", len(layers), len(layers))
     return network, round_all_layers(model, network, plan)

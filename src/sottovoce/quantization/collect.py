@@ -12,6 +12,7 @@ from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
 from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
 from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
+from sottovoce.system.devices import solving_device
 
 SAMPLED_ROWS = 48  # counted positions kept per batch and fold for measuring errors at the layers' outputs
 
@@ -86,10 +87,13 @@ def _accumulate(
     magnitudes: bool,
     residual: PausedLayer | None,
 ) -> LayerStatistics:
-    width = paused.inputs[0][0].shape[-1]
-    accumulators = (MomentAccumulator(width, projection), MomentAccumulator(width, projection))
+    width, device = paused.inputs[0][0].shape[-1], paused.inputs[0][0].device
+    sums = solving_device(device)
+    if projection is not None:
+        projection = projection.to(device)
+    accumulators = (MomentAccumulator(width, projection, sums), MomentAccumulator(width, projection, sums))
     samples, quantized_samples, residual_samples = list[Tensor](), list[Tensor](), list[Tensor]()
-    magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
+    magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64, device=sums)
     for i, batch in enumerate(batches):
         seen = [paused.inputs[0][i], paused.inputs[-1][i]]
         same = seen[0] is seen[1] or torch.equal(*seen)
@@ -107,18 +111,19 @@ def _accumulate(
             )
         for fold in (0, 1):
             counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
-            root = weights[counted].sqrt().unsqueeze(1)
+            root = weights[counted].sqrt().unsqueeze(1).to(device)
+            counted = counted.to(device)
             quantized_rows = _rows(seen[1], counted, root)
             rows = quantized_rows if same else _rows(seen[0], counted, root)
             error = None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
             accumulators[fold].add(rows, quantized_rows, root, error)
             if magnitudes:
-                magnitude += (quantized_rows.abs() * root).sum(0, dtype=torch.float64)
+                magnitude += (quantized_rows.abs() * root).to(sums).sum(0, dtype=torch.float64)
             every = max(1, len(rows) // SAMPLED_ROWS)
-            samples.append(rows[::every].clone())
-            quantized_samples.append(samples[-1] if same else quantized_rows[::every].clone())
+            samples.append(rows[::every].to(sums, copy=True))
+            quantized_samples.append(samples[-1] if same else quantized_rows[::every].to(sums, copy=True))
             if error is not None:
-                residual_samples.append(error[::every].clone())
+                residual_samples.append(error[::every].to(sums, copy=True))
     folds = accumulators[0].finish(), accumulators[1].finish()
     if not all(bool(torch.isfinite(fold.moments.hessian.matrix).all()) for fold in folds):
         raise CalibrationError(

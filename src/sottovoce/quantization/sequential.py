@@ -73,11 +73,12 @@ def quantize_sequentially(
     def quantize(layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
         progress(layer.name, len(finished), len(layers))
         module = network.get_submodule(layer.name)
+        weight, bias = (None if p is None else p.to(statistics.device) for p in (module.weight, module.bias))
         in_format = partial(
             quantize_layer,
             layer,
-            module.weight,
-            module.bias,
+            weight,
+            bias,
             statistics,
             method=method,
             strength=strengths.get(layer.name),
@@ -85,7 +86,7 @@ def quantize_sequentially(
         )
         finished[layer.name] = in_format(plan.format(layer.name))
         if on_layer is not None:
-            on_layer(QuantizedLayer(layer, module.weight, statistics, finished[layer.name], in_format))
+            on_layer(QuantizedLayer(layer, weight, statistics, finished[layer.name], in_format))
         install_layer(model, network, layer, finished[layer.name])
         state.add_layer(layer.name, finished[layer.name])
 
@@ -124,7 +125,7 @@ def diagnostic_pass(model: SpeechModel, plan: Plan, layers: Sequence[Layer], bat
             break
     vulnerability, reliability = dict[str, float](), dict[str, float]()
     for layer, statistics in collect_statistics([model.network], few, layers):
-        weight, number_format = model.module(layer.name).weight, plan.format(layer.name)
+        weight, number_format = model.module(layer.name).weight.to(statistics.device), plan.format(layer.name)
         held_out = held_out_choice(weight, statistics.raw.folds, number_format, pairs=[(NO_CORRECTION, DIAGNOSTIC_DAMPING)])
         vulnerability[layer.name] = relative_weight_error(weight, rtn(weight, number_format).dequantize())
         reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)

@@ -15,7 +15,6 @@ from sottovoce.core.qep import Moments
 CONSTANT_SHARE = 1e-6  # least share of a channel's energy that is counted as variance
 PRODUCT_ROWS = 2048  # positions multiplied at once: enough that adding up the products takes little of the time
 SYMMETRIC_BLOCK = 256  # columns per block when only the upper triangle of a product is computed
-NO_RESIDUAL_ERROR = torch.zeros((), dtype=torch.float64)  # of a residual stream that is not compensated
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +24,7 @@ class FoldStatistics:
     `moments`: second moments; `mean`, `quantized_mean` `[in]`: of the inputs in the original and in the quantized network; `weight`:
     sum of the positions' weights. `projection`: the one weight `[out, in]` that is applied to the cross-moment already, if it is;
     then the cross-moment and `mean_residual_error` `[out]` include what the residual stream lacks, where that is asked for (else
-    `mean_residual_error` is the scalar zero).
+    `mean_residual_error` is the scalar zero). All of it is on one device, the solving device of the inputs.
     """
 
     moments: Moments
@@ -33,7 +32,7 @@ class FoldStatistics:
     quantized_mean: Tensor
     weight: float
     projection: Tensor | None = None
-    mean_residual_error: Tensor = NO_RESIDUAL_ERROR
+    mean_residual_error: Tensor | float = 0.0
 
     @cached_property
     def centered(self) -> Moments:
@@ -62,6 +61,11 @@ class LayerStatistics:
     quantized_samples: Tensor
     magnitude: Tensor
     residual_samples: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are, and where the layer is solved."""
+        return self.samples.device
 
     @cached_property
     def total(self) -> FoldStatistics:
@@ -113,18 +117,21 @@ class MomentAccumulator:
     """Running sums in float64 of float32 products over some thousand positions at a time.
 
     `width`: channels of the inputs. `projection` `[out, width]` (optional): applied to the error of the inputs before the
-    cross-moment is taken.
+    cross-moment is taken. `device`: of the sums; products are taken where the rows are.
     """
 
-    def __init__(self, width: int, projection: Tensor | None = None) -> None:
-        self.projection = projection
-        self.hessian = torch.zeros(width, width, dtype=torch.float64)
-        self.cross = torch.zeros(width if projection is None else len(projection), width, dtype=torch.float64)
-        self.total = torch.zeros(width, dtype=torch.float64)
-        self.quantized_total = torch.zeros(width, dtype=torch.float64)
-        self.total_residual_error = NO_RESIDUAL_ERROR
+    def __init__(self, width: int, projection: Tensor | None = None, device: torch.device | None = None) -> None:
+        self.projection, self.device = projection, torch.device("cpu") if device is None else device
+        self.hessian = self._zeros(width, width)
+        self.cross = self._zeros(width if projection is None else len(projection), width)
+        self.total = self._zeros(width)
+        self.quantized_total = self._zeros(width)
+        self.total_residual_error: Tensor | float = 0.0
         self.weight = 0.0
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def add(self, rows: Tensor, quantized_rows: Tensor, root_weights: Tensor, residual_error: Tensor | None = None) -> None:
         """Add positions.
@@ -132,11 +139,11 @@ class MomentAccumulator:
         `rows`, `quantized_rows` `[n, width]`: inputs in the original and in the quantized network, each times the square root of its
         position's weight, `root_weights` `[n, 1]`. `residual_error` `[n, out]`: what the residual stream lacks there, likewise.
         """
-        root = root_weights.squeeze(1).double()
-        self.total += root @ rows.double()
-        self.quantized_total += root @ quantized_rows.double()
+        root = root_weights.squeeze(1).to(self.device).double()
+        self.total += root @ rows.to(self.device).double()
+        self.quantized_total += root @ quantized_rows.to(self.device).double()
         if residual_error is not None:
-            self.total_residual_error = self.total_residual_error + root @ residual_error.double()
+            self.total_residual_error = self.total_residual_error + root @ residual_error.to(self.device).double()
         self.weight += float(root.square().sum())
         self._waiting.append((rows, quantized_rows, residual_error))
         if sum(len(rows) for rows, _, _ in self._waiting) >= PRODUCT_ROWS:
@@ -160,11 +167,11 @@ class MomentAccumulator:
         self._flush()
         upper = self.hessian.triu()
         hessian = upper + upper.triu(1).T
-        mean, quantized_mean, mean_residual_error = (
-            total / self.weight if self.weight > 0 else total for total in (self.total, self.quantized_total, self.total_residual_error)
-        )
+        weight = self.weight if self.weight > 0 else 1.0
+        mean, quantized_mean, mean_residual_error = self.total / weight, self.quantized_total / weight, self.total_residual_error / weight
         moments = Moments(Hessian(hessian), self.cross, self.projection is not None)
-        return FoldStatistics(moments, mean, quantized_mean, self.weight, self.projection, mean_residual_error)
+        projection = None if self.projection is None else self.projection.to(self.device)
+        return FoldStatistics(moments, mean, quantized_mean, self.weight, projection, mean_residual_error)
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -174,7 +181,7 @@ class MomentAccumulator:
         width = quantized_rows.shape[1]
         for start in range(0, width, SYMMETRIC_BLOCK):
             block = slice(start, start + SYMMETRIC_BLOCK)
-            self.hessian[block, start:] += quantized_rows[:, block].T @ quantized_rows[:, start:]
+            self.hessian[block, start:] += (quantized_rows[:, block].T @ quantized_rows[:, start:]).to(self.device)
         if not same:
             difference = torch.cat([rows - quantized for rows, quantized, _ in self._waiting])
             if self.projection is not None:
@@ -182,5 +189,5 @@ class MomentAccumulator:
             residuals = [residual for _, _, residual in self._waiting if residual is not None]
             if residuals:
                 difference += torch.cat(residuals)
-            self.cross += difference.T @ quantized_rows
+            self.cross += (difference.T @ quantized_rows).to(self.device)
         self._waiting = []
