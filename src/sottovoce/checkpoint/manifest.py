@@ -17,6 +17,7 @@ from sottovoce.checkpoint.manifest_v1 import upgrade
 from sottovoce.errors import CheckpointError, DataError, OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.confidence import FittedConfidence
+from sottovoce.evaluation.context import ShortContext
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.pipeline import CalibrationRecord
@@ -64,6 +65,7 @@ class Manifest:
     certificates: tuple[Certificate, ...] = ()  # of this folder and its exports
     chosen_on: tuple[str, ...] = ()  # hashes of the recordings by which this folder, or a setting of it, was chosen from others
     fit: FitRecord | None = None  # how the plan was chosen, if it was made for a size
+    short_context: ShortContext | None = None  # what the model was tuned for, if its encoder may stop when the speech stops
 
     @property
     def bytes(self) -> int:
