@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -28,13 +29,37 @@ class PretendedTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _Call(func, args, kwargs or {}).run()
 
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
+
+class _FromNumbers(TorchFunctionMode):
+    """Tensors made from Python's numbers do not pass the dispatcher on their way to the device: make them on the CPU, and move them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            return func(*args, **{**kwargs, "device": CPU}).to(kwargs["device"])
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], PretendedTensor) and isinstance(args[1], list):
+            return args[0][torch.tensor(args[1]).to(DEVICE)]
+        return func(*args, **kwargs)
+
 
 class PretendedDevice(TorchDispatchMode):
     """Inside of this context `DEVICE` exists. `calls`: how many operations ran on it. `refused`: a type that it does not have."""
 
     def __init__(self, refused: torch.dtype | None = None) -> None:
         super().__init__()
-        self.calls, self.refused = 0, refused
+        self.calls, self.refused, self._numbers = 0, refused, _FromNumbers()
+
+    def __enter__(self) -> "PretendedDevice":
+        self._numbers.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._numbers.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = _Call(func, args, kwargs or {})

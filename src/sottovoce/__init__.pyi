@@ -68,5 +68,7 @@ from sottovoce.quantization.plan_file import write_plan as write_plan
 from sottovoce.quantization.recipe import Recipe as Recipe
 from sottovoce.quantization.recipe import Rule as Rule
 from sottovoce.report.page import write_report as write_report
+from sottovoce.system.devices import Placement as Placement
+from sottovoce.system.devices import find_placement as find_placement
 
 __version__: str

@@ -26,6 +26,7 @@ from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
 from sottovoce.quantization.pipeline import CalibrationRecord
 from sottovoce.system.atomic_files import sha256
+from sottovoce.system.devices import Placement
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
@@ -81,6 +82,12 @@ class _Settings:
     confidence: float
     seed: int
     limits: dict[Loss, float]
+    placement: Placement
+
+    @property
+    def placement_of_reference(self) -> Placement:
+        """An exported original computes on the CPU."""
+        return Placement() if runtime_of(self.against) else self.placement
 
     def hash(self, files: Sequence[_File], reference: Recognizer) -> str:
         """Hash all that is decided before the speech is seen."""
@@ -93,6 +100,7 @@ class _Settings:
                 "confidence": self.confidence,
                 "seed": self.seed,
                 "limits": self.limits,
+                **({} if self.placement.is_plain else {"device": str(self.placement)}),
             }
         )
 
@@ -112,6 +120,7 @@ def certify(
     ledger: str | Path | None = None,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> Certificate:
     """Bound how far the transcripts of `checkpoint` are from those of the model `against`, on speech like `audio`.
@@ -121,16 +130,16 @@ def certify(
     errors are bounded too. `limits`: by loss (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with
     them. `seed`: of the order of the losses. `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`,
     `save_reference`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left
-    out and named in the result.
+    out and named in the result. `placement`: of both models in PyTorch, as for `open_recognizer`.
 
     Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
     `RecipeError` for a confidence or limit out of range.
     """
-    settings = _settings(str(against), language, fallback, confidence, seed, limits)
+    settings = _settings(str(against), language, fallback, confidence, seed, limits, placement)
     speech = _read_speech(audio)
     file = _open_file(checkpoint, folder, runtime, fallback)
     calibration, shared = _check_folds(file, speech)
-    reference = open_recognizer(against, fallback=fallback)
+    reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash([file], reference), speech)
     originals = _transcripts(reference, speech, settings, save_reference, progress)
     del reference
@@ -150,6 +159,7 @@ def choose_smallest(
     seed: int = 0,
     ledger: str | Path | None = None,
     save_reference: str | Path | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> Choice:
     """Choose the smallest of `checkpoints` whose bounds are within all `limits`, and vouch for it with the confidence of one test.
@@ -158,14 +168,14 @@ def choose_smallest(
     and the first failure ends it. A file that is chosen exceeds a limit with probability `1 - confidence` at most, however many
     candidates there are. Other settings and errors: as for `certify`; `RecipeError` also for no limit or less than two checkpoints.
     """
-    settings = _settings(str(against), language, fallback, confidence, seed, limits)
+    settings = _settings(str(against), language, fallback, confidence, seed, limits, placement)
     if len(checkpoints) < 2 or not limits:
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
     speech = _read_speech(audio)
     files = [_open_file(checkpoint, None, runtime, fallback) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
-    reference = open_recognizer(against, fallback=fallback)
+    reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash(files, reference), speech)
     originals = _transcripts(reference, speech, settings, save_reference, progress)
     del reference
@@ -189,13 +199,27 @@ def recording_hashes(audio: str | Path | DataSet | Sequence[str | Path | DataSet
 
 
 def _settings(
-    against: str, language: str | None, fallback: Fallback | None, confidence: float, seed: int, limits: Mapping[Loss, float] | None
+    against: str,
+    language: str | None,
+    fallback: Fallback | None,
+    confidence: float,
+    seed: int,
+    limits: Mapping[Loss, float] | None,
+    placement: Placement,
 ) -> _Settings:
     check_confidence(confidence)
     for name, limit in (limits or {}).items():
         if name not in LOSSES or not 0 <= limit < 1:
             raise RecipeError(f"a limit of {limit} for {name!r} makes no sense; wanted 0 to below 1 for one of {', '.join(LOSSES)}")
-    return _Settings(against=against, language=language, fallback=fallback, confidence=confidence, seed=seed, limits=dict(limits or {}))
+    return _Settings(
+        against=against,
+        language=language,
+        fallback=fallback,
+        confidence=confidence,
+        seed=seed,
+        limits=dict(limits or {}),
+        placement=placement,
+    )
 
 
 def _read_speech(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> _Speech:
@@ -319,7 +343,9 @@ def _certificate(
     save: str | Path | None,
     progress: Progress,
 ) -> Certificate:
-    recognizer = open_recognizer(file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback)
+    recognizer = open_recognizer(
+        file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback, placement=_placement(file, settings)
+    )
     transcripts = _transcripts(recognizer, speech, settings, save, progress)
     losses = utterance_losses(transcripts, originals, settings.language)
     places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
@@ -331,7 +357,7 @@ def _certificate(
         checkpoint=file.name,
         digest=file.digest,
         bytes=file.bytes,
-        runtime=file.runtime,
+        runtime=file.runtime if _placement(file, settings).is_plain else f"{file.runtime} ({settings.placement})",
         reference=settings.against,
         confidence=settings.confidence,
         seed=settings.seed,
@@ -347,6 +373,10 @@ def _certificate(
         left_out=speech.left_out,
         limits=settings.limits or None,
     )
+
+
+def _placement(file: _File, settings: _Settings) -> Placement:
+    return settings.placement if file.runtime == DEFAULT_RUNTIME else Placement()
 
 
 def _corpus(name: str, utterances: Sequence[Utterance], losses: Mapping[str, UtteranceLosses], seconds: Mapping[str, float]) -> Corpus:

@@ -17,10 +17,11 @@ from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
-from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.pipeline import QuantizedModel, brought_home, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
 from sottovoce.quantization.plan import make_plan as plan_from_recipe
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
@@ -51,6 +52,7 @@ def quantize(
     overwrite: bool = False,
     resume: bool = False,
     target: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
@@ -59,7 +61,8 @@ def quantize(
     data sets each gives utterances by its hours, or all as many (`weighting`). `augmentation`: vary the speech (see `data.augment`).
     `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
     `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
-    the same inputs was stopped, if there is one. Same inputs and seed give the same bytes.
+    the same inputs was stopped, if there is one. `placement`: where the forward passes and the solves run (see `find_placement`); the
+    result is on the CPU in any case. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
     folder = Path(out).expanduser().absolute()
@@ -89,14 +92,17 @@ def quantize(
         "batch_size": batch_size,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
+        "device": str(placement),
     }
+    running = speech_model.placed(placement, keep_float32=True)
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
         speech = None
         if sample is not None:
             speech = prepare_speech(
-                speech_model, sample, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
+                running, sample, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
             )
-        result = quantize_model(speech_model, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
+        result = quantize_model(running, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
+        result = brought_home(result, speech_model)
         save_quantized(result, folder, overwrite=overwrite)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from sottovoce.cli.options import (
     fallback_option,
     json_option,
     language_option,
+    placement_options,
     print_json,
     runtime_option,
     save_option,
@@ -20,6 +22,7 @@ from sottovoce.cli.options import (
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.certificate import Certificate
+    from sottovoce.system.devices import Placement
 
 LIMITS = {
     "max_changed": ("changed", "% of utterances with another transcript"),
@@ -54,6 +57,7 @@ def limit_options(command: Any) -> Any:
 @save_option
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
 @runtime_option
+@placement_options
 @language_option
 @fallback_option
 @threads_option
@@ -73,6 +77,7 @@ def certify(
     save_reference: Path | None,
     runtime: str | None,
     language: str | None,
+    place: Callable[[], Placement],
     fallback: bool,
     threads: int | None,
     as_json: bool,
@@ -109,6 +114,7 @@ def certify(
         "limits": wanted,
         "ledger": ledger,
         "save_reference": save_reference,
+        "placement": place(),
     }
     with progress_bar() as progress:
         if choose:

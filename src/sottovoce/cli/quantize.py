@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,6 +16,7 @@ from sottovoce.cli.options import (
     json_option,
     language_option,
     overwrite_option,
+    placement_options,
     print_json,
     resume_option,
     sample_seed_option,
@@ -22,6 +24,9 @@ from sottovoce.cli.options import (
     threads_option,
 )
 from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
+
+if TYPE_CHECKING:
+    from sottovoce.system.devices import Placement
 
 ACTIVATIONS = sorted({choice for backend in BACKENDS.values() for choice in backend.activations}, reverse=True)
 EXAMPLES = "\n".join(
@@ -54,6 +59,7 @@ EXAMPLES = "\n".join(
 @batch_size_option
 @overwrite_option
 @resume_option
+@placement_options
 @language_option
 @threads_option
 @json_option
@@ -74,6 +80,7 @@ def quantize(
     overwrite: bool,
     resume: bool,
     language: str | None,
+    place: Callable[[], Placement],
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -94,6 +101,7 @@ def quantize(
     if plan_file is not None:
         refuse_with_plan(ctx)
     set_threads(threads)
+    placement = place()
     recipe = recipe_from(options)
     given = None if plan_file is None else read_plan(plan_file)
     with progress_bar() as progress:
@@ -120,6 +128,7 @@ def quantize(
             overwrite=overwrite,
             resume=resume,
             target=options.target,
+            placement=placement,
             progress=progress,
         )
     if as_json:

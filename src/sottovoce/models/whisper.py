@@ -149,7 +149,7 @@ class Whisper(SpeechModel):
             padding="longest",
             return_attention_mask=True,
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)  # for the higher temperatures: the same recording gives the same words
             out = generate(
                 self.network,

@@ -84,7 +84,8 @@ def quantize_layer(
 ) -> LayerResult:
     """Quantize one layer by GPTQ towards its corrected target.
 
-    `weight` `[out, in]`, `bias` `[out]`: on the device of the statistics. `strength`: of the rule "diagnostic", already worked out. `embedding_weight`: for a head that
+    `weight` `[out, in]`, `bias` `[out]`: on the device of the statistics.
+    `strength`: of the rule "diagnostic", already worked out. `embedding_weight`: for a head that
     is also the token embedding: weight of the look-up, which wants the original rows; its statistics are of a single network, so there
     is nothing to correct for.
     """

@@ -37,9 +37,7 @@ def run_in_lockstep(networks: Sequence[nn.Module], batches: Sequence[dict[str, A
     """
     driver = greenlet.getcurrent()
     # First of all hooks: weights that visit a device come when the pass goes on.
-    hooks = [
-        network.get_submodule(name).register_forward_pre_hook(_pause(name), prepend=True) for network in networks for name in targets
-    ]
+    hooks = [network.get_submodule(name).register_forward_pre_hook(_pause(name), prepend=True) for network in networks for name in targets]
     walkers = [[greenlet.greenlet(_walk(network, batch), driver) for batch in batches] for network in networks]
     visited: set[str] = set()
     undo = _compute_once(networks)

@@ -1,7 +1,7 @@
 """The main job: recordings, a plan and a recipe in, a quantized recognizer out."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.sequential import LayerObserver, quantize_sequentially
+from sottovoce.system.devices import brought_home as network_brought_home
 from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.progress import Progress, silent
 
@@ -134,6 +135,13 @@ def quantize_model(
         calibration=_record(speech, seed) if calibrates and speech is not None else None,
         timing=Timing(labels_s=speech.label_time_s if speech else 0.0, solving_s=time.perf_counter() - started),
     )
+
+
+def brought_home(result: QuantizedModel, original: SpeechModel) -> QuantizedModel:
+    """Return `result` in float32 on the CPU, whatever device it was made on; `original`: the model as it was loaded."""
+    if result.model.placement.is_plain:
+        return result
+    return replace(result, model=original.with_network(network_brought_home(result.model.network, original.network)))
 
 
 def _record(speech: CalibrationSpeech, seed: int) -> CalibrationRecord:

@@ -73,7 +73,8 @@ def quantize_sequentially(
     def quantize(layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
         progress(layer.name, len(finished), len(layers))
         module = network.get_submodule(layer.name)
-        weight, bias = (None if p is None else p.to(statistics.device) for p in (module.weight, module.bias))
+        weight = module.weight.to(statistics.device)
+        bias = None if module.bias is None else module.bias.to(statistics.device)
         in_format = partial(
             quantize_layer,
             layer,

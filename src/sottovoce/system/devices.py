@@ -108,7 +108,7 @@ def placed(network: nn.Module, placement: Placement, *, keep_float32: bool = Fal
     """
     if placement.is_plain:
         return network
-    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]})
+    copied = sharing_copy(network)
     rounded_later = keep_float32 and placement.dtype != torch.float32
     first, moved = next(network.parameters()), dict[tuple[int, torch.device], Tensor]()
 
@@ -127,7 +127,7 @@ def placed(network: nn.Module, placement: Placement, *, keep_float32: bool = Fal
             raise MachineError(f"{name}: holds weights beside other layers, so it computes in float32 only; leave out --dtype")
         for key, parameter in own.items():
             kept = torch.float32 if rounded_later else placement.dtype
-            module._parameters[key] = move(parameter, CPU if stays else placement.device, kept)  # type: ignore[assignment]
+            module._parameters[key] = move(parameter, CPU if stays else placement.device, kept)
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[key] = move(buffer, placement.device, buffer.dtype)
@@ -137,6 +137,22 @@ def placed(network: nn.Module, placement: Placement, *, keep_float32: bool = Fal
             module.register_forward_hook(visit.end, always_call=True)
     copied.placement = placement  # type: ignore[assignment]
     return copied
+
+
+def brought_home(network: nn.Module, original: nn.Module) -> nn.Module:
+    """Return the parameters of `network` on the CPU, in a copy of `original`, from which it was placed."""
+    copied, known = sharing_copy(original), dict[int, nn.Parameter]()
+    for name, module in copied.named_modules():
+        for key, parameter in network.get_submodule(name)._parameters.items():
+            if parameter is not None:
+                known.setdefault(id(parameter), nn.Parameter(parameter.detach().cpu(), requires_grad=False))
+                module._parameters[key] = known[id(parameter)]
+    return copied
+
+
+def sharing_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` with modules of its own that share all tensors."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]})
 
 
 @dataclass(frozen=True)
