@@ -43,6 +43,8 @@ from sottovoce.evaluation.confidence import ConfidenceScaling as ConfidenceScali
 from sottovoce.evaluation.confidence import FittedConfidence as FittedConfidence
 from sottovoce.evaluation.confidence import WordConfidence as WordConfidence
 from sottovoce.evaluation.confidence import word_confidences as word_confidences
+from sottovoce.evaluation.context import Context as Context
+from sottovoce.evaluation.context import ShortContext as ShortContext
 from sottovoce.evaluation.error_statistics import ErrorStatistics as ErrorStatistics
 from sottovoce.evaluation.fallback import Fallback as Fallback
 from sottovoce.evaluation.recognizer import Recognizer as Recognizer

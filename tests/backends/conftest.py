@@ -18,14 +18,14 @@ def openai_like() -> Whisper:
     return small_openai(layers=4)
 
 
-def small_openai(layers: int) -> Whisper:
-    """A random Whisper of width 64 with the vocabulary and front end of tiny.en."""
+def small_openai(layers: int, positions: int = 448) -> Whisper:
+    """A random Whisper of width 64 with the vocabulary and front end of tiny.en; `positions`: of its decoder, prompt included."""
     original = load_model("bundled:tiny.en")
     torch.manual_seed(0)
     config = WhisperConfig(
         **(original.network.config.to_dict() | {
             "d_model": 64, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": 1, "decoder_attention_heads": 1,
-            "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "init_std": 0.3,
+            "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "init_std": 0.3, "max_target_positions": positions,
         })
     )  # fmt: skip
     network = WhisperForConditionalGeneration(config).eval().requires_grad_(False)

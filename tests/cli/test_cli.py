@@ -234,11 +234,12 @@ def test_public_names() -> None:
     }
     assert set(sottovoce.__all__) == {
         "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "Certificate", "Choice", "ConfidenceRecord",
-        "ConfidenceScaling", "DataSet", "ErrorStatistics",
+        "ConfidenceScaling", "Context", "DataSet", "ErrorStatistics",
         "Evaluation", "Export", "FADE", "Fallback", "FitRecord", "FitResult", "FittedConfidence",
         "GPTQ", "LayerReport", "METHODS", "Manifest",
         "NumberFormat", "Plan", "PlannedLayer", "Push", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
-        "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
+        "Score", "ShortContext",
+        "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
         "certify", "choose_smallest", "evaluate", "export", "store_certificate",
         "fit", "fit_confidence", "format_named", "inspect", "inspect_errors",
         "load", "load_data", "make_plan", "method_named", "open_recognizer", "push",

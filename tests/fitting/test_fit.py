@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,25 @@ from click.testing import CliRunner
 
 from sottovoce import api
 from sottovoce.backends.registry import BACKENDS
+from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.cli.main import main
+from sottovoce.data.dataset import DataSet
+from sottovoce.data.load import load_data
 from sottovoce.errors import CalibrationError, RecipeError
 from sottovoce.fitting.loop_guard import longest, new_loops, without_costliest
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import file_bytes, parse_size
+from sottovoce.fitting.speech import held_out_speech
+from sottovoce.fitting.word_goal import ENOUGH, WordGoal
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.calibration_set import CalibrationSpeech
-from sottovoce.quantization.fit_record import FitGoal
+from sottovoce.quantization.fit_record import FitGoal, WordIncrease
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.plan_file import read_plan, write_plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of
-from sottovoce.system.progress import silent
+from sottovoce.system.progress import Progress, silent
 from tests.conftest import make_tiny
 
 
@@ -143,6 +150,46 @@ def test_a_bound_on_the_kl(done: api.FitResult, speech_folder: Path, tmp_path: P
     assert tight.measured_kl < done.record.measured_kl
 
 
+def test_a_bound_on_the_word_error_rate(speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest schedule tried that keeps the bound is taken, and the outcome is counted on the fold that no choice has seen."""
+    tried, real = list[tuple[int, float]](), WordGoal.increase
+
+    def rising(goal: WordGoal, model: SpeechModel, data: DataSet, progress: Progress) -> WordIncrease:
+        """As if each nat cost 100 words in 100: the words of a random model tell nothing."""
+        seen = held_out_speech(goal_model, data, language=None, progress=progress).mean_divergence(model)
+        tried.append((len(data), 100 * seen))
+        return replace(real(goal, model, data, progress), points=100 * seen)
+
+    goal_model = make_tiny(layers=1)
+    monkeypatch.setattr(WordGoal, "increase", rising)
+    record = fitted(tmp_path / "out", speech_folder, max_wer_increase=0.5, swaps=0, guarded=0).record
+    assert record.words is not None
+    assert [count for count, _ in tried] == [4] * (len(tried) - 1) + [2]
+    kept = [points for _, points in tried[:-1] if points <= 0.5]
+    assert kept
+    assert record.words.utterances == 2
+    assert record.words.points == tried[-1][1]
+    assert read_manifest(tmp_path / "out").fit == replace(record, bytes=record.bytes)
+
+
+def test_the_next_bound_follows_the_words() -> None:
+    goal = WordGoal(points=1.0, choice=DataSet("a", ()), report=DataSet("b", ()), original={})
+    assert goal.next_bound(0.1, 0.8) is None
+    assert goal.next_bound(0.1, 2.0) == pytest.approx(0.1 * 0.5 * ENOUGH)
+    assert goal.next_bound(0.1, 0.5) == pytest.approx(0.2)
+    assert goal.next_bound(0.1, -1.0) == pytest.approx(0.4)
+    assert goal.next_bound(0.1, 100.0) == pytest.approx(0.025)
+
+
+def test_words_cannot_be_counted(speech_folder: Path, tmp_path: Path) -> None:
+    silent_texts = load_data(speech_folder)
+    unlabelled = replace(silent_texts, utterances=tuple(replace(one, text=None) for one in silent_texts))
+    with pytest.raises(RecipeError, match="have no reference text"):
+        fitted(tmp_path / "out", unlabelled, max_wer_increase=1.0)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="of -1 is not possible"):
+        fitted(tmp_path / "out", speech_folder, max_wer_increase=-1)
+
+
 def test_too_small_a_size_names_the_smallest_and_the_unit(speech_folder: Path, tmp_path: Path, sizes: tuple[int, int]) -> None:
     with pytest.raises(RecipeError, match=rf"smallest file takes {sizes[0] / 1e6:.2f} MB, of which model.decoder.embed_tokens takes"):
         fitted(tmp_path / "out", speech_folder, max_size=sizes[0] - 1)
@@ -150,7 +197,7 @@ def test_too_small_a_size_names_the_smallest_and_the_unit(speech_folder: Path, t
 
 
 def test_refusals(speech_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="either a size or"):
+    with pytest.raises(RecipeError, match="either a size, a bound"):
         fitted(tmp_path / "out", speech_folder)
     with pytest.raises(RecipeError, match="goes layer by layer"):
         fitted(tmp_path / "out", speech_folder, max_kl=1.0, recipe=Recipe(method=METHODS["rtn"]))

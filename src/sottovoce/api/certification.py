@@ -19,9 +19,10 @@ from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data, load_each
 from sottovoce.errors import AudioError, DataError, RecipeError
 from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
+from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks, setting_hash
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
 from sottovoce.quantization.pipeline import CalibrationRecord
@@ -72,6 +73,7 @@ class _File:
     digest: str
     bytes: int
     manifest: Manifest | None
+    context: Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ class _Settings:
         """Hash all that is decided before the speech is seen."""
         return setting_hash(
             {
-                "files": [[file.digest, file.runtime] for file in files],
+                "files": [[file.digest, file.runtime, *([] if file.context == FULL else [repr(file.context)])] for file in files],
                 "against": _digest(reference),
                 "language": self.language,
                 "fallback": repr(self.fallback),
@@ -114,6 +116,7 @@ def certify(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    context: str | int | Context = AUTO,
     confidence: float = 0.95,
     seed: int = 0,
     limits: Mapping[Loss, float] | None = None,
@@ -127,21 +130,22 @@ def certify(
 
     `checkpoint`: a quantized folder, an exported file, or any model; `runtime`: as for `open_recognizer`. `folder`: the quantized folder
     that an exported file comes from, whose manifest tells the calibration speech. Texts of `audio` are not needed; where they are known,
-    errors are bounded too. `limits`: by loss (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with
-    them. `seed`: of the order of the losses. `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`,
-    `save_reference`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left
-    out and named in the result. `placement`: of both models in PyTorch, as for `open_recognizer`.
+    errors are bounded too. `context`: of the checkpoint's encoder, as for `evaluate`; `against` has the whole window. `limits`: by loss
+    (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with them. `seed`: of the order of the losses.
+    `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`, `save_reference`: write the transcripts there; a stopped
+    run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
+    `placement`: of both models in PyTorch, as for `open_recognizer`.
 
     Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
     `RecipeError` for a confidence or limit out of range.
     """
-    settings = _settings(str(against), language, fallback, confidence, seed, limits, placement)
+    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
     speech = _read_speech(audio)
-    file = _open_file(checkpoint, folder, runtime, fallback)
+    file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = _check_folds(file, speech)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash([file], reference), speech)
-    originals = _transcripts(reference, speech, settings, save_reference, progress)
+    originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
     return _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
 
@@ -155,6 +159,7 @@ def choose_smallest(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    context: str | int | Context = AUTO,
     confidence: float = 0.95,
     seed: int = 0,
     ledger: str | Path | None = None,
@@ -168,16 +173,16 @@ def choose_smallest(
     and the first failure ends it. A file that is chosen exceeds a limit with probability `1 - confidence` at most, however many
     candidates there are. Other settings and errors: as for `certify`; `RecipeError` also for no limit or less than two checkpoints.
     """
-    settings = _settings(str(against), language, fallback, confidence, seed, limits, placement)
+    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
     if len(checkpoints) < 2 or not limits:
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
     speech = _read_speech(audio)
-    files = [_open_file(checkpoint, None, runtime, fallback) for checkpoint in checkpoints]
+    files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash(files, reference), speech)
-    originals = _transcripts(reference, speech, settings, save_reference, progress)
+    originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
     candidates, chosen, going_on = list[Candidate](), None, True
     for file in files:
@@ -251,13 +256,27 @@ def _corpus_name(name: str) -> str:
     return name if name.startswith(PREFIX) else Path(name).name
 
 
-def _open_file(checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None) -> _File:
-    """Open a checkpoint once, which exports it where the runtime needs that, to know its size and its hash."""
+def _open_file(
+    checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None, asked: Context, speech: _Speech
+) -> _File:
+    """Open a checkpoint once, which exports it where the runtime needs that, to know its size, its hash and its context.
+
+    Raises `AudioError` if the context is shorter than a recording.
+    """
     origin = Path(folder or checkpoint).expanduser()
     if folder is not None and not (origin / MANIFEST).is_file():
         raise RecipeError(f"{folder}: is not a folder written by sottovoce, so it tells nothing of {checkpoint}; leave --folder out")
     manifest = read_manifest(origin) if (origin / MANIFEST).is_file() else None
     recognizer = open_recognizer(checkpoint, runtime, fallback=fallback)
+    window = window_of(recognizer)
+    if manifest is not None:
+        window = replace(window, tuned=manifest.short_context)
+    context = asked.resolve(window, str(checkpoint))
+    for name, seconds in speech.seconds.items():
+        try:
+            context.of(round(seconds * SAMPLE_RATE), window)
+        except AudioError as exc:
+            raise AudioError(f"{name}: {exc}") from exc
     exported = runtime_of(recognizer.source)
     name = exported or (DEFAULT_RUNTIME if runtime is None else backend_named(runtime).name)
     weights = manifest.files[WEIGHTS].sha256 if manifest is not None and exported is None else None
@@ -268,6 +287,7 @@ def _open_file(checkpoint: str | Path, folder: str | Path | None, runtime: str |
         digest=weights or _digest(recognizer),
         bytes=recognizer.stored_bytes,
         manifest=manifest,
+        context=context,
     )
 
 
@@ -323,10 +343,10 @@ def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
 
 
 def _transcripts(
-    recognizer: Recognizer, speech: _Speech, settings: _Settings, save: str | Path | None, progress: Progress
+    recognizer: Recognizer, speech: _Speech, settings: _Settings, context: Context, save: str | Path | None, progress: Progress
 ) -> tuple[Transcript, ...]:
     """Transcribe everything that could be read before: what cannot be read any more would be missing from the count."""
-    made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, progress=progress)
+    made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, context=context, progress=progress)
     for reason in made.unusable.values():
         raise DataError(f"a recording changed while it was measured ({reason}); start again")
     return made.transcripts
@@ -346,7 +366,7 @@ def _certificate(
     recognizer = open_recognizer(
         file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback, placement=_placement(file, settings)
     )
-    transcripts = _transcripts(recognizer, speech, settings, save, progress)
+    transcripts = _transcripts(recognizer, speech, settings, file.context, save, progress)
     losses = utterance_losses(transcripts, originals, settings.language)
     places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
     # Speakers of two corpora may have one name.
@@ -358,6 +378,7 @@ def _certificate(
         digest=file.digest,
         bytes=file.bytes,
         runtime=file.runtime if _placement(file, settings).is_plain else f"{file.runtime} ({settings.placement})",
+        context=str(file.context),
         reference=settings.against,
         confidence=settings.confidence,
         seed=settings.seed,

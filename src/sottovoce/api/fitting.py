@@ -50,6 +50,7 @@ def fit(
     *,
     max_size: str | float | None = None,
     max_kl: float | None = None,
+    max_wer_increase: float | None = None,
     target: str = DEFAULT_TARGET,
     calibration: str | Path | DataSet | Sequence[str | Path | DataSet],
     recipe: Recipe | None = None,
@@ -70,21 +71,23 @@ def fit(
 ) -> FitResult:
     """Choose a format for every layer so that the file of `target` fits into `max_size` and loses least, and write it.
 
-    Either `max_size` (bytes, or text such as "30MB") or `max_kl` (nats per token: then the smallest file that keeps it) is given. Writes
-    the quantized folder `out` and, for a runtime with files of its own, that file beside it. Of `calibration`, `utterances` are
-    calibrated on and three times `held_out` others, of other speakers, are measured on; no transcripts are needed. `recipe`: its
-    method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after the solution. `guarded`:
-    long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`: also measure 20 random
-    schedules. `placement`: where the model computes (see `find_placement`). `verify`: try the file in its runtime. `resume`: go on where
-    the same fit was stopped.
+    One of three is given: `max_size` (bytes, or text such as "30MB"), `max_kl` (nats per token: then the smallest file that keeps it), or
+    `max_wer_increase` (more errors in 100 words than the original on held-out speech, whose texts are needed: the smallest file that
+    keeps it there). Writes the quantized folder `out` and, for a runtime with files of its own, that file beside it. Of `calibration`,
+    `utterances` are calibrated on and three times `held_out` others, of other speakers, are measured on; transcripts are needed for the
+    last goal only. `recipe`: its method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after
+    the solution. `guarded`: long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`:
+    also measure 20 random schedules. `placement`: where the model computes (see `find_placement`). `verify`: try the file in its
+    runtime. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     folder = Path(out).expanduser().absolute()
     refuse_existing(folder, overwrite=overwrite)
-    if (max_size is None) == (max_kl is None):
-        raise RecipeError("give either a size or a bound on the KL")
-    if max_kl is not None and not max_kl > 0:
-        raise RecipeError(f"a KL of {max_kl} is not possible; give a number above 0")
+    if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:
+        raise RecipeError("give either a size, a bound on the KL, or a bound on the increase of the word error rate")
+    for title, bound in (("a KL", max_kl), ("an increase of the word error rate", max_wer_increase)):
+        if bound is not None and not 0 < bound < float("inf"):
+            raise RecipeError(f"{title} of {bound} is not possible; give a number above 0")
     backend = backend_named(target)
     file = folder if backend.write is None else folder.parent / backend.file_name.format(folder.name)
     if file != folder and file.exists() and not overwrite:
@@ -93,7 +96,7 @@ def fit(
     if not isinstance(recipe.method, GPTQ):
         raise RecipeError(f"a fit goes layer by layer, and {recipe.method.title} does not; choose gptq, qep or fade")
     speech_model = loaded(model)
-    goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl)
+    goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl, max_wer_increase=max_wer_increase)
     settings = FitSettings(swaps=swaps, guarded=guarded, baselines=baselines)
     running = speech_model.placed(placement, keep_float32=True)
     fitting = Fit(running, backend, goal, settings)
@@ -117,7 +120,16 @@ def fit(
     }
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
-        speech = prepare(running, sample, folds, guarded=guarded, language=language, state=state, progress=progress)
+        speech = prepare(
+            running,
+            sample,
+            folds,
+            guarded=guarded,
+            max_wer_increase=max_wer_increase,
+            language=language,
+            state=state,
+            progress=progress,
+        )
         quantizer = Quantizer(
             running,
             recipe,

@@ -133,6 +133,23 @@ def _parsed(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
     return content, version
 
 
+def read_short_context(model: Path | str) -> ShortContext | None:
+    """Return the contexts that a folder of ours was tuned for, without checking its files; None for any other model.
+
+    Raises `CheckpointError` for a damaged manifest.
+    """
+    folder = Path(model).expanduser()
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except (OSError, ValueError):
+        return None
+    content, _ = _parsed(raw, folder / MANIFEST)
+    try:
+        return None if (found := content.get("short_context")) is None else from_plain(ShortContext, found)
+    except DataError as exc:
+        raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
+
+
 def store_confidence(folder: Path | str, confidence: ConfidenceRecord) -> None:
     """Put what was fitted to the words of held-out speech into the folder's manifest. Raises `CheckpointError`, `OutputError`."""
     folder = Path(folder).expanduser()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    context_option,
     fallback_option,
     json_option,
     language_option,
@@ -60,6 +61,7 @@ def limit_options(command: Any) -> Any:
 @placement_options
 @language_option
 @fallback_option
+@context_option
 @threads_option
 @json_option
 def certify(
@@ -79,6 +81,7 @@ def certify(
     language: str | None,
     place: Callable[[], Placement],
     fallback: bool,
+    context: str,
     threads: int | None,
     as_json: bool,
     **limits: float | None,
@@ -109,6 +112,7 @@ def certify(
         "runtime": runtime,
         "language": language,
         "fallback": Fallback() if fallback else None,
+        "context": context,
         "confidence": confidence,
         "seed": seed,
         "limits": wanted,

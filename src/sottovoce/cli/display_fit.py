@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from sottovoce.cli.console import console, megabytes
-from sottovoce.quantization.fit_record import FitRecord, LoopGuard
+from sottovoce.quantization.fit_record import FitRecord, LoopGuard, WordIncrease
 
 
 def print_fit(record: FitRecord, file: str) -> None:
@@ -36,8 +36,18 @@ def print_fit(record: FitRecord, file: str) -> None:
         f"utterance, {passes.encoder:g} encoder and {passes.decoder:g} decoder passes to measure",
         highlight=False,
     )
+    if record.words is not None:
+        terminal.print(words_sentence(record.words), highlight=False)
     if record.guard is not None and record.guard.recordings:
         terminal.print(loops_sentence(record.guard), highlight=False)
+
+
+def words_sentence(words: WordIncrease) -> str:
+    """Say in a sentence what the change did to the words of speech that no choice has seen."""
+    return (
+        f"{words.metric} {words.points:+.2f} points (95 % interval {words.low:+.2f} to {words.high:+.2f}) against the original's "
+        f"{words.original_rate:.2f} %, on {words.utterances} utterances that no choice has seen"
+    )
 
 
 def loops_sentence(guard: LoopGuard) -> str:

@@ -35,6 +35,12 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--max-size", metavar="SIZE", help="The file may be this large: 30MB, 28.5MiB, or bytes.")
 @click.option("--max-kl", type=float, metavar="NATS", help="In place of a size: the smallest file that keeps the KL within this.")
+@click.option(
+    "--max-wer-increase",
+    type=float,
+    metavar="POINTS",
+    help="In place of a size: the smallest file that makes at most this many more errors in 100 words of held-out speech with texts.",
+)
 @click.option("--target", type=ANY_BACKEND, default=DEFAULT_TARGET, show_default=True, help="Runtime whose file is meant.")
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
 @calibration_weights_option
@@ -71,6 +77,7 @@ def fit(
     out: Path,
     max_size: str | None,
     max_kl: float | None,
+    max_wer_increase: float | None,
     target: str,
     calibration: tuple[str, ...],
     calibration_weights: Literal["hours", "equal"],
@@ -104,8 +111,8 @@ def fit(
     from sottovoce.quantization.recipe import Recipe
     from sottovoce.system.plain_data import to_plain
 
-    if (max_size is None) == (max_kl is None):
-        raise click.UsageError("give either --max-size or --max-kl")
+    if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:
+        raise click.UsageError("give one of --max-size, --max-kl and --max-wer-increase")
     set_threads(threads)
     with progress_bar() as progress:
         done = api.fit(
@@ -113,6 +120,7 @@ def fit(
             out,
             max_size=max_size,
             max_kl=max_kl,
+            max_wer_increase=max_wer_increase,
             target=target,
             calibration=calibration,
             recipe=Recipe(method=method_named(method)),

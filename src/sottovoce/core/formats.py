@@ -25,6 +25,7 @@ NAMED: dict[str, NumberFormat] = {
     "q8_0": Affine(bits=8, symmetric=True),
     "q4_1": AffineMinimum(bits=4),
     "q5_1": AffineMinimum(bits=5),
+    **{f"mlx{bits}": AffineMinimum(bits=bits, group_size=64) for bits in BITS},  # MLX's own groups
     **{kind.lower(): KQuant(type=kind) for kind in get_args(KType)},
     "iq4_nl": IQ4NL(),
     "iq4_xs": IQ4XS(),

@@ -10,7 +10,7 @@ Split = Literal["calibration", "test"]
 
 
 def sentences(split: Split) -> list[str]:
-    """The 48 sentences to calibrate on, or the 60 others to test on."""
+    """The 24 sentences to calibrate on, or the 32 others to test on."""
     return files("sottovoce.demo").joinpath(f"{split}.txt").read_text(encoding="utf-8").splitlines()
 
 

@@ -4,6 +4,7 @@
 2. Measure each unit's level there, on held-out speech.
 3. Solve the knapsack, and quantize with that schedule in network order.
 4. Compare predicted and measured KL. If they differ by more than a factor of 1.5, measure the levels again there and repeat 3 once.
+   With a bound on the word error rate: count the words, choose another bound on the KL, and repeat 3, a few times at most.
 5. Try swaps on another fold.
 6. Decode long recordings. If one loops that does not with the original, the encoder unit that costs most has to become larger: repeat 3
    and quantize again, a few times at most.
@@ -20,16 +21,19 @@ from sottovoce.backends.backend import Backend
 from sottovoce.backends.layer_bytes import layer_bytes
 from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.core.number_format import NumberFormat
+from sottovoce.data.dataset import DataSet
 from sottovoce.errors import CalibrationError, RecipeError
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import Attempt, Quantizer, entry_errors, install
 from sottovoce.fitting.loop_guard import new_loops, without_costliest
 from sottovoce.fitting.menu import menu_formats
+from sottovoce.fitting.outcome import MeasuredKL, fit_record
 from sottovoce.fitting.size import file_bytes
 from sottovoce.fitting.speech import FitSpeech
 from sottovoce.fitting.swaps import Swap, propose_swaps, try_swaps, wanted_formats
+from sottovoce.fitting.word_goal import START_KL, WordGoal
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.fit_record import Baseline, FitGoal, FitRecord, FittedUnit, LoopGuard, PassCount
+from sottovoce.quantization.fit_record import FitGoal, FitRecord, LoopGuard, PassCount, WordIncrease
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import (
     MEGABYTE,
@@ -39,7 +43,6 @@ from sottovoce.quantization.schedule import (
     blocking_unit,
     cheapest_loss,
     fewest_bytes,
-    ideal_bits,
     make_units,
     plan_of,
     random_schedule,
@@ -52,6 +55,7 @@ from sottovoce.system.progress import Progress
 TOLERANCE = 1.5  # factor between predicted and measured KL up to which levels are not measured again
 ROUNDS = 2  # how often levels are measured at most
 KL_ATTEMPTS = 4  # schedules tried until a bound on the KL holds
+WORD_ATTEMPTS = 6  # schedules tried for a bound on the word error rate
 RANDOM_SCHEDULES = 20
 GUARD_ROUNDS = 3  # quantizations on account of loops, at most
 START_BITS = 4.75  # stored bits per weight of the operating point where no size is given
@@ -69,7 +73,7 @@ class FitSettings:
 
 
 class Fit:
-    """A fit in progress. Make one, then call `run`."""
+    """A fit in progress. Make one, then call `run`, once."""
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Fit:
         if goal.max_bytes is not None:
             self._refuse_infeasible(goal.max_bytes)
             self.base = uniform_entries(self.units, goal.max_bytes - self.fixed_bytes)
+        self.kl_bound = START_KL if goal.max_wer_increase is not None else goal.max_kl  # of the next schedule; None: bytes bind
         self.passes = [0.0, 0.0]
 
     def _refuse_infeasible(self, most: int) -> None:
@@ -106,7 +111,7 @@ class Fit:
             )
 
     def run(self, quantizer: Quantizer, speech: FitSpeech, run: StoredRun, progress: Progress) -> tuple[QuantizedModel, FitRecord]:
-        """Carry it out. Raises `CalibrationError` if a bound on the KL cannot be kept."""
+        """Carry it out. Raises `CalibrationError` if a bound on the KL or on the word error rate cannot be kept."""
         target = self.backend.target
         draws = self._random_entries()
         base = quantizer.quantize(
@@ -115,33 +120,9 @@ class Fit:
             others=self._formats_of(draws) if self.settings.baselines else None,
             price=True,
         )
-        units = self._levels(base, self.base, base.errors, speech, run, "base", progress)
+        units: Sequence[PricedUnit] = self._levels(base, self.base, base.errors, speech, run, "base", progress)
         schedule = self._solve(units)
-        attempt, rounds, swaps = base, 1, list[Swap]()
-        for round_number in range(1, KL_ATTEMPTS + 1):
-            proposed = propose_swaps(units, schedule.entries, self._room(schedule), self.settings.swaps)
-            attempt = quantizer.quantize(
-                f"round-{round_number}",
-                plan_of(self.units, schedule.entries, self.model, target),
-                others=wanted_formats(units, proposed),
-            )
-            kl = self._measure(attempt.result.model, speech.held_out["levels"])
-            ratio = kl / schedule.loss if schedule.loss > 0 else 1.0
-            if rounds < ROUNDS and abs(math.log(max(ratio, 1e-9))) > math.log(TOLERANCE):
-                rounds += 1
-                units = self._levels(attempt, schedule.entries, base.errors, speech, run, f"round-{round_number}", progress, units)
-            elif self.goal.max_kl is not None and kl > self.goal.max_kl:
-                units = [replace(unit, level=unit.level * 1.05 * ratio) for unit in units]
-            else:
-                swaps = proposed
-                break
-            again = self._solve(units)
-            if again.entries == schedule.entries:
-                schedule = again
-                break
-            schedule = again
-        else:
-            raise CalibrationError(f"a KL of {self.goal.max_kl} was not reached in {KL_ATTEMPTS} schedules; give a larger one")
+        units, schedule, attempt, swaps, rounds = self._search(units, schedule, base, quantizer, speech, run, progress)
         result, entries, accepted, meter = try_swaps(
             self.model, attempt, units, schedule.entries, swaps, speech.held_out["swaps"], progress
         )
@@ -150,7 +131,67 @@ class Fit:
         result = replace(result, plan=plan_of(self.units, entries, self.model, target))
         final = schedule_of(units, entries)
         record = self._record(units, final, result, base, draws, speech, quantizer)
-        return result, replace(record, rounds=rounds, swaps_tried=len(swaps), swaps_accepted=accepted, guard=guard)
+        words = None if speech.words is None else self._increase(result.model, speech.words, speech.words.report, progress)
+        return result, replace(record, rounds=rounds, swaps_tried=len(swaps), swaps_accepted=accepted, guard=guard, words=words)
+
+    def _search(
+        self,
+        units: Sequence[PricedUnit],
+        schedule: Schedule,
+        base: Attempt,
+        quantizer: Quantizer,
+        speech: FitSpeech,
+        run: StoredRun,
+        progress: Progress,
+    ) -> tuple[Sequence[PricedUnit], Schedule, Attempt, list[Swap], int]:
+        """Quantize by schedules until one keeps the goal. Returns prices, schedule, its model, swaps to try, and rounds of measuring."""
+        rounds, kept, least = 1, None, math.inf
+        for round_number in range(1, (KL_ATTEMPTS if speech.words is None else WORD_ATTEMPTS) + 1):
+            swaps = propose_swaps(units, schedule.entries, self._room(schedule), self.settings.swaps)
+            attempt = quantizer.quantize(
+                f"round-{round_number}",
+                plan_of(self.units, schedule.entries, self.model, self.backend.target),
+                others=wanted_formats(units, swaps),
+            )
+            kl = self._measure(attempt.result.model, speech.held_out["levels"])
+            ratio = kl / schedule.loss if schedule.loss > 0 else 1.0
+            if rounds < ROUNDS and abs(math.log(max(ratio, 1e-9))) > math.log(TOLERANCE):
+                rounds += 1
+                units = self._levels(attempt, schedule.entries, base.errors, speech, run, f"round-{round_number}", progress, units)
+            elif speech.words is not None and self.kl_bound is not None:
+                words = speech.words
+                increase = self._increase(attempt.result.model, words, words.choice, progress).points
+                least = min(least, increase)
+                if increase <= words.points and (kept is None or schedule.bytes < kept[1].bytes):
+                    kept = units, schedule, attempt, swaps, rounds
+                bound = words.next_bound(self.kl_bound, increase)
+                if bound is None:
+                    break
+                self.kl_bound = bound
+            elif self.kl_bound is not None and kl > self.kl_bound:
+                units = [replace(unit, level=unit.level * 1.05 * ratio) for unit in units]
+            else:
+                return units, schedule, attempt, swaps, rounds
+            again = self._find(units)
+            if again is None and kept is None:
+                raise CalibrationError(self._unreachable())
+            if again is None or (again.entries == schedule.entries and speech.words is not None):
+                break
+            if again.entries == schedule.entries:
+                return units, again, attempt, [], rounds
+            schedule = again
+        if kept is not None:
+            return kept
+        if speech.words is not None:
+            raise CalibrationError(
+                f"an increase of at most {speech.words.points:g} points was not reached in {round_number} schedules, the least was "
+                f"{least:.2f}; give a larger one, or more held-out speech (--held-out)"
+            )
+        raise CalibrationError(f"a KL of {self.goal.max_kl} was not reached in {KL_ATTEMPTS} schedules; give a larger one")
+
+    def _increase(self, model: SpeechModel, words: WordGoal, data: DataSet, progress: Progress) -> WordIncrease:
+        self.passes = [count + len(data) for count in self.passes]
+        return words.increase(model, data, progress)
 
     def _guard(
         self,
@@ -184,14 +225,19 @@ class Fit:
     def _solve(self, units: Sequence[PricedUnit]) -> Schedule:
         found = self._find(units)
         if found is None:
-            raise CalibrationError(f"no schedule keeps the KL within {self.goal.max_kl}; give a larger one")
+            raise CalibrationError(self._unreachable())
         return found
+
+    def _unreachable(self) -> str:
+        if self.goal.max_wer_increase is not None:
+            return f"no schedule keeps the word error rate within {self.goal.max_wer_increase:g} points; give a larger increase"
+        return f"no schedule keeps the KL within {self.goal.max_kl}; give a larger one"
 
     def _find(self, units: Sequence[PricedUnit]) -> Schedule | None:
         if self.goal.max_bytes is not None:
             found = cheapest_loss(units, self.goal.max_bytes - self.fixed_bytes)
         else:
-            found = fewest_bytes(units, self.goal.max_kl or 0.0)
+            found = fewest_bytes(units, self.kl_bound or 0.0)
         return None if found is None else self._within_the_file(units, found)
 
     def _within_the_file(self, units: Sequence[PricedUnit], schedule: Schedule) -> Schedule:
@@ -273,43 +319,21 @@ class Fit:
         quantizer: Quantizer,
     ) -> FitRecord:
         report = speech.held_out["report"]
-        measured = self._measure(result.model, report)
-        bits, ideal = ideal_bits(units, schedule.bytes)
-        uniform = schedule_of(units, self.base)
-        random = [schedule_of(units, entries) for entries in draws]
-        measured_random = None
-        uniform_kl = self._measure(base.result.model, report)
-        if self.settings.baselines:
-            measured_random = float(np.mean([self._measured_random(base, entries, report) for entries in draws]))
-        title = base.result.plan.layers[0].format.title
-        return FitRecord(
-            goal=self.goal,
-            bytes=self.fixed_bytes + schedule.bytes,
-            fixed_bytes=self.fixed_bytes,
-            predicted_kl=schedule.loss,
-            measured_kl=measured,
-            ideal_kl=ideal,
+        kl = MeasuredKL(
+            fit=self._measure(result.model, report),
+            uniform=self._measure(base.result.model, report),
+            random=float(np.mean([self._measured_random(base, entries, report) for entries in draws])) if self.settings.baselines else None,
             tokens=report.n_tokens,
-            rounds=1,
-            uniform=Baseline(title=title, bytes=self.fixed_bytes + uniform.bytes, predicted_kl=uniform.loss, measured_kl=uniform_kl),
-            random=Baseline(
-                title="random schedules",
-                bytes=self.fixed_bytes + float(np.mean([one.bytes for one in random])),
-                predicted_kl=float(np.mean([one.loss for one in random])),
-                measured_kl=measured_random,
-                draws=len(random),
-            ),
-            units=tuple(
-                FittedUnit(
-                    name=unit.unit.name,
-                    format=None if (chosen := unit.unit.menu[entry]) is None else chosen.title,
-                    bits_per_weight=8 * unit.unit.bytes[entry] / unit.unit.weights,
-                    bytes=unit.unit.bytes[entry],
-                    predicted_kl=unit.losses[entry],
-                    ideal_bits=float(ideal_bit),
-                )
-                for unit, entry, ideal_bit in zip(units, schedule.entries, bits, strict=True)
-            ),
+        )
+        return fit_record(
+            units,
+            schedule,
+            goal=self.goal,
+            fixed_bytes=self.fixed_bytes,
+            uniform=schedule_of(units, self.base),
+            uniform_title=base.result.plan.layers[0].format.title,
+            random=[schedule_of(units, entries) for entries in draws],
+            kl=kl,
             passes=PassCount(
                 calibration=quantizer.runs * quantizer.recipe.method.n_networks * len(speech.calibration.ids),
                 encoder=round(self.passes[0], 1),

@@ -7,6 +7,7 @@ from sottovoce.data.dataset import DataSet
 from sottovoce.errors import CalibrationError
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.loop_guard import GuardSpeech, longest
+from sottovoce.fitting.word_goal import WordGoal, word_goal
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
 from sottovoce.quantization.run_state import RunState
@@ -18,11 +19,13 @@ LEAST_CALIBRATION = 2  # utterances
 
 @dataclass(frozen=True, eq=False)
 class FitSpeech:
-    """`calibration`: to quantize with; `held_out`: by fold, with the original's distributions. `guard`: to listen to for loops."""
+    """`calibration`: to quantize with; `held_out`: by fold, with the original's distributions. `guard`: to listen to for loops. `words`: to
+    count errors on, where their number is the goal."""
 
     calibration: CalibrationSpeech
     held_out: dict[str, HeldOutSpeech]
     guard: GuardSpeech
+    words: WordGoal | None = None
 
 
 def split(drawn: DataSet, utterances: int, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
@@ -51,14 +54,17 @@ def prepare(
     folds: dict[str, DataSet],
     *,
     guarded: int,
+    max_wer_increase: float | None,
     language: str | None,
     state: RunState,
     progress: Progress,
 ) -> FitSpeech:
     """Read and transcribe all of it. Transcripts that `state` has are not made again.
 
-    `guarded`: how many recordings are listened to for loops, the longest of all but those of the report.
+    `guarded`: how many recordings are listened to for loops, the longest of all but those of the report. `max_wer_increase`: in points;
+    None if words are not the goal, and texts are not needed.
     """
+    words = None if max_wer_increase is None else word_goal(model, max_wer_increase, folds, language=language, progress=progress)
     prepared = {
         name: prepare_speech(model, without_texts(data), language=language, state=state, progress=progress) for name, data in folds.items()
     }
@@ -67,6 +73,7 @@ def prepare(
         taught,
         {name: _held_out(model, speech) for name, speech in prepared.items()},
         longest(model, [taught, *(prepared[name] for name in FOLDS[:-1])], guarded),
+        words,
     )
 
 

@@ -97,6 +97,16 @@ class SpeechModel(ABC):
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return the encoder inputs of 16 kHz mono recordings (float32 `[n_samples]` each)."""
 
+    @property
+    def window_positions(self) -> int | None:
+        """The encoder positions of a window of fixed length, of which it can take a part, or None: there is no such window."""
+        return None
+
+    def shortened(self, features: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
+        """Return encoder inputs that end after so many encoder positions. Raises `ModelError` where there is no window of fixed length."""
+        del features, positions
+        raise ModelError(f"{self.source}: a {self.network.config.model_type!r} model has no window of fixed length that could be shorter")
+
     @abstractmethod
     def encode(self, features: dict[str, Tensor]) -> Encoded:
         """Return the encoder outputs of a batch; an utterance's do not depend on what it is batched with."""

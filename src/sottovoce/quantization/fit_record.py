@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class FitGoal:
-    """What was asked for: one of the two."""
+    """What was asked for: one of the three."""
 
     max_bytes: int | None = None
     max_kl: float | None = None  # nats per token
+    max_wer_increase: float | None = None  # more errors in 100 words than the original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,19 @@ class LoopGuard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WordIncrease:
+    """How much the error rate is above the original's, in points (errors in 100 words, or characters where `metric` is CER), with the 95 %
+    interval of the paired bootstrap, on `utterances` that no choice has seen. `original_rate`: in percent."""
+
+    points: float
+    low: float
+    high: float
+    original_rate: float
+    metric: str
+    utterances: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitRecord:
     """The outcome of a fit. KL: mean over the tokens of held-out speech, in nats; `measured_kl` on speech that no choice has seen."""
 
@@ -73,6 +87,7 @@ class FitRecord:
     swaps_tried: int = 0
     swaps_accepted: int = 0
     guard: LoopGuard | None = None
+    words: WordIncrease | None = None  # where a bound on it was the goal
 
     @property
     def ratio(self) -> float:

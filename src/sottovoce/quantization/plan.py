@@ -131,8 +131,9 @@ def check_target(plan: Plan, target: Target) -> None:
             same = [(other.part, other.shape[1]) for other in plan.layers if other.format == layer.format]
             fitting = target.nearest_fitting(layer.format, same)
             raise RecipeError(f"{layer.name}: {reason}" + (f"; the nearest format that fits is {fitting}" if fitting else ""))
-    if target.one_format and (len(plan.formats) > 1 or plan.ignored):
-        found = [number_format.title for number_format in plan.formats] + (["floating point"] if plan.ignored else [])
+    odd_floats = bool(plan.ignored) and not target.beside_float
+    if target.one_format and (len(plan.formats) > 1 or odd_floats):
+        found = [number_format.title for number_format in plan.formats] + (["floating point"] if odd_floats else [])
         raise RecipeError(f"{target.name} holds one format for all layers, head included; the plan has {' and '.join(found)}")
 
 

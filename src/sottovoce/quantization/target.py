@@ -8,6 +8,7 @@ from sottovoce.errors import RecipeError
 
 if TYPE_CHECKING:
     from sottovoce.core.affine import Affine, Observer
+    from sottovoce.core.affine_minimum import AffineMinimum
     from sottovoce.core.number_format import NumberFormat
     from sottovoce.models.layers import Part
 
@@ -23,7 +24,9 @@ class Target:
     refusal: "Callable[[NumberFormat, Part, int], str | None]"
     symmetric: bool = False  # whether affine grids have no zero points by default
     float16_min: bool = False  # asymmetric groups are stored with a float16 minimum
+    real_minimum: bool = False  # even steps have a real minimum for each group by default, not a whole zero point
     one_format: bool = False  # all layers must have the same format, head included
+    beside_float: bool = False  # with `one_format`: layers may also stay in floating point
     int8_rows: bool = False  # has a faster product for 8-bit layers with one symmetric scale a row
     fused: tuple[tuple[str, ...], ...] = ()  # layers of one block, by the last part of their names, that the runtime runs as one
     rounds_activations: bool = False  # kernels round the inputs of a product to 8 bits
@@ -61,10 +64,19 @@ class Target:
         group_size: int | None = 32,
         symmetric: bool | None = None,
         observer: "Observer" = "mse",
-    ) -> "Affine":
+    ) -> "Affine | AffineMinimum":
         """Return the affine grid of this target, with what is given in place of its defaults. Raises `RecipeError`."""
         from sottovoce.core.affine import MAX_FLOAT16_MIN_BITS, Affine
+        from sottovoce.core.affine_minimum import AffineMinimum
 
+        if self.real_minimum and not symmetric:
+            if group_size is None:
+                raise RecipeError(f"{self.name} has no groups of a whole row; choose 32, 64 or 128 weights")
+            if observer != "mse":
+                raise RecipeError(
+                    f"a real minimum is always fitted to the least rounding error, not by {observer!r}; leave the observer out"
+                )
+            return AffineMinimum(bits=bits, group_size=group_size)
         if symmetric is None:  # ggml's 8-bit blocks have no minimum
             symmetric = self.symmetric or (self.float16_min and bits > MAX_FLOAT16_MIN_BITS)
         return Affine(

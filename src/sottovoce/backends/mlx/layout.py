@@ -1,0 +1,4 @@
+"""Names of a folder of mlx-whisper. Imports nothing."""
+
+NAME = "mlx"
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
