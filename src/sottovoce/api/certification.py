@@ -9,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
 from sottovoce.api.recognition import open_recognizer, transcribe_resumably
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from sottovoce.data.audio import SAMPLE_RATE, recording_hash
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.dataset import DataSet, Utterance
-from sottovoce.data.hub import PREFIX
-from sottovoce.data.load import load_data, load_each
 from sottovoce.errors import AudioError, DataError, RecipeError
 from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
@@ -50,17 +49,6 @@ class Choice:
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Speech:
-    """The recordings that can be used, corpus by corpus, with the hash and the seconds of each, in the order of `data`."""
-
-    data: DataSet
-    corpora: tuple[tuple[str, tuple[Utterance, ...]], ...]
-    hashes: dict[str, str]
-    seconds: dict[str, float]
-    left_out: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +128,7 @@ def certify(
     `RecipeError` for a confidence or limit out of range.
     """
     settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
-    speech = _read_speech(audio)
+    speech = read_speech(audio)
     file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = _check_folds(file, speech)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
@@ -176,7 +164,7 @@ def choose_smallest(
     settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
     if len(checkpoints) < 2 or not limits:
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
-    speech = _read_speech(audio)
+    speech = read_speech(audio)
     files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
@@ -196,11 +184,6 @@ def choose_smallest(
         going_on = going_on and not exceeded
         chosen = candidate if going_on else chosen
     return Choice(candidates=tuple(candidates), chosen=chosen)
-
-
-def recording_hashes(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> tuple[str, ...]:
-    """Return the hashes of all usable recordings, by which manifests know them. Raises `DataError` as `certify` does."""
-    return tuple(_read_speech(audio).hashes.values())
 
 
 def _settings(
@@ -227,37 +210,13 @@ def _settings(
     )
 
 
-def _read_speech(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> _Speech:
-    """Read every recording once, before any model: what can be used, and what each is called whatever its name."""
-    sets = load_each([audio] if isinstance(audio, str | Path | DataSet) else audio, load_data)
-    hashes, seconds, left_out, known = dict[str, str](), dict[str, float](), dict[str, str](), dict[str, str]()
-    for utterance in (utterance for data in sets for utterance in data):
-        try:
-            samples = utterance.samples()
-        except AudioError as exc:
-            left_out[utterance.id] = str(exc)
-            continue
-        digest = recording_hash(samples)
-        if (other := known.setdefault(digest, utterance.id)) != utterance.id:
-            raise DataError(f"{utterance.id} is the same recording as {other}; give every recording once, since bounds count draws")
-        hashes[utterance.id], seconds[utterance.id] = digest, len(samples) / SAMPLE_RATE
-    usable = [(_corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
-    usable = [(name, utterances) for name, utterances in usable if utterances]
-    if not usable:
-        reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
-        raise DataError(f"no recording can be used, so nothing can be certified; give speech{reasons}")
-    everything = tuple(utterance for _, utterances in usable for utterance in utterances)
-    name = " + ".join(name for name, _ in usable)
-    return _Speech(data=DataSet(name, everything), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
-
-
-def _corpus_name(name: str) -> str:
-    """The last part of a path, which says nothing of the machine; a data set of the Hub as it is called."""
-    return name if name.startswith(PREFIX) else Path(name).name
-
-
 def _open_file(
-    checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None, asked: Context, speech: _Speech
+    checkpoint: str | Path,
+    folder: str | Path | None,
+    runtime: str | None,
+    fallback: Fallback | None,
+    asked: Context,
+    speech: CertifiedSpeech,
 ) -> _File:
     """Open a checkpoint once, which exports it where the runtime needs that, to know its size, its hash and its context.
 
@@ -303,7 +262,7 @@ def _digest(recognizer: Recognizer) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _check_folds(file: _File, speech: _Speech) -> tuple[Calibration, tuple[str, ...]]:
+def _check_folds(file: _File, speech: CertifiedSpeech) -> tuple[Calibration, tuple[str, ...]]:
     """Refuse speech that had a part in making the file; say what is known, and which speakers have names of the calibration's."""
     manifest = file.manifest
     if manifest is None:
@@ -325,7 +284,7 @@ def _check_folds(file: _File, speech: _Speech) -> tuple[Calibration, tuple[str, 
     return "disjoint" if calibration.recordings else "unknown", tuple(sorted(speakers.intersection(calibration.speakers)))
 
 
-def _named_alike(calibration: CalibrationRecord, speech: _Speech) -> list[str]:
+def _named_alike(calibration: CalibrationRecord, speech: CertifiedSpeech) -> list[str]:
     """Recordings with the name of one in the calibration speech, for folders whose manifest has names only."""
     if calibration.recordings:
         return []
@@ -333,7 +292,7 @@ def _named_alike(calibration: CalibrationRecord, speech: _Speech) -> list[str]:
     return [name for name in speech.hashes if name.rsplit("/", 1)[-1] in names]
 
 
-def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
+def _look(ledger: str | Path | None, setting: str, speech: CertifiedSpeech) -> int:
     """Write down that this setting is about to be measured on this speech; return how many others were."""
     file = default_ledger() if ledger is None else Path(ledger).expanduser().absolute()
     recordings = list(speech.hashes.values())
@@ -343,7 +302,7 @@ def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
 
 
 def _transcripts(
-    recognizer: Recognizer, speech: _Speech, settings: _Settings, context: Context, save: str | Path | None, progress: Progress
+    recognizer: Recognizer, speech: CertifiedSpeech, settings: _Settings, context: Context, save: str | Path | None, progress: Progress
 ) -> tuple[Transcript, ...]:
     """Transcribe everything that could be read before: what cannot be read any more would be missing from the count."""
     made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, context=context, progress=progress)
@@ -354,7 +313,7 @@ def _transcripts(
 
 def _certificate(
     file: _File,
-    speech: _Speech,
+    speech: CertifiedSpeech,
     originals: Sequence[Transcript],
     settings: _Settings,
     calibration: Calibration,

@@ -207,7 +207,8 @@ def transcribe(
 
     `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `placement`: as for `open_recognizer`.
     `context`: of the encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write
-    the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
+    the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the
+    result.
     """
     asked = as_context(context)
     data = load_sources(audio)

@@ -157,7 +157,7 @@ def _check_folder(folder: Path) -> None:
 
 def _keep(certificate: Certificate, chosen_by: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
     """Store a certificate in its folder and in a file, where that is asked for; `chosen_by`: the speech by which it was chosen."""
-    from sottovoce.api.certification import recording_hashes
+    from sottovoce.api.certified_speech import recording_hashes
     from sottovoce.checkpoint.certificates import store_certificate
     from sottovoce.evaluation.certificate import write_certificate
 
