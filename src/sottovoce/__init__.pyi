@@ -3,6 +3,7 @@
 from sottovoce.api import Choice as Choice
 from sottovoce.api import Evaluation as Evaluation
 from sottovoce.api import FitResult as FitResult
+from sottovoce.api import TuneResult as TuneResult
 from sottovoce.api import certify as certify
 from sottovoce.api import choose_smallest as choose_smallest
 from sottovoce.api import evaluate as evaluate
@@ -18,6 +19,7 @@ from sottovoce.api import push as push
 from sottovoce.api import quantize as quantize
 from sottovoce.api import score as score
 from sottovoce.api import transcribe as transcribe
+from sottovoce.api import tune as tune
 from sottovoce.api import verify as verify
 from sottovoce.backends.backend import Backend as Backend
 from sottovoce.backends.export import Export as Export
@@ -69,6 +71,8 @@ from sottovoce.quantization.plan_file import read_plan as read_plan
 from sottovoce.quantization.plan_file import write_plan as write_plan
 from sottovoce.quantization.recipe import Recipe as Recipe
 from sottovoce.quantization.recipe import Rule as Rule
+from sottovoce.quantization.tune_record import TuneRecord as TuneRecord
+from sottovoce.quantization.tune_record import TuneSettings as TuneSettings
 from sottovoce.report.page import write_report as write_report
 from sottovoce.system.devices import Placement as Placement
 from sottovoce.system.devices import find_placement as find_placement

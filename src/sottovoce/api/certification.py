@@ -272,16 +272,20 @@ def _check_folds(file: _File, speech: CertifiedSpeech) -> tuple[Calibration, tup
         raise DataError(
             f"{file.name} was chosen by {len(chosen)} of these recordings, {chosen[0]} for one; give speech that had no part in that"
         )
-    calibration = manifest.calibration
-    if calibration is None:
+    tuned_on = manifest.tune.speech if manifest.tune is not None else None
+    records = [record for record in (manifest.calibration, tuned_on) if record is not None]
+    if not records:
         return "none", ()
-    used = [name_of[digest] for digest in calibration.recordings if digest in name_of] or _named_alike(calibration, speech)
-    if used:
-        raise DataError(
-            f"{file.name} was calibrated on {len(used)} of these recordings, {used[0]} for one; give speech that had no part in that"
-        )
+    for record in records:
+        used = [name_of[digest] for digest in record.recordings if digest in name_of] or _named_alike(record, speech)
+        if used:
+            done = "tuned" if record is tuned_on else "calibrated"
+            raise DataError(
+                f"{file.name} was {done} on {len(used)} of these recordings, {used[0]} for one; give speech that had no part in that"
+            )
     speakers = {utterance.speaker for utterance in speech.data if utterance.speaker is not None}
-    return "disjoint" if calibration.recordings else "unknown", tuple(sorted(speakers.intersection(calibration.speakers)))
+    shared = speakers & {speaker for record in records for speaker in record.speakers}
+    return "disjoint" if all(record.recordings for record in records) else "unknown", tuple(sorted(shared))
 
 
 def _named_alike(calibration: CalibrationRecord, speech: CertifiedSpeech) -> list[str]:

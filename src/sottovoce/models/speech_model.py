@@ -111,6 +111,11 @@ class SpeechModel(ABC):
     def encode(self, features: dict[str, Tensor]) -> Encoded:
         """Return the encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
 
+    @property
+    def position_tables(self) -> tuple[str, ...]:
+        """The names of the parameters that are tables of positions."""
+        return ()
+
     @abstractmethod
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         """Return the head's inputs, `[B, T, d]`, for encoder outputs and the decoder inputs of `teacher_forcing`."""
@@ -135,11 +140,14 @@ class SpeechModel(ABC):
         """Return greedy transcripts as token ids, without prompt and end token, and whether each came to its end token."""
         return self._generate(encoded, language, max_new_tokens, 0.0)
 
-    def sample_decode(self, encoded: Encoded, language: str | None, temperature: float, *, seed: int) -> list[tuple[list[int], bool]]:
+    def sample_decode(
+        self, encoded: Encoded, language: str | None, temperature: float, *, seed: int, max_new_tokens: int | None = None
+    ) -> list[tuple[list[int], bool]]:
         """Return transcripts sampled at `temperature` above 0, as `greedy_decode` does; the same `seed` gives the same tokens."""
+        room = self.max_new_tokens(language)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self._generate(encoded, language, self.max_new_tokens(language), temperature)
+            return self._generate(encoded, language, room if max_new_tokens is None else min(max_new_tokens, room), temperature)
 
     @abstractmethod
     def _generate(

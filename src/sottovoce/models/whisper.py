@@ -115,6 +115,10 @@ class Whisper(SpeechModel):
             return Encoded(encode_window(self.network.model.encoder, frames))
         return Encoded(self.network.model.encoder(frames).last_hidden_state)
 
+    @property
+    def position_tables(self) -> tuple[str, ...]:
+        return "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"
+
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
         decoder = self.network.model.decoder
         with masked_cross_attention(decoder, encoded.mask):
