@@ -29,6 +29,7 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.ranks import refuse_ranks
 from sottovoce.system.versions import environment
 
 DEFAULT_HELD_OUT = 16  # utterances of each fold on which a fit measures
@@ -81,6 +82,7 @@ def fit(
     runtime. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
+    refuse_ranks("a fit")
     folder = Path(out).expanduser().absolute()
     refuse_existing(folder, overwrite=overwrite)
     if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from sottovoce.cli.options import (
     threads_option,
 )
 from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
+from sottovoce.system.progress import silent
 
 if TYPE_CHECKING:
     from sottovoce.system.devices import Placement
@@ -103,6 +105,7 @@ def quantize(
     from sottovoce.quantization.plan_file import read_plan
     from sottovoce.quantization.tune_record import TuneSettings
     from sottovoce.system.plain_data import to_plain
+    from sottovoce.system.ranks import is_leading
 
     refuse_with_format(ctx)
     if plan_file is not None:
@@ -113,13 +116,13 @@ def quantize(
     placement = place()
     recipe = recipe_from(options)
     given = None if plan_file is None else read_plan(plan_file)
-    with progress_bar() as progress:
+    with progress_bar() if is_leading() else nullcontext(silent) as progress:
         loaded = api.load(model)
         plan = given or api.make_plan(loaded, recipe, target=options.target or DEFAULT_TARGET)
-        if not as_json:
+        if not as_json and is_leading():
             print_plan(plan, loaded.source)
         if dry_run:
-            if as_json:
+            if as_json and is_leading():
                 print_json(to_plain(plan))
             return
         result = api.quantize(
@@ -141,7 +144,12 @@ def quantize(
             tune=TuneSettings(context=context) if tune else None,
             progress=progress,
         )
+<<<<<<< HEAD
     record = read_manifest(out).tune if tune else None
+=======
+    if not is_leading():
+        return
+>>>>>>> devices2
     if as_json:
         print_json(quantized_to_dict(result, out) | ({} if record is None else {"tune": to_plain(record)}))
         return

@@ -15,13 +15,17 @@ class Batch:
     """Hold the inputs of one forward pass with teacher forcing.
 
     `weights[p]` `[B, T_p]`: how much each position of kind p counts; for kind "all" there are none. `folds` `[B]`: the fold (0 or 1)
-    of each utterance. `names`: what messages call them.
+    of each utterance. `names`: what messages call them. `number`: of the batch among all. `group`: of batches whose products are added
+    up in one piece, wherever other groups are; `closes`: whether it is the last batch of its group.
     """
 
     inputs: dict[str, Any]
     weights: dict[Positions, Tensor]
     folds: Tensor
     names: tuple[str, ...] = ()
+    number: int = 0
+    group: int = 0
+    closes: bool = True
 
 
 @dataclass(frozen=True, eq=False)

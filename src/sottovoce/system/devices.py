@@ -32,7 +32,7 @@ class Placement:
         return self == Placement()
 
     def __str__(self) -> str:
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}" + (", offload" if self.offload else "")
+        return f"{self.device.type}, {str(self.dtype).removeprefix('torch.')}" + (", offload" if self.offload else "")
 
 
 def find_placement(device: str = "cpu", dtype: str = "float32", *, offload: bool = False) -> Placement:
