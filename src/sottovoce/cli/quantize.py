@@ -144,12 +144,9 @@ def quantize(
             tune=TuneSettings(context=context) if tune else None,
             progress=progress,
         )
-<<<<<<< HEAD
-    record = read_manifest(out).tune if tune else None
-=======
     if not is_leading():
         return
->>>>>>> devices2
+    record = read_manifest(out).tune if tune else None
     if as_json:
         print_json(quantized_to_dict(result, out) | ({} if record is None else {"tune": to_plain(record)}))
         return
