@@ -11,6 +11,8 @@ def use(folder: Path) -> None:
     recipe = sottovoce.Recipe(method=sottovoce.FADE(), format=sottovoce.Affine(bits=3, group_size=64))
     assert_type(sottovoce.quantize("bundled:tiny.en", folder, recipe=recipe, calibration=folder), sottovoce.QuantizedModel)
     assert_type(sottovoce.inspect(folder), sottovoce.Manifest)
+    tuned = assert_type(sottovoce.tune(folder, folder, calibration=folder, settings=sottovoce.TuneSettings(steps=8)), sottovoce.TuneResult)
+    assert_type(tuned.record, sottovoce.TuneRecord)
     assert_type(sottovoce.inspect(folder).plan, sottovoce.Plan)
     evaluated = assert_type(sottovoce.evaluate(folder, folder), sottovoce.Evaluation)
     assert_type(evaluated.score.wer, float)

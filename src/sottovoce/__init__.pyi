@@ -3,6 +3,7 @@
 from sottovoce.api import Choice as Choice
 from sottovoce.api import Evaluation as Evaluation
 from sottovoce.api import FitResult as FitResult
+from sottovoce.api import TuneResult as TuneResult
 from sottovoce.api import certify as certify
 from sottovoce.api import choose_smallest as choose_smallest
 from sottovoce.api import evaluate as evaluate
@@ -18,6 +19,7 @@ from sottovoce.api import push as push
 from sottovoce.api import quantize as quantize
 from sottovoce.api import score as score
 from sottovoce.api import transcribe as transcribe
+from sottovoce.api import tune as tune
 from sottovoce.api import verify as verify
 from sottovoce.backends.backend import Backend as Backend
 from sottovoce.backends.export import Export as Export
@@ -43,6 +45,8 @@ from sottovoce.evaluation.confidence import ConfidenceScaling as ConfidenceScali
 from sottovoce.evaluation.confidence import FittedConfidence as FittedConfidence
 from sottovoce.evaluation.confidence import WordConfidence as WordConfidence
 from sottovoce.evaluation.confidence import word_confidences as word_confidences
+from sottovoce.evaluation.context import Context as Context
+from sottovoce.evaluation.context import ShortContext as ShortContext
 from sottovoce.evaluation.error_statistics import ErrorStatistics as ErrorStatistics
 from sottovoce.evaluation.fallback import Fallback as Fallback
 from sottovoce.evaluation.recognizer import Recognizer as Recognizer
@@ -67,6 +71,8 @@ from sottovoce.quantization.plan_file import read_plan as read_plan
 from sottovoce.quantization.plan_file import write_plan as write_plan
 from sottovoce.quantization.recipe import Recipe as Recipe
 from sottovoce.quantization.recipe import Rule as Rule
+from sottovoce.quantization.tune_record import TuneRecord as TuneRecord
+from sottovoce.quantization.tune_record import TuneSettings as TuneSettings
 from sottovoce.report.page import write_report as write_report
 
 __version__: str

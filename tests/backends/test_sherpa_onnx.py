@@ -27,7 +27,10 @@ CONTEXT = 32
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return open_source(rounded(small_openai(layers=2, positions=CONTEXT), symmetric=False))
+    model = small_openai(layers=2, positions=CONTEXT)
+    # Features of sherpa-onnx differ a little from transformers', and words of a random model soon part: it shall hardly hear them.
+    model.network.model.encoder.conv1.weight.data *= 2**-10
+    return open_source(rounded(model, symmetric=False))
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,10 @@ def test_sherpa_onnx_hears_what_pytorch_hears(source: Source, folder: Path) -> N
     recordings = [noise(2 + i, i) for i in range(3)]
     heard = recognizer.recognize(recordings, None).recognitions
     decoded, _ = source.model.decode_by_language(source.model.encode(source.model.features(recordings)), None)
-    # Its features differ a little from transformers', and a random model's words soon part: the first ones are equal.
-    for one, (tokens, _) in zip(heard, decoded, strict=True):
-        assert one.text[:10] == source.model.text(tokens)[:10]
+    for one, (tokens, ended), limit in zip(heard, decoded, (12, 16, 16), strict=True):  # of tokens: six a second, half the context
+        assert one.text == source.model.text(tokens[:limit])
+        assert not one.ended
+        assert not ended
     assert recognizer.stored_bytes == sum(file.stat().st_size for file in folder.iterdir())
     assert recognizer.max_duration_s == 29.5
 
@@ -136,8 +140,9 @@ def test_moonshine_too(moonshine_folder: tuple[Source, Path]) -> None:
     heard = recognizer.recognize(recordings, None).recognitions
     decoded = [source.model.decode_by_language(source.model.encode(source.model.features([samples])), None)[0][0] for samples in recordings]
     for one, (tokens, _) in zip(heard, decoded, strict=True):
-        plain = "".join(c for c in source.model.text(tokens) if c.isascii() and c.isprintable())
-        assert "".join(c for c in one.text if c.isascii() and c.isprintable())[: len(plain)].strip() == plain.strip()
+        spoken = b"".join(piece_bytes(source)[token] for token in tokens).decode("utf-8", "ignore").strip()
+        assert spoken.startswith(one.text)
+        assert len(one.text) >= 4
     assert isinstance(source.model, Moonshine)
 
 

@@ -1,5 +1,6 @@
 """A file of whisper.cpp, read back number by number and run there."""
 
+import copy
 import struct
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_one_type_for_all_or_a_refusal(tmp_path: Path, openai_like: Whisper) -> 
     assert not (tmp_path / "mixed.bin").exists()
     with pytest.raises(ExportError, match="OpenAI's vocabulary"):
         write_ggml(Source(make_tiny(), {}), tmp_path / "tiny.bin")
+
+
+def test_added_tokens_and_moved_ones_are_refused_before_anything_is_written(tmp_path: Path, openai_like: Whisper) -> None:
+    """One token more is one language more to whisper.cpp: it would take other tokens for the end and for timestamps."""
+    added = copy.deepcopy(openai_like)
+    added.network.resize_token_embeddings(51864 + 5)
+    with pytest.raises(ExportError, match="this model has 51869 tokens, 3 more than the largest of them; export it to transcribe.cpp"):
+        write_ggml(Source(added, {}), tmp_path / "added.bin")
+    moved = copy.deepcopy(openai_like)
+    moved.network.resize_token_embeddings(51865)  # what an English-only model becomes with one token more
+    with pytest.raises(ExportError, match="takes token 50257 for the end of a transcript .* this model has token 50256"):
+        write_ggml(Source(moved, {}), tmp_path / "moved.bin")
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_files_are_named_before_whisper_cpp_sees_them(tmp_path: Path, openai_like: Whisper) -> None:

@@ -231,19 +231,22 @@ def test_public_names() -> None:
         "formats",
         "verify",
         "fit",
+        "tune",
     }
     assert set(sottovoce.__all__) == {
         "AWQ", "Affine", "Augmentation", "BACKENDS", "Backend", "BenchOutcome", "Certificate", "Choice", "ConfidenceRecord",
-        "ConfidenceScaling", "DataSet", "ErrorStatistics",
+        "ConfidenceScaling", "Context", "DataSet", "ErrorStatistics",
         "Evaluation", "Export", "FADE", "Fallback", "FitRecord", "FitResult", "FittedConfidence",
         "GPTQ", "LayerReport", "METHODS", "Manifest",
         "NumberFormat", "Plan", "PlannedLayer", "Push", "QEP", "QuantizedModel", "QuantizedTensor", "RTN", "Recipe", "Recognizer", "Rule",
-        "Score", "SottovoceError", "SpeechModel", "Transcript", "Transcription", "Utterance", "WordConfidence", "__version__",
+        "Score", "ShortContext",
+        "SottovoceError", "SpeechModel", "Transcript", "Transcription",
+        "TuneRecord", "TuneResult", "TuneSettings", "Utterance", "WordConfidence", "__version__",
         "certify", "choose_smallest", "evaluate", "export", "store_certificate",
         "fit", "fit_confidence", "format_named", "inspect", "inspect_errors",
         "load", "load_data", "make_plan", "method_named", "open_recognizer", "push",
         "quantize", "read_plan",
-        "run_bench", "score", "store_confidence", "target_named", "transcribe", "verify", "word_confidences", "write_plan",
+        "run_bench", "score", "store_confidence", "target_named", "transcribe", "tune", "verify", "word_confidences", "write_plan",
         "write_report",
     }  # fmt: skip
     for module in pkgutil.walk_packages(sottovoce.__path__, "sottovoce."):

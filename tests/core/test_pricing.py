@@ -58,3 +58,20 @@ def test_more_bits_cost_less() -> None:
     prices = [expected_error(weight, columns, Affine(bits=bits)) for bits in (2, 3, 4, 8)]
     assert prices == sorted(prices, reverse=True)
     assert prices[0] > 3 * prices[1]
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_without_clipping_gptq_stays_below_the_worst_case(act_order: bool) -> None:
+    """No weight is further than half a step from a code, so `tr(E H E^T) <= sum_i (1/U_ii^2) sum_r s^2/4`; a wrong order or damping
+    would break this."""
+    weight, hessian = layer(64, 400)
+    number_format = Affine(bits=8, group_size=32, observer="minmax", symmetric=True)
+    parameters = number_format.fit(weight)
+    parameters["scale"] = 4 * parameters["scale"]  # room for what compensation adds to a weight
+    columns = column_weights(hessian, DAMPING, act_order=act_order, importance=False)
+    result = gptq(weight, hessian, number_format, damping=DAMPING, act_order=act_order, parameters=parameters).weight
+    measured = output_energy(weight - result.dequantize(), hessian.damped(DAMPING).double())
+    scale = parameters["scale"].double().repeat_interleave(32, 1)
+    worst = float((columns.weights * scale.square().sum(0)).sum()) / 4
+    assert worst / 12 < measured < worst
+    assert output_energy(weight - result.dequantize(), hessian.matrix.double()) < measured  # damping only adds

@@ -5,6 +5,7 @@ from sottovoce.api.fitting import FitResult, fit
 from sottovoce.api.inspection import inspect, inspect_errors
 from sottovoce.api.quantization import make_plan, quantize
 from sottovoce.api.recognition import Evaluation, evaluate, fit_confidence, open_recognizer, score, transcribe
+from sottovoce.api.tuning import TuneResult, tune
 from sottovoce.backends.export import export
 from sottovoce.checkpoint.load import load
 from sottovoce.checkpoint.verify import verify
@@ -17,6 +18,7 @@ __all__ = [
     "Evaluation",
     "Fallback",
     "FitResult",
+    "TuneResult",
     "certify",
     "choose_smallest",
     "evaluate",
@@ -32,5 +34,6 @@ __all__ = [
     "quantize",
     "score",
     "transcribe",
+    "tune",
     "verify",
 ]

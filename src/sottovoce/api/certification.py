@@ -19,9 +19,10 @@ from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data, load_each
 from sottovoce.errors import AudioError, DataError, RecipeError
 from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
+from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks, setting_hash
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
 from sottovoce.quantization.pipeline import CalibrationRecord
@@ -71,6 +72,7 @@ class _File:
     digest: str
     bytes: int
     manifest: Manifest | None
+    context: Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class _Settings:
         """Hash all that is decided before the speech is seen."""
         return setting_hash(
             {
-                "files": [[file.digest, file.runtime] for file in files],
+                "files": [[file.digest, file.runtime, *([] if file.context == FULL else [repr(file.context)])] for file in files],
                 "against": _digest(reference),
                 "language": self.language,
                 "fallback": repr(self.fallback),
@@ -106,6 +108,7 @@ def certify(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    context: str | int | Context = AUTO,
     confidence: float = 0.95,
     seed: int = 0,
     limits: Mapping[Loss, float] | None = None,
@@ -118,21 +121,21 @@ def certify(
 
     `checkpoint`: a quantized folder, an exported file, or any model; `runtime`: as for `open_recognizer`. `folder`: the quantized folder
     that an exported file comes from, whose manifest tells the calibration speech. Texts of `audio` are not needed; where they are known,
-    errors are bounded too. `limits`: by loss (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with
-    them. `seed`: of the order of the losses. `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`,
-    `save_reference`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left
-    out and named in the result.
+    errors are bounded too. `context`: of the checkpoint's encoder, as for `evaluate`; `against` has the whole window. `limits`: by loss
+    (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with them. `seed`: of the order of the losses.
+    `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`, `save_reference`: write the transcripts there; a stopped
+    run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
 
     Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
     `RecipeError` for a confidence or limit out of range.
     """
-    settings = _settings(str(against), language, fallback, confidence, seed, limits)
+    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits), as_context(context)
     speech = _read_speech(audio)
-    file = _open_file(checkpoint, folder, runtime, fallback)
+    file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = _check_folds(file, speech)
     reference = open_recognizer(against, fallback=fallback)
     looks = _look(ledger, settings.hash([file], reference), speech)
-    originals = _transcripts(reference, speech, settings, save_reference, progress)
+    originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
     return _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
 
@@ -146,6 +149,7 @@ def choose_smallest(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    context: str | int | Context = AUTO,
     confidence: float = 0.95,
     seed: int = 0,
     ledger: str | Path | None = None,
@@ -158,16 +162,16 @@ def choose_smallest(
     and the first failure ends it. A file that is chosen exceeds a limit with probability `1 - confidence` at most, however many
     candidates there are. Other settings and errors: as for `certify`; `RecipeError` also for no limit or less than two checkpoints.
     """
-    settings = _settings(str(against), language, fallback, confidence, seed, limits)
+    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits), as_context(context)
     if len(checkpoints) < 2 or not limits:
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
     speech = _read_speech(audio)
-    files = [_open_file(checkpoint, None, runtime, fallback) for checkpoint in checkpoints]
+    files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
     reference = open_recognizer(against, fallback=fallback)
     looks = _look(ledger, settings.hash(files, reference), speech)
-    originals = _transcripts(reference, speech, settings, save_reference, progress)
+    originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
     candidates, chosen, going_on = list[Candidate](), None, True
     for file in files:
@@ -227,13 +231,27 @@ def _corpus_name(name: str) -> str:
     return name if name.startswith(PREFIX) else Path(name).name
 
 
-def _open_file(checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None) -> _File:
-    """Open a checkpoint once, which exports it where the runtime needs that, to know its size and its hash."""
+def _open_file(
+    checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None, asked: Context, speech: _Speech
+) -> _File:
+    """Open a checkpoint once, which exports it where the runtime needs that, to know its size, its hash and its context.
+
+    Raises `AudioError` if the context is shorter than a recording.
+    """
     origin = Path(folder or checkpoint).expanduser()
     if folder is not None and not (origin / MANIFEST).is_file():
         raise RecipeError(f"{folder}: is not a folder written by sottovoce, so it tells nothing of {checkpoint}; leave --folder out")
     manifest = read_manifest(origin) if (origin / MANIFEST).is_file() else None
     recognizer = open_recognizer(checkpoint, runtime, fallback=fallback)
+    window = window_of(recognizer)
+    if manifest is not None:
+        window = replace(window, tuned=manifest.short_context)
+    context = asked.resolve(window, str(checkpoint))
+    for name, seconds in speech.seconds.items():
+        try:
+            context.of(round(seconds * SAMPLE_RATE), window)
+        except AudioError as exc:
+            raise AudioError(f"{name}: {exc}") from exc
     exported = runtime_of(recognizer.source)
     name = exported or (DEFAULT_RUNTIME if runtime is None else backend_named(runtime).name)
     weights = manifest.files[WEIGHTS].sha256 if manifest is not None and exported is None else None
@@ -244,6 +262,7 @@ def _open_file(checkpoint: str | Path, folder: str | Path | None, runtime: str |
         digest=weights or _digest(recognizer),
         bytes=recognizer.stored_bytes,
         manifest=manifest,
+        context=context,
     )
 
 
@@ -269,16 +288,20 @@ def _check_folds(file: _File, speech: _Speech) -> tuple[Calibration, tuple[str, 
         raise DataError(
             f"{file.name} was chosen by {len(chosen)} of these recordings, {chosen[0]} for one; give speech that had no part in that"
         )
-    calibration = manifest.calibration
-    if calibration is None:
+    tuned_on = manifest.tune.speech if manifest.tune is not None else None
+    records = [record for record in (manifest.calibration, tuned_on) if record is not None]
+    if not records:
         return "none", ()
-    used = [name_of[digest] for digest in calibration.recordings if digest in name_of] or _named_alike(calibration, speech)
-    if used:
-        raise DataError(
-            f"{file.name} was calibrated on {len(used)} of these recordings, {used[0]} for one; give speech that had no part in that"
-        )
+    for record in records:
+        used = [name_of[digest] for digest in record.recordings if digest in name_of] or _named_alike(record, speech)
+        if used:
+            done = "tuned" if record is tuned_on else "calibrated"
+            raise DataError(
+                f"{file.name} was {done} on {len(used)} of these recordings, {used[0]} for one; give speech that had no part in that"
+            )
     speakers = {utterance.speaker for utterance in speech.data if utterance.speaker is not None}
-    return "disjoint" if calibration.recordings else "unknown", tuple(sorted(speakers.intersection(calibration.speakers)))
+    shared = speakers & {speaker for record in records for speaker in record.speakers}
+    return "disjoint" if all(record.recordings for record in records) else "unknown", tuple(sorted(shared))
 
 
 def _named_alike(calibration: CalibrationRecord, speech: _Speech) -> list[str]:
@@ -299,10 +322,10 @@ def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
 
 
 def _transcripts(
-    recognizer: Recognizer, speech: _Speech, settings: _Settings, save: str | Path | None, progress: Progress
+    recognizer: Recognizer, speech: _Speech, settings: _Settings, context: Context, save: str | Path | None, progress: Progress
 ) -> tuple[Transcript, ...]:
     """Transcribe everything that could be read before: what cannot be read any more would be missing from the count."""
-    made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, progress=progress)
+    made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, context=context, progress=progress)
     for reason in made.unusable.values():
         raise DataError(f"a recording changed while it was measured ({reason}); start again")
     return made.transcripts
@@ -320,7 +343,7 @@ def _certificate(
     progress: Progress,
 ) -> Certificate:
     recognizer = open_recognizer(file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback)
-    transcripts = _transcripts(recognizer, speech, settings, save, progress)
+    transcripts = _transcripts(recognizer, speech, settings, file.context, save, progress)
     losses = utterance_losses(transcripts, originals, settings.language)
     places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
     # Speakers of two corpora may have one name.
@@ -332,6 +355,7 @@ def _certificate(
         digest=file.digest,
         bytes=file.bytes,
         runtime=file.runtime,
+        context=str(file.context),
         reference=settings.against,
         confidence=settings.confidence,
         seed=settings.seed,

@@ -13,7 +13,7 @@ from sottovoce.backends.export import export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.resume import exclusive_run
-from sottovoce.checkpoint.save import refuse_existing, save_quantized
+from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import OutputError, RecipeError
@@ -139,7 +139,7 @@ def fit(
         if file != folder:
             written = export(result, backend.name, file, verify=verify, overwrite=overwrite, language=language, progress=progress)
             record = replace(record, bytes=written.bytes)
-        save_quantized(result, folder, overwrite=overwrite, fit=record)
+        save_quantized(result, folder, overwrite=overwrite, history=History(fit=record))
         if file == folder:
             record = replace(record, bytes=(folder / WEIGHTS).stat().st_size)
     return FitResult(quantized=result, record=record, file=file)

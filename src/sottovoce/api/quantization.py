@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import refuse_existing, save_quantized
@@ -21,6 +22,7 @@ from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
 from sottovoce.quantization.plan import make_plan as plan_from_recipe
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.tune_record import TuneSettings
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
@@ -51,6 +53,7 @@ def quantize(
     overwrite: bool = False,
     resume: bool = False,
     target: str | None = None,
+    tune: TuneSettings | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """Quantize `model` by `recipe` (FADE at 4 bits if omitted) and write the result to the folder `out`.
@@ -59,7 +62,8 @@ def quantize(
     data sets each gives utterances by its hours, or all as many (`weighting`). `augmentation`: vary the speech (see `data.augment`).
     `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
     `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
-    the same inputs was stopped, if there is one. Same inputs and seed give the same bytes.
+    the same inputs was stopped, if there is one. `tune`: also tune what is no code, on up to 192 utterances of `calibration` and looking
+    at up to 48 others by other speakers (see `tune`). Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
     folder = Path(out).expanduser().absolute()
@@ -71,14 +75,21 @@ def quantize(
         plan = plan_from_recipe(speech_model, recipe, wanted)  # what does not fit is refused before any work
     else:
         check_plan(plan, speech_model, wanted)
-    sample = None
+    sample, tuned_on = None, list[DataSet]()
+    none_given = calibration is None or (isinstance(calibration, Sequence) and not calibration)
     if recipe.method.n_networks:
-        if calibration is None or (isinstance(calibration, Sequence) and not calibration):
+        if calibration is None or none_given:
             raise RecipeError(
                 f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
             )
         sets = calibration_sets(calibration, utterances)
         sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
+    if tune is not None:
+        if calibration is None or none_given:
+            raise RecipeError("tuning listens to speech: give calibration data (a folder or manifest), or do not tune")
+        refuse_context(speech_model, tune)
+        tuned_on = calibration_sets(calibration, DEFAULT_UTTERANCES + DEFAULT_HELD_OUT)
+        draw(tuned_on, None, weighting=weighting, seed=seed)  # too little speech is refused before any work
     inputs = {
         "model": speech_model.digest(),
         "recipe": to_plain(recipe),
@@ -90,6 +101,8 @@ def quantize(
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
     }
+    if tune is not None:
+        inputs["tune"] = {"settings": to_plain(tune), "speech": [data.digest() for data in tuned_on]}
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
         speech = None
@@ -98,5 +111,11 @@ def quantize(
                 speech_model, sample, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
             )
         result = quantize_model(speech_model, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
-        save_quantized(result, folder, overwrite=overwrite)
+        history = None
+        if tune is not None:
+            folds = draw(tuned_on, result.calibration, weighting=weighting, seed=seed)
+            result, _, history = tune_quantized(
+                result, speech_model, folds, tune, seed=seed, language=language, state=state, progress=progress
+            )
+        save_quantized(result, folder, overwrite=overwrite, history=history)
     return result

@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,13 +15,15 @@ from sottovoce import __version__
 from sottovoce.api.inputs import loaded
 from sottovoce.backends.export import export
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, open_runtime, runtime_of
+from sottovoce.checkpoint.manifest import read_short_context
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_data, load_sources
 from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
+from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, WindowedRecognizer, window_of
 from sottovoce.evaluation.transcribe import Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
@@ -36,6 +38,7 @@ class Evaluation:
     """Score and timing of a model on a data set; `reference`: the same of the model it was compared with.
 
     `model_bytes`: the weights on disk, or as float16 would be where they lie elsewhere; `peak_memory_bytes`: of the whole process.
+    `context`: of the encoder.
     """
 
     score: Score
@@ -43,6 +46,7 @@ class Evaluation:
     model_bytes: int
     peak_memory_bytes: int
     reference: Evaluation | None = None
+    context: Context = FULL
 
     @property
     def rtfx(self) -> float:
@@ -67,15 +71,23 @@ def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None,
             raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
     if asked is None or asked.name == DEFAULT_RUNTIME:
-        return TorchRecognizer(loaded(model), fallback=fallback)
+        return _with_tuned_context(TorchRecognizer(loaded(model), fallback=fallback), model)
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
     if asked.write is None:
-        return asked.open(str(model), torch.get_num_threads())
+        return _with_tuned_context(asked.open(str(model), torch.get_num_threads()), model)
     folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     exported = export(model, asked.name, folder / asked.file_name.format("model"), verify=False)
-    return asked.open(str(exported.file), torch.get_num_threads())
+    return _with_tuned_context(asked.open(str(exported.file), torch.get_num_threads()), model)
+
+
+def _with_tuned_context(recognizer: Recognizer, model: str | Path | SpeechModel) -> Recognizer:
+    """Tell a recognizer which shorter contexts its model was tuned for, as the manifest of its folder says."""
+    tuned = None if isinstance(model, SpeechModel) else read_short_context(model)
+    if tuned is not None and isinstance(recognizer, WindowedRecognizer):
+        recognizer.window = replace(recognizer.window, tuned=tuned)
+    return recognizer
 
 
 def evaluate(
@@ -87,6 +99,7 @@ def evaluate(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    context: str | int | Context = AUTO,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
     progress: Progress = silent,
@@ -94,16 +107,19 @@ def evaluate(
     """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
 
     `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `language`: of utterances
-    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `save`,
-    `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings that cannot be
-    used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
+    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `context`:
+    of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`); `against` has the
+    whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings
+    that cannot be used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
     """
+    asked = as_context(context)
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None
     if against is not None:
-        reference = evaluate(against, data, language=language, fallback=fallback, save=save_reference, progress=progress)
+        reference = evaluate(against, data, language=language, fallback=fallback, context=FULL, save=save_reference, progress=progress)
     recognizer = _recognizer(model, runtime, fallback)
-    transcription = transcribe_resumably(recognizer, data, save, language=language, progress=progress)
+    chosen = asked.resolve(window_of(recognizer), recognizer.source)
+    transcription = transcribe_resumably(recognizer, data, save, language=language, context=chosen, progress=progress)
     if transcription.unusable and not transcription.transcripts:
         raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
     return Evaluation(
@@ -112,6 +128,7 @@ def evaluate(
         model_bytes=recognizer.stored_bytes,
         peak_memory_bytes=peak_memory_bytes(),
         reference=reference,
+        context=chosen,
     )
 
 
@@ -159,18 +176,21 @@ def transcribe(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    context: str | int | Context = AUTO,
     save: str | Path | None = None,
     progress: Progress = silent,
 ) -> Transcription:
     """Transcribe sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`.
-    `save`: write the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and
-    named in the result.
+    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`. `context`: of the
+    encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write the transcripts
+    there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
     """
+    asked = as_context(context)
     data = load_sources(audio)
     recognizer = _recognizer(model, runtime, fallback)
-    return transcribe_resumably(recognizer, data, save, language=language, confidence=confidence, progress=progress)
+    chosen = asked.resolve(window_of(recognizer), recognizer.source)
+    return transcribe_resumably(recognizer, data, save, language=language, confidence=confidence, context=chosen, progress=progress)
 
 
 def transcribe_resumably(
@@ -180,6 +200,7 @@ def transcribe_resumably(
     *,
     language: str | None,
     confidence: bool = False,
+    context: Context = FULL,
     progress: Progress,
 ) -> Transcription:
     """Transcribe what can be transcribed of `data`; keep it in the file `save` as it is made, so that a stopped run goes on."""
@@ -193,6 +214,7 @@ def transcribe_resumably(
             "runtime": type(recognizer).__name__,
             "language": language,
             "confidence": confidence,
+            "context": repr(context),
             "fallback": asdict(recognizer.fallback) if isinstance(recognizer, TorchRecognizer) and recognizer.fallback else None,
             "version": __version__,
         }
@@ -202,6 +224,7 @@ def transcribe_resumably(
         data,
         language=language,
         confidence=confidence,
+        context=context,
         lenient=True,
         cache=cache,
         progress=progress,

@@ -6,7 +6,10 @@ from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
 
 END_OF_TEXT = "<|endoftext|>"
-SMALLEST_VOCABULARY = 51864  # these runtimes know the special tokens by their places in OpenAI's vocabularies
+# These runtimes know the special tokens by their places in OpenAI's vocabularies: English alone, 99 and 100 languages. One token more is
+# one language more to them, and moves all that follows.
+ENGLISH_VOCABULARY, SMALLEST_MULTILINGUAL, LARGEST_VOCABULARY = 51864, 51865, 51866
+ENGLISH_END, ENGLISH_NO_TIMESTAMPS = 50256, 50362
 ENGLISH_MODELS_LANGUAGES = 99  # models of English alone leave room for these
 FEED_FORWARD = 4  # width of feed-forward layers, in widths of the model
 
@@ -16,11 +19,24 @@ def require_openai_like(source: Source, runtime: str) -> None:
     if source.family != "whisper":
         raise ExportError(f"{runtime} runs Whisper only, not a {source.family!r} model; export it to gguf or onnx")
     config = source.config
-    if config.vocab_size < SMALLEST_VOCABULARY or not source.model.tied:
+    size = config.vocab_size
+    if size not in range(ENGLISH_VOCABULARY, LARGEST_VOCABULARY + 1) or not source.model.tied:
+        added = f", {size - LARGEST_VOCABULARY} more than the largest of them" if size > LARGEST_VOCABULARY else ""
         raise ExportError(
-            f"{runtime} wants OpenAI's vocabulary ({SMALLEST_VOCABULARY} tokens or more) with a tied head; this model has "
-            f"{config.vocab_size} tokens"
+            f"{runtime} wants OpenAI's vocabulary ({ENGLISH_VOCABULARY} to {LARGEST_VOCABULARY} tokens) with a tied head, since it finds "
+            f"the special tokens by their places; this model has {size} tokens{added}; export it to transcribe.cpp or onnxruntime"
         )
+    settings = source.model.network.generation_config
+    shift = 0 if size == ENGLISH_VOCABULARY else 1 + size - SMALLEST_MULTILINGUAL
+    for title, found, wanted in (
+        ("the end of a transcript", settings.eos_token_id, ENGLISH_END + min(shift, 1)),
+        ("a transcript without timestamps", settings.no_timestamps_token_id, ENGLISH_NO_TIMESTAMPS + shift),
+    ):
+        if found != wanted:
+            raise ExportError(
+                f"{runtime} takes token {wanted} for {title} where a vocabulary has {size} tokens, and this model has token {found} for "
+                "it; export it to transcribe.cpp or onnxruntime"
+            )
     if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {FEED_FORWARD * config.d_model}:
         raise ExportError(
             f"{runtime} wants feed-forward layers of {FEED_FORWARD} times the model's width ({FEED_FORWARD * config.d_model}); these are "
@@ -105,5 +121,7 @@ def special_tokens(source: Source) -> SpecialTokens:
     ids = (found.start, found.no_timestamps, *languages.values())
     wanted = (settings.decoder_start_token_id, settings.no_timestamps_token_id, *range(end + 2, end + 2 + len(languages)))
     if ids != wanted or (multilingual and settings.task_to_id.get("transcribe") != found.transcribe):
-        raise ExportError("the special tokens of this model are not in the order of OpenAI's vocabulary, which this runtime takes for granted")
+        raise ExportError(
+            "the special tokens of this model are not in the order of OpenAI's vocabulary, which this runtime takes for granted"
+        )
     return found

@@ -12,16 +12,21 @@ from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.core.affine import AffineTensor
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
+from sottovoce.evaluation.context import ShortContext
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """`model` computes with the dequantized weights; `weights` holds the codes by module name, a tied head's under the embedding."""
+    """`model` computes with the dequantized weights; `weights` holds the codes by module name, a tied head's under the embedding.
+
+    `short_context`: the encoder contexts that the model was tuned for, None if for none.
+    """
 
     model: SpeechModel
     weights: dict[str, QuantizedTensor]
+    short_context: ShortContext | None = None
 
     @property
     def config(self) -> Any:
@@ -62,7 +67,7 @@ def open_source(source: str | Path | QuantizedModel) -> Source:
     manifest = read_manifest(folder)
     model = load(folder)
     model.source = manifest.source
-    return Source(model, read_weights(folder, manifest.plan))
+    return Source(model, read_weights(folder, manifest.plan), manifest.short_context)
 
 
 def affine_parts(name: str, weight: QuantizedTensor) -> AffineTensor:

@@ -60,9 +60,10 @@ def card_with_certificates(card: str, certificates: Sequence[Certificate]) -> st
 def certificate_markdown(certificate: Certificate) -> str:
     """Return a certificate as Markdown: what holds, then what is assumed."""
     first, *rest = sentences(certificate)
+    context = "" if certificate.context == "full" else f", context {certificate.context}"
     return "\n".join(
         [
-            f"### {certificate.runtime}, {certificate.bytes / 1e6:.1f} MB",
+            f"### {certificate.runtime}, {certificate.bytes / 1e6:.1f} MB{context}",
             "",
             first,
             "",
@@ -75,8 +76,8 @@ def certificate_markdown(certificate: Certificate) -> str:
     )
 
 
-def _place(certificate: Certificate) -> tuple[str, str, str, str]:
-    return certificate.runtime, certificate.digest, certificate.speech, certificate.reference
+def _place(certificate: Certificate) -> tuple[str, str, str, str, str]:
+    return certificate.runtime, certificate.digest, certificate.speech, certificate.reference, certificate.context
 
 
 def _link(source: str, target: str) -> None:

@@ -23,6 +23,7 @@ from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.pipeline import CalibrationRecord
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.system.atomic_files import sha256, written_whole
 from sottovoce.system.plain_data import from_plain, to_plain
 
@@ -65,6 +66,7 @@ class Manifest:
     certificates: tuple[Certificate, ...] = ()  # of this folder and its exports
     chosen_on: tuple[str, ...] = ()  # hashes of the recordings by which this folder, or a setting of it, was chosen from others
     fit: FitRecord | None = None  # how the plan was chosen, if it was made for a size
+    tune: TuneRecord | None = None  # how scales and floating-point numbers were tuned, if they were
     short_context: ShortContext | None = None  # what the model was tuned for, if its encoder may stop when the speech stops
 
     @property
@@ -131,6 +133,23 @@ def _parsed(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
             f"{path.parent}: is of format version {version}, this sottovoce reads 1 and {FORMAT_VERSION}; install a newer one"
         )
     return content, version
+
+
+def read_short_context(model: Path | str) -> ShortContext | None:
+    """Return the contexts that a folder of ours was tuned for, without checking its files; None for any other model.
+
+    Raises `CheckpointError` for a damaged manifest.
+    """
+    folder = Path(model).expanduser()
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except (OSError, ValueError):
+        return None
+    content, _ = _parsed(raw, folder / MANIFEST)
+    try:
+        return None if (found := content.get("short_context")) is None else from_plain(ShortContext, found)
+    except DataError as exc:
+        raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
 
 
 def store_confidence(folder: Path | str, confidence: ConfidenceRecord) -> None:

@@ -5,6 +5,7 @@ from huggingface_hub import ModelCardData
 from sottovoce.checkpoint.layout import is_compressed_tensors, loads_in_transformers
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.plan import Plan
+from sottovoce.quantization.tune_record import TuneRecord
 
 FOLDER_IN_CARD = "THIS_FOLDER"  # stands for where the folder lies; an upload puts the name of its repository there
 IN_TRANSFORMERS = """```python
@@ -23,8 +24,8 @@ sottovoce transcribe THIS_FOLDER speech.wav
 ```"""
 
 
-def model_card(result: QuantizedModel) -> str:
-    """Return Markdown with a metadata block that the Hub understands."""
+def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
+    """Return Markdown with a metadata block that the Hub understands. `tune`: how the result was tuned."""
     plan, source = result.plan, result.model.source
     widths = sorted({number_format.code_bits for number_format in plan.formats})
     on_hub = source.count("/") == 1 and ":" not in source and not source.startswith((".", "~", "/"))
@@ -47,6 +48,11 @@ def model_card(result: QuantizedModel) -> str:
         rows["mean strength of error correction"] = f"{sum(strengths) / len(strengths):.2f}"
     if result.calibration:
         rows["calibration"] = f"{len(result.calibration.utterances)} utterances, {result.calibration.seconds:.0f} s"
+    if tune is not None and tune.chosen:
+        rows["tuned"] = (
+            f"{tune.numbers / 1e6:.1f} M scales and floating-point numbers, {tune.chosen} steps; KL to the original on held-out speech "
+            f"{tune.start.kl:.4f} before, {tune.best.kl:.4f} after"
+        )
     lines = [
         "---",
         metadata.to_yaml(),

@@ -1,8 +1,9 @@
 """What a quantization has finished so far, beside its output, so that a stopped run can go on to the same bytes.
 
 `.NAME.unfinished/` holds a lock, `inputs.json` (everything that determines the result), `transcripts.jsonl` (calibration transcripts
-as they are made) and one file per finished layer, each written whole. Work of several steps has a folder of that kind for each. It
-takes about as much disk as the finished output, and is removed when that is there.
+as they are made), one file per finished layer and one for how far a tuning has come, each written whole. Work of several steps has a
+folder of that kind for each. It takes about as much disk as the finished output (a tuning, four times what it moves), and is removed when
+that is there.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from sottovoce.system.text_files import read_lines
 
 LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
 VALUES = ".values.jsonl"
+TENSORS = ".state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +123,26 @@ class StoredRun(RunState):
 
     def add_layer(self, name: str, result: LayerResult) -> None:
         """Add the next finished layer. Raises `OutputError`."""
-        file = self.folder / f"{LAYER}-{len(self.layer_files):05d}.safetensors"
-        partial = file.with_suffix(".partial")
         tensors = layer_tensors(LAYER, result.weight)
         if result.bias is not None:
             tensors["bias"] = result.bias
-        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
         about = to_plain(_StoredLayer(name=name, format=result.weight.format, report=result.report))
+        self._save(self.folder / f"{LAYER}-{len(self.layer_files):05d}.safetensors", tensors, about)
+
+    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors that were set last under `name`; None: there are none, or they cannot be read whole."""
+        try:
+            return _read_tensors(self.folder / f"{name}{TENSORS}")
+        except (SafetensorError, OSError, CheckpointError, ValueError, KeyError, TypeError):
+            return None
+
+    def set_tensors(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Set tensors under `name` in place of those before. Raises `OutputError`."""
+        self._save(self.folder / f"{name}{TENSORS}", tensors, about)
+
+    def _save(self, file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        partial = file.with_suffix(".partial")
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
         try:
             save_file(tensors, partial, metadata={"about": json.dumps(about), "sha256": _digest(tensors, about)})
             with partial.open("rb") as handle:
@@ -149,7 +164,7 @@ class StoredRun(RunState):
                     "--resume out and give --overwrite to start again"
                 )
             return
-        for old in (*self.layer_files, *self.folder.glob(f"*{VALUES}"), self.folder / TRANSCRIPTS):
+        for old in (*self.layer_files, *self.folder.glob(f"*{VALUES}"), *self.folder.glob(f"*{TENSORS}"), self.folder / TRANSCRIPTS):
             old.unlink(missing_ok=True)
         for stage in self.folder.iterdir():
             if stage.is_dir():
@@ -187,10 +202,10 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[St
         raise OutputError(f"{target}: cannot be written ({exc.strerror}); choose another output") from exc
     finished = False
     try:
-        if (layers := len(list(work.folder.rglob(f"{LAYER}-*.safetensors")))) and not (resume or overwrite):
-            raise OutputError(
-                f"{target}: an unfinished run is there, {layers} layers finished; --resume continues it, --overwrite starts again"
-            )
+        layers = len(list(work.folder.rglob(f"{LAYER}-*.safetensors")))
+        if (layers or any(work.folder.rglob(f"*{TENSORS}"))) and not (resume or overwrite):
+            done = f"{layers} layers finished" if layers else "some steps of its tuning taken"
+            raise OutputError(f"{target}: an unfinished run is there, {done}; --resume continues it, --overwrite starts again")
         clear_leftovers(target)
         yield work
         finished = True
@@ -207,16 +222,22 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[St
 def _read_layer(file: Path, index: int) -> tuple[str, LayerResult]:
     if file.stem != f"{LAYER}-{index:05d}":
         raise CheckpointError(f"{file}: a layer before it is missing")
+    tensors, about = _read_tensors(file)
+    layer = from_plain(_StoredLayer, about)
+    bias = tensors.pop("bias", None)
+    weight = QuantizedTensor.unpack({key.removeprefix(f"{LAYER}."): tensor for key, tensor in tensors.items()}, layer.format)
+    return layer.name, LayerResult(weight, bias, layer.report)
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file written by `StoredRun` and what it says of them. Raises `CheckpointError` if it has changed, and others."""
     with safe_open(file, "pt") as stored:
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         metadata = stored.metadata()
     about = json.loads(metadata["about"])
     if metadata["sha256"] != _digest(tensors, about):
         raise CheckpointError(f"{file}: has changed since it was written")
-    layer = from_plain(_StoredLayer, about)
-    bias = tensors.pop("bias", None)
-    weight = QuantizedTensor.unpack({key.removeprefix(f"{LAYER}."): tensor for key, tensor in tensors.items()}, layer.format)
-    return layer.name, LayerResult(weight, bias, layer.report)
+    return tensors, about
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:

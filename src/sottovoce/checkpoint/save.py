@@ -6,6 +6,7 @@ file.
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,14 +16,27 @@ from sottovoce.checkpoint.layout import CONFIG, WEIGHTS, layer_tensors, quantiza
 from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest
 from sottovoce.checkpoint.model_card import model_card
 from sottovoce.errors import OutputError
+from sottovoce.evaluation.context import ShortContext
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
+from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.system.atomic_files import built_beside, sha256, swap_in
 from sottovoce.system.versions import environment
 
 
-def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: bool = False, fit: FitRecord | None = None) -> Path:
-    """Write `result` to `folder`, whole or not at all: it is built beside it and renamed. `fit`: how its plan was chosen.
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What else a manifest tells of how a folder was made: `fit`: how its plan was chosen; `tune`: how it was tuned, `short_context`: for
+    which contexts; `chosen_on`: hashes of the recordings by which it was chosen from others."""
+
+    fit: FitRecord | None = None
+    tune: TuneRecord | None = None
+    short_context: ShortContext | None = None
+    chosen_on: tuple[str, ...] = ()
+
+
+def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: bool = False, history: History | None = None) -> Path:
+    """Write `result` to `folder`, whole or not at all: it is built beside it and renamed.
 
     Raises `OutputError` if the folder exists (unless `overwrite`) or cannot be written; what was there then stays.
     """
@@ -31,7 +45,7 @@ def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: boo
     with built_beside(target) as build:
         content = build / target.name
         content.mkdir(mode=0o755)
-        _write_files(result, content, fit)
+        _write_files(result, content, history or History())
         swap_in(content, target)
     return target
 
@@ -46,7 +60,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} is not a folder written by sottovoce, so it is not replaced; remove it yourself")
 
 
-def _write_files(result: QuantizedModel, folder: Path, fit: FitRecord | None) -> None:
+def _write_files(result: QuantizedModel, folder: Path, history: History) -> None:
     network = result.model.network
     save_file(_state(result), folder / WEIGHTS, metadata={"format": "pt"})
     config = network.config.to_dict() | {"dtype": "float16", "quantization_config": quantization_config(result.plan)}
@@ -54,7 +68,7 @@ def _write_files(result: QuantizedModel, folder: Path, fit: FitRecord | None) ->
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     network.generation_config.save_pretrained(folder)
     result.model.processor.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(result), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(result, history.tune), encoding="utf-8")
     manifest = Manifest(
         source=result.model.source,
         recipe=result.recipe,
@@ -63,7 +77,10 @@ def _write_files(result: QuantizedModel, folder: Path, fit: FitRecord | None) ->
         environment=environment(),
         layers=result.reports,
         files={file.name: FileRecord(bytes=file.stat().st_size, sha256=sha256(file)) for file in sorted(folder.iterdir())},
-        fit=fit,
+        fit=history.fit,
+        tune=history.tune,
+        short_context=history.short_context,
+        chosen_on=history.chosen_on,
     )
     write_manifest(folder, manifest)
     for file in folder.iterdir():

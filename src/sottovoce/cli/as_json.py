@@ -64,8 +64,12 @@ def evaluation_to_dict(result: Evaluation) -> dict[str, Any]:
         "audio_s": transcription.audio_s,
         "encoder_s": transcription.encoder_s,
         "decoder_s": transcription.decoder_s,
+        "context": str(result.context),
         "unusable": dict(transcription.unusable),
-        "transcripts": [{"id": t.id, "text": t.text, "reference": t.reference, "language": t.language} for t in transcription.transcripts],
+        "transcripts": [
+            {"id": t.id, "text": t.text, "reference": t.reference, "language": t.language, "context": t.context}
+            for t in transcription.transcripts
+        ],
         "reference": None if result.reference is None else evaluation_to_dict(result.reference),
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    context_option,
     fallback_option,
     json_option,
     language_option,
@@ -56,6 +57,7 @@ def limit_options(command: Any) -> Any:
 @runtime_option
 @language_option
 @fallback_option
+@context_option
 @threads_option
 @json_option
 def certify(
@@ -74,6 +76,7 @@ def certify(
     runtime: str | None,
     language: str | None,
     fallback: bool,
+    context: str,
     threads: int | None,
     as_json: bool,
     **limits: float | None,
@@ -104,6 +107,7 @@ def certify(
         "runtime": runtime,
         "language": language,
         "fallback": Fallback() if fallback else None,
+        "context": context,
         "confidence": confidence,
         "seed": seed,
         "limits": wanted,

@@ -57,7 +57,7 @@ def progress_bar() -> Iterator[Progress]:
 
         def report(doing: str, done: int, total: int) -> None:
             # Layer names change with every step; they share one bar.
-            kind = "layers" if "." in doing or doing in ("", "proj_out") else doing
+            kind = "layers" if ("." in doing and " " not in doing) or doing in ("", "proj_out") else doing.partition(":")[0]
             text = f"layer {doing}" if kind == "layers" and doing else doing
             if kind not in tasks:
                 tasks[kind] = bars.add_task(text or kind, total=total)

@@ -15,6 +15,7 @@ from sottovoce.checkpoint.manifest import Manifest
 from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
 from sottovoce.cli.display_fit import print_fit
+from sottovoce.cli.display_tune import print_tuned
 from sottovoce.core.formats import name_of
 from sottovoce.evaluation.certificate_words import sentences
 from sottovoce.models.layers import Part
@@ -119,6 +120,8 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
         terminal.print(f"certificate ({certificate.runtime}, {megabytes(certificate.bytes)}): {said}", highlight=False)
     if manifest.fit is not None:
         print_fit(manifest.fit, f"{folder}: the fit")
+    if manifest.tune is not None:
+        print_tuned(manifest.tune, f"{folder}: the tuning")
     terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
 
 

@@ -5,6 +5,7 @@ from rich.table import Table
 from sottovoce.api import Evaluation
 from sottovoce.cli.console import NONE, console, figure, megabytes, percent
 from sottovoce.evaluation.confidence import UNSCALED, FittedConfidence
+from sottovoce.evaluation.context import FULL
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import Gate
 from sottovoce.evaluation.wer import Metric, Score
@@ -15,6 +16,8 @@ def print_evaluation(result: Evaluation) -> None:
     timing = (_timing_cells(result.reference) if result.reference else None), _timing_cells(result)
     print_scores(result.score, result.reference.score if result.reference else None, timing=timing)
     terminal = console()
+    if result.context != FULL:
+        terminal.print(f"encoder context of the model: {result.context.in_words()}", highlight=False)
     terminal.print(f"peak memory {megabytes(result.peak_memory_bytes)}")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    context_option,
     exit_for_unusable,
     fallback_option,
     fallback_seed_option,
@@ -46,6 +47,7 @@ tolerance_option = click.option(
 @language_option
 @fallback_option
 @fallback_seed_option
+@context_option
 @threads_option
 @json_option
 def evaluate(
@@ -61,6 +63,7 @@ def evaluate(
     language: str | None,
     fallback: bool,
     seed: int,
+    context: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -87,6 +90,7 @@ def evaluate(
             runtime=runtime,
             language=language,
             fallback=api.Fallback(seed=seed) if fallback else None,
+            context=context,
             save=save,
             save_reference=save_reference,
             progress=progress,
@@ -136,6 +140,7 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
 @language_option
 @fallback_option
 @fallback_seed_option
+@context_option
 @threads_option
 @json_option
 def transcribe(
@@ -147,6 +152,7 @@ def transcribe(
     language: str | None,
     fallback: bool,
     seed: int,
+    context: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -158,17 +164,23 @@ def transcribe(
     from sottovoce import api
     from sottovoce.cli.as_json import stored_scaling, words
     from sottovoce.cli.console import progress_bar
+    from sottovoce.evaluation.context import as_context
 
     if confidence and not as_json:
         raise click.UsageError("--confidence goes with --json")
+    as_context(context)  # refused before the model is loaded
     set_threads(threads)
     recognizer = api.open_recognizer(model, runtime, fallback=api.Fallback(seed=seed) if fallback else None)
     scaling = stored_scaling(model, confidence) if confidence else None
     with progress_bar() as progress:
-        result = api.transcribe(recognizer, audio, confidence=confidence is not None, language=language, save=save, progress=progress)
+        result = api.transcribe(
+            recognizer, audio, confidence=confidence is not None, language=language, context=context, save=save, progress=progress
+        )
     transcripts = result.transcripts
     if as_json:
-        rows: list[dict[str, Any]] = [{"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3)} for t in transcripts]
+        rows: list[dict[str, Any]] = [
+            {"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3), "context": t.context} for t in transcripts
+        ]
         if scaling is not None:
             rows = [row | {"words": words(recognizer, t, scaling)} for row, t in zip(rows, transcripts, strict=True)]
         print_json(rows)

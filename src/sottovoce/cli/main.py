@@ -22,10 +22,28 @@ from sottovoce.cli.folder import inspect, report, verify
 from sottovoce.cli.formats import formats
 from sottovoce.cli.push import push
 from sottovoce.cli.quantize import export, quantize
+from sottovoce.cli.tune import tune
 from sottovoce.errors import SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
-COMMANDS = (fit, quantize, evaluate, score, transcribe, export, inspect, verify, confidence, certify, report, push, bench, demo, formats)
+COMMANDS = (
+    fit,
+    quantize,
+    tune,
+    evaluate,
+    score,
+    transcribe,
+    export,
+    inspect,
+    verify,
+    confidence,
+    certify,
+    report,
+    push,
+    bench,
+    demo,
+    formats,
+)
 
 
 class _Terminated(BaseException):
@@ -42,7 +60,8 @@ def _what_is_kept(ctx: click.Context) -> str:
     if command is push:
         return "what has arrived is kept, and the same command continues"
     if command is not None and any(parameter.name == "resume" for parameter in command.params):
-        return "finished layers are kept, and the same command with --resume continues"
+        kept = "the steps up to the last look" if command is tune else "finished layers"
+        return f"{kept} are kept, and the same command with --resume continues"
     return "nothing was written"
 
 

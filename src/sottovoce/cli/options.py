@@ -64,6 +64,13 @@ fallback_option = click.option(
     help="Decode improbable or repeating text again at higher temperatures, like openai/whisper (default: greedy; PyTorch only).",
 )
 fallback_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling of --fallback.")
+context_option = click.option(
+    "--context",
+    default="auto",
+    show_default=True,
+    metavar="auto|full|N|+N",
+    help="Encoder positions (50 a second) for a clip: as the folder was tuned, the whole window, N, or the clip's length and N more.",
+)
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 calibration_weights_option = click.option(
     "--calibration-weights",

@@ -38,6 +38,7 @@ class Affine(NumberFormat):
     """Integer codes with a float16 scale and, unless symmetric, an integer zero point for each group."""
 
     name: ClassVar[str] = "affine"
+    factors: ClassVar[tuple[str, ...]] = ("scale",)
 
     bits: int = 4  # 2, 3, 4, 5, 6 or 8
     group_size: int | None = 32  # columns that share a scale: 32, 64, 128, or None for a whole row
@@ -170,6 +171,10 @@ class Affine(NumberFormat):
         basis = codes.float() - zero.repeat_interleave(self.block_size(target.shape[1]), -1)
         scale = refit_group_scales(target, basis, parameters["scale"], hessian)
         return {"scale": self.storable(scale), "zero_point": zero}
+
+    def nearest_stored(self, name: str, value: Tensor) -> Tensor:
+        del name
+        return self.storable(value)
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         return {"scale": parameters["scale"].half(), "zero_point": parameters["zero_point"].to(torch.uint8)}

@@ -21,6 +21,8 @@ class AffineMinimum(NumberFormat):
     """Whole codes with a float16 scale and a float16 minimum for each group of columns."""
 
     name: ClassVar[str] = "affine-minimum"
+    factors: ClassVar[tuple[str, ...]] = ("scale",)
+    offsets: ClassVar[tuple[str, ...]] = ("minimum",)
 
     bits: int = 4  # 2 to 8
     group_size: int = 32
@@ -100,6 +102,9 @@ class AffineMinimum(NumberFormat):
         kept = (scale > 0.5 * old[0]) & (scale < 2 * old[0])
         scale, minimum = torch.where(kept, scale, old[0]), torch.where(kept, minimum, old[1])
         return {"scale": positive_float16(scale), "minimum": finite_float16(minimum)}
+
+    def nearest_stored(self, name: str, value: Tensor) -> Tensor:
+        return positive_float16(value) if name == "scale" else finite_float16(value)
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         return {name: parameters[name].half() for name in ("scale", "minimum")}

@@ -46,6 +46,7 @@ class IQ4XS(LevelBook):
     """16 levels, a 6-bit scale for each 32 weights and a float16 scale for each 256: 4.25 bits a weight."""
 
     name: ClassVar[str] = "iq4_xs"
+    factors: ClassVar[tuple[str, ...]] = ("scale",)
 
     @property
     def table(self) -> tuple[float, ...]:
@@ -111,6 +112,10 @@ class IQ4XS(LevelBook):
         basis = book_of(self.table, codes.device).levels[codes.long()] * parameters["sub_scale"].float().repeat_interleave(BLOCK, -1)
         scale = float16_scale(refit_group_scales(target, basis, parameters["scale"], hessian))
         return {"scale": scale, "sub_scale": parameters["sub_scale"]}
+
+    def nearest_stored(self, name: str, value: Tensor) -> Tensor:
+        del name
+        return float16_scale(value)
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         return {"scale": parameters["scale"].half(), "sub_scale": parameters["sub_scale"].to(torch.int8)}

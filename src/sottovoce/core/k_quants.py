@@ -66,6 +66,7 @@ class KQuant(NumberFormat):
 
     name: ClassVar[str] = "k-quant"
     refit_bits: ClassVar[int] = 6
+    factors: ClassVar[tuple[str, ...]] = ("scale", "minimum")  # the second where sub-blocks have minima
 
     type: KType = "Q4_K"
 
@@ -221,6 +222,10 @@ class KQuant(NumberFormat):
         old = torch.stack([parameters["scale"], parameters["minimum"]])
         scale, minimum = refit_linear(target, torch.stack([sub * codes, low]), old, hessian)
         return {**parameters, "scale": _near(scale, old[0]), "minimum": _near(minimum, old[1])}
+
+    def nearest_stored(self, name: str, value: Tensor) -> Tensor:
+        del name
+        return finite_float16(value)
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         kind = torch.uint8 if self.has_minimum else torch.int8

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,11 +171,17 @@ class LevelBook(NumberFormat):
 class Float16Scale(LevelBook):
     """A book of levels whose scales are float16 numbers. A scale of 0 makes a block of zeros, where no level is 0."""
 
+    factors: ClassVar[tuple[str, ...]] = ("scale",)
+
     def bits_per_weight(self, in_features: int) -> float:
         return self.code_bits + 16 / self.block_size(in_features)
 
     def storable(self, scale: Tensor) -> Tensor:
         return float16_scale(scale)
+
+    def nearest_stored(self, name: str, value: Tensor) -> Tensor:
+        del name
+        return self.storable(value)
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         return {"scale": parameters["scale"].half()}

@@ -26,6 +26,10 @@ class NumberFormat(ABC):
 
     name: ClassVar[str]  # in manifests, recipes and messages
     refit_bits: ClassVar[int] = 2  # the widest codes for which `refit` gains more than next to nothing
+    # Parameters that may change while the codes stay: values are linear in each. Those in `factors` may be multiplied by a positive
+    # number; those in `offsets` may be shifted, in units of the first factor. What is in neither (whole numbers, powers of two) stays.
+    factors: ClassVar[tuple[str, ...]] = ()
+    offsets: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -81,6 +85,10 @@ class NumberFormat(ABC):
         """Fit parameters again to `codes` `[out, in]`, seen through `hessian` `[in, in]`; None: the format cannot."""
         del target, codes, parameters, hessian
         return None
+
+    def nearest_stored(self, name: str, value: Tensor) -> Tensor:
+        """Return the nearest values of the parameter `name`, one of `factors` or `offsets`, that a file holds; float32, same shape."""
+        raise NotImplementedError(f"{type(self).__name__} names {name!r} as one that may change, and does not say how it is stored")
 
     def stored(self, parameters: Parameters) -> dict[str, Tensor]:
         """Return `parameters` in the dtypes in which they are stored."""

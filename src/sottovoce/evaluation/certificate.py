@@ -69,7 +69,7 @@ class Certificate:
     the calibration speech was compared with this speech ("disjoint"), there was none ("none"), or it is not known ("unknown");
     `shared_speakers`: names of speakers in both. `earlier_looks`: how many other settings had been tried on this speech before.
     `left_out`: recordings that could not be used, each with the reason. `chosen_among`: how many candidates stood to choice, if any did;
-    `limits`: what the choice or the check demanded, by loss.
+    `limits`: what the choice or the check demanded, by loss. `context`: of the file's encoder, as `--context` takes it.
     """
 
     checkpoint: str
@@ -91,6 +91,7 @@ class Certificate:
     left_out: dict[str, str]
     chosen_among: int | None = None
     limits: dict[Loss, float] | None = None
+    context: str = "full"
 
     @property
     def utterances(self) -> int:

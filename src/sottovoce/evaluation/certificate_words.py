@@ -63,6 +63,10 @@ def scope(certificate: Certificate) -> str:
     return f"{certificate.utterances} utterances, {people}, {', '.join(certificate.languages)}, {', '.join(certificate.decodings)} decoding"
 
 
+def _context(certificate: Certificate) -> str:
+    return "" if certificate.context == "full" else f", encoder context {certificate.context}"
+
+
 def assumptions(certificate: Certificate) -> tuple[str, ...]:
     """Return what must be true for the certificate to hold, one sentence each."""
     said = sum(statement.unit != "speaker" for statement in certificate.statements)
@@ -72,7 +76,7 @@ def assumptions(certificate: Certificate) -> tuple[str, ...]:
         f"The user's speech is like {speech}: of the same kind, recorded in the same way, in the same language "
         f"({', '.join(certificate.languages)}). The certificate says nothing about other languages, accents, rooms or noise.",
         f"The transcripts are those of {Path(certificate.checkpoint).name} (sha256 {certificate.digest[:16]}) in {certificate.runtime}, "
-        f"decoded as here ({', '.join(certificate.decodings)}), compared with {certificate.reference}.",
+        f"decoded as here ({', '.join(certificate.decodings)}{_context(certificate)}), compared with {certificate.reference}.",
         "Bounds over utterances take the utterances as independent. Utterances of one speaker are not quite; " + _speakers(certificate),
         f"Each statement has the confidence of {_percent(certificate.confidence)} % by itself; the {said} over utterances and words hold "
         f"all at once with {_percent(joint)} % at least.",

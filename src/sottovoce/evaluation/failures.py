@@ -2,6 +2,8 @@
 
 import zlib
 
+from sottovoce.evaluation.normalize import counts_characters, normalize
+
 COMPRESSION_LIMIT = 2.4  # zlib ratio above which Whisper itself takes a transcript for a loop
 REPEATS = 5  # consecutive repetitions of the same words that make a loop
 LONGEST_LOOP = 8  # words in the repeated phrase
@@ -25,6 +27,11 @@ def is_loop(text: str, *, characters: bool = False) -> bool:
             if run >= enough:
                 return True
     return compression_ratio("".join(units) if characters else text) > COMPRESSION_LIMIT
+
+
+def text_loops(text: str, language: str | None) -> bool:
+    """Tell whether a text as it was recognized loops, after normalization by its language."""
+    return is_loop(normalize(text, language), characters=counts_characters(language))
 
 
 def compression_ratio(text: str) -> float:

@@ -9,16 +9,21 @@ from sottovoce.models.batching import Encoded
 from sottovoce.models.speech_model import SpeechModel
 
 
-@torch.no_grad()
-def hidden_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None) -> list[Tensor]:
-    """Return the head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted.
+def predicting_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None) -> list[Tensor]:
+    """Return the head's inputs, `[len(transcript) + 1, d]` per utterance, at which its tokens and its end are predicted; with gradients.
 
     `transcripts`: token ids, given to the decoder as they are (teacher forcing).
     """
     inputs, mask = model.teacher_forcing(transcripts, language)
     states = model.decoder_states(encoded, inputs)
     first = model.prompt_length - 1  # rows before the last prompt token predict the prompt, which decoding never does
-    return [states[i, first : int(mask[i].sum())].clone() for i in range(len(transcripts))]
+    return [states[i, first : int(mask[i].sum())] for i in range(len(transcripts))]
+
+
+@torch.no_grad()
+def hidden_states(model: SpeechModel, encoded: Encoded, transcripts: Sequence[Sequence[int]], language: str | None) -> list[Tensor]:
+    """Return copies of `predicting_states`, without gradients."""
+    return [states.clone() for states in predicting_states(model, encoded, transcripts, language)]
 
 
 @torch.no_grad()

@@ -9,19 +9,24 @@ import numpy as np
 
 from sottovoce.data.audio import SAMPLE_RATE, split_at_silence
 from sottovoce.errors import AudioError
-from sottovoce.evaluation.recognizer import Recognition, Recognizer
+from sottovoce.evaluation.context import FULL, Context
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, Recognizer, WindowedRecognizer, window_of
 from sottovoce.models.batching import batches_by_language
 from sottovoce.models.languages import DETECT
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecognizedRecording:
-    """The recognition of recording number `index`. `pieces`: more than 1 if it was cut at silence and joined again."""
+    """The recognition of recording number `index`. `pieces`: more than 1 if it was cut at silence and joined again.
+
+    `context`: the encoder positions that were worked through, None: the whole window.
+    """
 
     index: int
     recognition: Recognition
     duration_s: float
     pieces: int
+    context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ def recognize_batches(
     batch_size: int,
     *,
     confidence: bool = False,
+    context: Context = FULL,
     on_unusable: Callable[[int, AudioError], None] | None = None,
 ) -> Iterator[RecognizedBatch]:
     """Recognize `recordings` in batches of at most `batch_size`, none of which mixes languages; yield each batch when it is done.
@@ -47,27 +53,32 @@ def recognize_batches(
     `recordings`: functions that give float32 `[n_samples]` at 16 kHz, called when their batch is due, so that memory holds one batch.
     `languages`: a code for each, "auto" (the model finds it) or None (the model's default). A recording longer than one forward pass goes
     through the model's own long-form procedure (all of its time counts as the decoder's, and it has no log-probabilities); where there is
-    none, it is cut at silence and joined again. `on_unusable`: is told the number of a recording that raises `AudioError`, which is then
-    left out; without it the error is raised.
+    none, it is cut at silence and joined again; its encoder windows are whole ones. `context`: of the encoder for each other recording, as
+    `Context.resolve` returned it for this recognizer; one shorter than a recording raises `AudioError`. `on_unusable`: is told the number
+    of a recording that raises `AudioError`, which is then left out; without it the error is raised.
     """
     for indices in batches_by_language(range(len(recordings)), languages, batch_size):
-        usable, samples = list[int](), list[np.ndarray]()
+        usable, samples, contexts = list[int](), list[np.ndarray](), list[int | None]()
         for index in indices:
             try:
-                samples.append(recordings[index]())
+                read = recordings[index]()
+                long = len(read) > recognizer.max_duration_s * SAMPLE_RATE
+                contexts.append(None if long else context.of(len(read), window_of(recognizer)))
             except AudioError as exc:
                 if on_unusable is None:
                     raise
                 on_unusable(index, exc)
             else:
                 usable.append(index)
-        yield _recognize_batch(recognizer, usable, samples, languages[indices[0]], batch_size, confidence)
+                samples.append(read)
+        yield _recognize_batch(recognizer, usable, samples, contexts, languages[indices[0]], batch_size, confidence)
 
 
 def _recognize_batch(
     recognizer: Recognizer,
     indices: Sequence[int],
     recordings: Sequence[np.ndarray],
+    contexts: Sequence[int | None],
     language: str | None,
     batch_size: int,
     confidence: bool,
@@ -81,9 +92,11 @@ def _recognize_batch(
     long_s = time.perf_counter() - began
     pieces = [[] if i in long else split_at_silence(samples, recognizer.max_duration_s) for i, samples in enumerate(recordings)]
     flat = [piece for parts in pieces for piece in parts]
+    spans = [context for parts, context in zip(pieces, contexts, strict=True) for _ in parts]
     # A recording of hours is many pieces: in batches of their own, so that memory does not grow with its length.
     batches = [
-        recognizer.recognize(flat[first : first + batch_size], language, confidence=confidence) for first in range(0, len(flat), batch_size)
+        _recognize(recognizer, flat[first : first + batch_size], spans[first : first + batch_size], language, confidence)
+        for first in range(0, len(flat), batch_size)
     ]
     pending = iter([recognition for batch in batches for recognition in batch.recognitions])
     recognized = []
@@ -92,13 +105,28 @@ def _recognize_batch(
         if joined.language is None and language != DETECT:
             joined = replace(joined, language=language)
         recognized.append(
-            RecognizedRecording(index=index, recognition=joined, duration_s=len(samples) / SAMPLE_RATE, pieces=max(1, len(parts)))
+            RecognizedRecording(
+                index=index,
+                recognition=joined,
+                duration_s=len(samples) / SAMPLE_RATE,
+                pieces=max(1, len(parts)),
+                context=contexts[i],
+            )
         )
     return RecognizedBatch(
         recordings=recognized,
         encoder_s=sum(batch.encoder_s for batch in batches),
         decoder_s=sum(batch.decoder_s for batch in batches) + long_s,
     )
+
+
+def _recognize(
+    recognizer: Recognizer, recordings: Sequence[np.ndarray], contexts: Sequence[int | None], language: str | None, confidence: bool
+) -> RecognitionBatch:
+    """Recognize recordings; a recognizer that knows whole windows only is not asked for anything else."""
+    if isinstance(recognizer, WindowedRecognizer) and any(context is not None for context in contexts):
+        return recognizer.recognize(recordings, language, confidence=confidence, contexts=contexts)
+    return recognizer.recognize(recordings, language, confidence=confidence)
 
 
 def _joined(parts: Sequence[Recognition]) -> Recognition:

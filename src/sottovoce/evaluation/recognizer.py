@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
+from sottovoce.evaluation.context import EncoderWindow, by_context
 from sottovoce.evaluation.fallback import FALLBACK, Fallback
 from sottovoce.evaluation.kl_divergence import hidden_states, token_log_probabilities
 from sottovoce.evaluation.transcripts import GREEDY, LONG_FORM
@@ -82,6 +83,39 @@ class Recognizer(Protocol):
         """
 
 
+@runtime_checkable
+class WindowedRecognizer(Recognizer, Protocol):
+    """A recognizer whose encoder may take less than its window."""
+
+    window: EncoderWindow
+
+    def recognize(
+        self,
+        recordings: Sequence[np.ndarray],
+        language: str | None,
+        *,
+        confidence: bool = False,
+        contexts: Sequence[int | None] = (),
+    ) -> RecognitionBatch:
+        """Recognize recordings, as `Recognizer` does; `contexts`: encoder positions of each, None: the whole window; empty: for all."""
+
+
+NO_WINDOW = EncoderWindow(refusal="this recognizer does not say how its encoder could take less than its window")
+
+
+def window_of(recognizer: Recognizer) -> EncoderWindow:
+    """Return the window of a recognizer's encoder; it cannot be shortened where the recognizer says nothing of it."""
+    return recognizer.window if isinstance(recognizer, WindowedRecognizer) else NO_WINDOW
+
+
+def window_of_model(model: SpeechModel) -> EncoderWindow:
+    """Return the window of a model's encoder."""
+    if model.window_positions is None:
+        kind = model.network.config.model_type
+        return EncoderWindow(refusal=f"a {kind!r} model has no window of fixed length, so there is none to shorten")
+    return EncoderWindow(positions=model.window_positions)
+
+
 class TorchRecognizer:
     """A model in PyTorch: greedy, with its own prompt and suppression rules.
 
@@ -91,6 +125,7 @@ class TorchRecognizer:
     def __init__(self, model: SpeechModel, *, encoder_batch: int = ENCODER_BATCH, fallback: Fallback | None = None) -> None:
         self.model, self.source, self.max_duration_s = model, model.source, model.max_duration_s
         self.encoder_batch, self.fallback = encoder_batch, fallback
+        self.window = window_of_model(model)
 
     @property
     def stored_bytes(self) -> int:
@@ -101,15 +136,30 @@ class TorchRecognizer:
         return sum(2 * parameter.numel() for parameter in self.model.network.parameters())
 
     @torch.no_grad()
-    def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
+    def recognize(
+        self,
+        recordings: Sequence[np.ndarray],
+        language: str | None,
+        *,
+        confidence: bool = False,
+        contexts: Sequence[int | None] = (),
+    ) -> RecognitionBatch:
         began = time.perf_counter()
-        size = self.encoder_batch
-        encoded = Encoded.joined(
-            [self.model.encode(self.model.features(recordings[i : i + size])) for i in range(0, len(recordings), size)]
-        )
+        encoded = self._encode(recordings, contexts or [None] * len(recordings))
         between = time.perf_counter()
         recognitions = self.recognize_encoded(encoded, language, confidence=confidence)
         return RecognitionBatch(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
+
+    def _encode(self, recordings: Sequence[np.ndarray], contexts: Sequence[int | None]) -> Encoded:
+        """Encode recordings of one context together, so that the states of each are its own whatever stands beside it."""
+        parts, order, size = list[Encoded](), list[int](), self.encoder_batch
+        for context, places in by_context(contexts).items():
+            for first in range(0, len(places), size):
+                features = self.model.features([recordings[place] for place in places[first : first + size]])
+                parts.append(self.model.encode(features if context is None else self.model.shortened(features, context)))
+            order += places
+        joined = Encoded.joined(parts)
+        return joined if order == sorted(order) else joined[[order.index(place) for place in range(len(order))]]
 
     def recognize_encoded(self, encoded: Encoded, language: str | None, *, confidence: bool = False) -> list[Recognition]:
         """Decode encoder outputs `[B, T, d]` to B recognitions."""

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
 
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.errors import AudioError
+from sottovoce.evaluation.context import FULL, Context, EncoderWindow
 from sottovoce.evaluation.normalize import scoring_language
 from sottovoce.evaluation.recognize import RecognizedRecording, recognize_batches
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.languages import DETECT
@@ -38,17 +42,20 @@ def transcribe_data(
     *,
     language: str | None = None,
     confidence: bool = False,
+    context: Context = FULL,
     lenient: bool = False,
     cache: TranscriptCache | None = None,
     progress: Progress = silent,
 ) -> Transcription:
     """Transcribe every utterance of `data`. `language`: of those that have none of their own; "auto": found by the model for each.
 
-    Long recordings: see `recognize_batches`. `confidence`: also take every token's log-probability. `lenient`: leave out recordings that
+    Long recordings: see `recognize_batches`. `confidence`: also take every token's log-probability. `context`: of the encoder; a
+    recording that is longer than a fixed one cannot be used. `lenient`: leave out recordings that
     cannot be used and name them in the result; else they raise `AudioError`. `cache`: what it knows is not transcribed again, and all that
     is transcribed is added to it.
     """
     chosen: Recognizer = TorchRecognizer(recognizer) if isinstance(recognizer, SpeechModel) else recognizer
+    context = context.resolve(window_of(chosen), chosen.source)
     known = {u.id: t for u in data if cache is not None and (t := cache.transcript(u)) is not None}
     missing = [utterance for utterance in data if utterance.id not in known]
     unusable = dict[str, str]()
@@ -58,10 +65,11 @@ def transcribe_data(
 
     batches = recognize_batches(
         chosen,
-        [utterance.samples for utterance in missing],
+        [partial(_samples, utterance, context, window_of(chosen)) for utterance in missing],
         [utterance.language or language for utterance in missing],
         DECODER_BATCH,
         confidence=confidence,
+        context=context,
         on_unusable=leave_out if lenient else None,
     )
     encoder_s, decoder_s, audio_s = 0.0, 0.0, 0.0
@@ -83,6 +91,16 @@ def transcribe_data(
     )
 
 
+def _samples(utterance: Utterance, context: Context, window: EncoderWindow) -> np.ndarray:
+    """Read a recording. Raises `AudioError`, also where the context is shorter than it is."""
+    samples = utterance.samples()
+    try:
+        context.of(len(samples), window)
+    except AudioError as exc:
+        raise AudioError(f"{utterance.id}: {exc}") from exc
+    return samples
+
+
 def transcript_of(utterance: Utterance, recording: RecognizedRecording, language: str | None) -> Transcript:
     """Make the transcript of an utterance from its recognition; `language`: the one asked for, if it has none of its own."""
     recognition = recording.recognition
@@ -99,4 +117,5 @@ def transcript_of(utterance: Utterance, recording: RecognizedRecording, language
         language=scoring_language(utterance.language or recognition.language or named),
         decoding=recognition.decoding,
         temperature=recognition.temperature,
+        context=recording.context,
     )

@@ -1,7 +1,7 @@
 """Transcripts, and files of them: one JSON object per line, so that scoring needs no model.
 
     {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false,
-     "log_probabilities": [...], "language": "de", "decoding": "greedy", "temperature": 0.0}
+     "log_probabilities": [...], "language": "de", "decoding": "greedy", "temperature": 0.0, "context": null}
 
 Only `id` and `text` are required when reading; `reference` is the text that was spoken, null or missing where it is not known.
 """
@@ -27,7 +27,7 @@ class Transcript:
     `tokens`: ids without prompt and end token. `pieces`: more than 1 if the recording was cut. `truncated`: decoding stopped at the token
     limit, not at an end token. `log_probabilities`: natural, of each token, or empty if they were not asked for. `language`: the code whose
     rules score it: the utterance's own, else the one asked for or detected; None if nobody said. `decoding`: "greedy", "fallback" or
-    "long-form"; `temperature`: at which a fallback ended.
+    "long-form"; `temperature`: at which a fallback ended. `context`: encoder positions that were worked through, None: the whole window.
     """
 
     id: str
@@ -41,6 +41,7 @@ class Transcript:
     language: str | None = None
     decoding: str = GREEDY
     temperature: float = 0.0
+    context: int | None = None
 
     @property
     def has_confidences(self) -> bool:
@@ -104,6 +105,9 @@ def transcript_from(row: Any, where: str) -> Transcript:
         raise DataError(f'{where}: "decoding" must be text, got {decoding!r}')
     if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
         raise DataError(f'{where}: "temperature" must be a number that is at least 0, got {temperature!r}')
+    context = row.get("context")
+    if context is not None and (not isinstance(context, int) or context < 1):
+        raise DataError(f'{where}: "context" must be a number of encoder positions or null, got {context!r}')
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise DataError(f'{where}: "tokens" must be a list of whole numbers')
     return Transcript(
@@ -118,4 +122,5 @@ def transcript_from(row: Any, where: str) -> Transcript:
         language=language,
         decoding=decoding,
         temperature=float(temperature),
+        context=context,
     )

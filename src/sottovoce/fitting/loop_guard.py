@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sottovoce.evaluation.failures import is_loop
-from sottovoce.evaluation.normalize import counts_characters, normalize
+from sottovoce.evaluation.failures import text_loops
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.batching import batches_by_language
 from sottovoce.models.speech_model import SpeechModel
@@ -36,7 +35,7 @@ def longest(model: SpeechModel, speech: Sequence[CalibrationSpeech], count: int)
         (one.ids[i], one.recordings[i], one.languages[i])
         for one in speech
         for i, transcript in enumerate(one.transcripts)
-        if not _loops(model.text(list(transcript)), one.languages[i])
+        if not text_loops(model.text(list(transcript)), one.languages[i])
     ]
     found.sort(key=lambda entry: (-len(entry[1]), entry[0]))
     ids, recordings, languages = zip(*found[:count], strict=True) if found[:count] else ((), (), ())
@@ -50,7 +49,7 @@ def new_loops(model: SpeechModel, speech: GuardSpeech, progress: Progress) -> tu
     for n, rows in enumerate(batches):
         progress("listening for loops", n, len(batches))
         heard = recognizer.recognize([speech.recordings[i] for i in rows], speech.languages[rows[0]]).recognitions
-        looped += [speech.ids[i] for i, one in zip(rows, heard, strict=True) if _loops(one.text, one.language)]
+        looped += [speech.ids[i] for i, one in zip(rows, heard, strict=True) if text_loops(one.text, one.language)]
     progress("listening for loops", len(batches), len(batches))
     return tuple(sorted(looped))
 
@@ -74,7 +73,3 @@ def _larger(unit: PricedUnit, entry: int) -> list[int]:
     """The sizes of the entries that are larger and lose less."""
     return [size for size, loss in zip(unit.unit.bytes, unit.losses, strict=True)
             if size > unit.unit.bytes[entry] and loss < unit.losses[entry]]  # fmt: skip
-
-
-def _loops(text: str, language: str | None) -> bool:
-    return is_loop(normalize(text, language), characters=counts_characters(language))

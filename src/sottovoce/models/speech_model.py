@@ -96,9 +96,24 @@ class SpeechModel(ABC):
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return the encoder inputs of 16 kHz mono recordings (float32 `[n_samples]` each)."""
 
+    @property
+    def window_positions(self) -> int | None:
+        """The encoder positions of a window of fixed length, of which it can take a part, or None: there is no such window."""
+        return None
+
+    def shortened(self, features: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
+        """Return encoder inputs that end after so many encoder positions. Raises `ModelError` where there is no window of fixed length."""
+        del features, positions
+        raise ModelError(f"{self.source}: a {self.network.config.model_type!r} model has no window of fixed length that could be shorter")
+
     @abstractmethod
     def encode(self, features: dict[str, Tensor]) -> Encoded:
         """Return the encoder outputs of a batch; an utterance's do not depend on what it is batched with."""
+
+    @property
+    def position_tables(self) -> tuple[str, ...]:
+        """The names of the parameters that are tables of positions."""
+        return ()
 
     @abstractmethod
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
@@ -124,11 +139,14 @@ class SpeechModel(ABC):
         """Return greedy transcripts as token ids, without prompt and end token, and whether each came to its end token."""
         return self._generate(encoded, language, max_new_tokens, 0.0)
 
-    def sample_decode(self, encoded: Encoded, language: str | None, temperature: float, *, seed: int) -> list[tuple[list[int], bool]]:
+    def sample_decode(
+        self, encoded: Encoded, language: str | None, temperature: float, *, seed: int, max_new_tokens: int | None = None
+    ) -> list[tuple[list[int], bool]]:
         """Return transcripts sampled at `temperature` above 0, as `greedy_decode` does; the same `seed` gives the same tokens."""
+        room = self.max_new_tokens(language)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._generate(encoded, language, self.max_new_tokens(language), temperature)
+            return self._generate(encoded, language, room if max_new_tokens is None else min(max_new_tokens, room), temperature)
 
     @abstractmethod
     def _generate(

@@ -13,6 +13,7 @@ from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.whisper_encoder import encode_window, masked_cross_attention
 from sottovoce.models.whisper_settings import END, NO_TIMESTAMPS, START, complete_generation_config
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
@@ -23,6 +24,7 @@ LONG_FORM = {
     "logprob_threshold": -1.0,
     "no_speech_threshold": 0.6,
 }
+FRAMES_PER_POSITION = 2
 SAMPLES_PER_POSITION = 320  # hop of 160 samples, halved in time by the second convolution
 
 
@@ -102,19 +104,36 @@ class Whisper(SpeechModel):
         heard = torch.tensor([-(-len(samples) // SAMPLES_PER_POSITION) for samples in recordings])
         return torch.arange(positions) < heard.clamp(max=positions).unsqueeze(1)
 
+    @property
+    def window_positions(self) -> int | None:
+        return int(self.network.config.max_source_positions)
+
+    def shortened(self, features: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
+        return {"input_features": features["input_features"][..., : FRAMES_PER_POSITION * positions]}
+
     def encode(self, features: dict[str, Tensor]) -> Encoded:
-        return Encoded(self.network.model.encoder(features["input_features"]).last_hidden_state)
+        frames = features["input_features"]
+        if frames.shape[-1] < FRAMES_PER_POSITION * self.network.config.max_source_positions:
+            return Encoded(encode_window(self.network.model.encoder, frames))
+        return Encoded(self.network.model.encoder(frames).last_hidden_state)
+
+    @property
+    def position_tables(self) -> tuple[str, ...]:
+        return "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"
 
     def decoder_states(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
-        states: Tensor = self.network.model.decoder(
-            input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded.states, use_cache=False
-        ).last_hidden_state
+        decoder = self.network.model.decoder
+        with masked_cross_attention(decoder, encoded.mask):
+            states: Tensor = decoder(
+                input_ids=inputs["decoder_input_ids"], encoder_hidden_states=encoded.states, use_cache=False
+            ).last_hidden_state
         return states
 
     def detect_languages(self, encoded: Encoded) -> list[str]:
         if not self.detects_languages:
             return [DEFAULT_LANGUAGE] * len(encoded.states)
-        found = self.network.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states))
+        with masked_cross_attention(self.network.model.decoder, encoded.mask):
+            found = self.network.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states))
         codes = {token: name[2:-2] for name, token in self.network.generation_config.lang_to_id.items()}
         return [codes[token] for token in found.tolist()]
 
@@ -170,15 +189,16 @@ class Whisper(SpeechModel):
         self, encoded: Encoded, language: str | None, max_new_tokens: int | None, temperature: float
     ) -> list[tuple[list[int], bool]]:
         limit = self.max_new_tokens(language) if max_new_tokens is None else max_new_tokens
-        out = generate(
-            self.network,
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
-            **choice_of_tokens(temperature),
-            return_timestamps=False,
-            force_unique_generate_call=True,  # one window is one call: else tokens that look like timestamps move it on, or never
-            max_new_tokens=limit,
-            **self._language_options(language),
-        )
+        with masked_cross_attention(self.network.model.decoder, encoded.mask):
+            out = generate(
+                self.network,
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+                **choice_of_tokens(temperature),
+                return_timestamps=False,
+                force_unique_generate_call=True,  # one window is one call: else tokens that look like timestamps move it on, or never
+                max_new_tokens=limit,
+                **self._language_options(language),
+            )
         end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
         transcripts = []
         for row in out.tolist():

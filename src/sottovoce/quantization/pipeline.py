@@ -131,12 +131,13 @@ def quantize_model(
         reports=tuple(layer.report for layer in layers.values()),
         plan=plan,
         recipe=recipe,
-        calibration=_record(speech, seed) if calibrates and speech is not None else None,
+        calibration=calibration_record(speech, seed) if calibrates and speech is not None else None,
         timing=Timing(labels_s=speech.label_time_s if speech else 0.0, solving_s=time.perf_counter() - started),
     )
 
 
-def _record(speech: CalibrationSpeech, seed: int) -> CalibrationRecord:
+def calibration_record(speech: CalibrationSpeech, seed: int) -> CalibrationRecord:
+    """Return what the manifest keeps of `speech`, sampled by `seed`."""
     return CalibrationRecord(
         seed=seed,
         utterances=speech.ids,

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from sottovoce.backends.onnx_runtime.layout import cache_names
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
+from sottovoce.models.whisper import FRAMES_PER_POSITION
+from sottovoce.models.whisper_encoder import encode_window
 
 OPSET = 21
 
@@ -38,6 +40,17 @@ class EncoderGraph(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         states: Tensor = self.encoder(features).last_hidden_state
         return states
+
+
+class WindowedEncoderGraph(nn.Module):
+    """Whisper's encoder on any part of its window: as many rows of the position table as there are frames for."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.encoder = network.model.encoder
+
+    def forward(self, features: Tensor) -> Tensor:
+        return encode_window(self.encoder, features)
 
 
 class FirstStep(nn.Module):
@@ -106,8 +119,10 @@ def encoder_example(source: Source) -> _Example:
     ((name, features),) = ((k, v) for k, v in model.features(recordings).items() if v.is_floating_point())
     batch = torch.export.Dim("batch_size")
     free: dict[int, Any] = {0: batch}
-    if name != "input_features":
+    if model.window_positions is None:
         free[1] = torch.export.Dim("num_samples", min=1024)
+    else:
+        free[2] = FRAMES_PER_POSITION * torch.export.Dim("encoder_length", min=2, max=model.window_positions)
     return (features,), [name], ["last_hidden_state"], (free,)
 
 

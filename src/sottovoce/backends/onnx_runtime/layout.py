@@ -1,5 +1,6 @@
 """Names of files and tensors in an ONNX folder."""
 
+SHORT_CONTEXT = "sottovoce_short_context"  # in config.json: the contexts that the model was tuned for
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, cache_names
-from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT, cache_names
+from sottovoce.errors import DataError, ExportError, MissingDependencyError
+from sottovoce.evaluation.context import EncoderWindow, ShortContext, by_context
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model, window_of_model
 from sottovoce.models.load import FAMILIES
+from sottovoce.system.plain_data import from_plain
 
 BATCH = 8  # utterances decoded together, where the family pads them to one length
 
@@ -56,31 +59,51 @@ class OnnxRecognizer:
         self._past, self._present = cache_names(layers, "past_key_values"), cache_names(layers, "present")
         self._heads, self._size = (int(names[self._past[0]][i]) for i in (1, 3))
         self._input = self._encoder.get_inputs()[0].name
+        self.window = self._window(config)
 
     @property
     def stored_bytes(self) -> int:
         """The ONNX files."""
         return sum(file.stat().st_size for file in (self._folder / "onnx").iterdir())
 
-    def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
-        """In batches; encoder (with features) and decoder are timed apart."""
-        found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
-        batch = self._batch if self.model.fixed_length else 1
-        for start in range(0, len(recordings), batch):
-            began = time.perf_counter()
-            states = self._encode(recordings[start : start + batch])
-            between = time.perf_counter()
-            for tokens, probabilities, ended in self._decode(states, language):
-                found.append(
-                    Recognition(
+    def _window(self, config: Any) -> EncoderWindow:
+        """Whether the encoder's file takes less than its window, and what `export` wrote of the contexts it was tuned for."""
+        window = window_of_model(self.model)
+        if window.refusal is not None:
+            return window
+        if isinstance(self._encoder.get_inputs()[0].shape[-1], int):
+            return replace(window, refusal="its encoder was exported for whole windows only; export the quantized folder again")
+        stated = getattr(config, SHORT_CONTEXT, None)
+        try:
+            return window if stated is None else replace(window, tuned=from_plain(ShortContext, stated))
+        except DataError as exc:
+            raise ExportError(f"{self.source}: {SHORT_CONTEXT} in config.json makes no sense ({exc}); export it again") from exc
+
+    def recognize(
+        self,
+        recordings: Sequence[np.ndarray],
+        language: str | None,
+        *,
+        confidence: bool = False,
+        contexts: Sequence[int | None] = (),
+    ) -> RecognitionBatch:
+        """In batches of one context each; encoder (with features) and decoder are timed apart."""
+        found, encoder_s, decoder_s = dict[int, Recognition](), 0.0, 0.0
+        size = self._batch if self.model.fixed_length else 1
+        for context, places in by_context(contexts or [None] * len(recordings)).items():
+            for batch in (places[start : start + size] for start in range(0, len(places), size)):
+                began = time.perf_counter()
+                states = self._encode([recordings[place] for place in batch], context)
+                between = time.perf_counter()
+                for place, (tokens, probabilities, ended) in zip(batch, self._decode(states, language), strict=True):
+                    found[place] = Recognition(
                         text=self.model.text(tokens),
                         tokens=tuple(tokens),
                         ended=ended,
                         log_probabilities=tuple(probabilities) if confidence else (),
                     )
-                )
-            encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
-        return RecognitionBatch(recognitions=found, encoder_s=encoder_s, decoder_s=decoder_s)
+                encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
+        return RecognitionBatch(recognitions=[found[place] for place in sorted(found)], encoder_s=encoder_s, decoder_s=decoder_s)
 
     def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
         """Cut at silence."""
@@ -90,9 +113,11 @@ class OnnxRecognizer:
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
         return split_words_of_model(self.model, tokens, values)
 
-    def _encode(self, recordings: Sequence[np.ndarray]) -> Any:
+    def _encode(self, recordings: Sequence[np.ndarray], context: int | None) -> Any:
         """Encoder states as a value of the runtime, `[B, T, d]`."""
         features = self.model.features(recordings)
+        if context is not None:
+            features = self.model.shortened(features, context)
         array = next(tensor for tensor in features.values() if tensor.is_floating_point()).numpy()
         return self._encoder.run_with_ort_values(None, {self._input: self._value(array)})[0]
 

@@ -10,6 +10,7 @@ from sottovoce.backends.onnx_runtime.graph import (
     EncoderGraph,
     FirstStep,
     LaterStep,
+    WindowedEncoderGraph,
     encoder_example,
     export_graph,
     exporting,
@@ -18,11 +19,12 @@ from sottovoce.backends.onnx_runtime.graph import (
     merge_decoders,
 )
 from sottovoce.backends.onnx_runtime.layers import head_and_embedding, low_bit_linear
-from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT
 from sottovoce.backends.onnx_runtime.operators import stored_type
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.models.network import share_weights
+from sottovoce.system.plain_data import to_plain
 
 FAMILIES = ("moonshine", "whisper")
 
@@ -50,6 +52,8 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
     config.pop("_name_or_path", None)
     config.pop("_attn_implementation", None)
     config["transformers.js_config"] = {"dtype": "fp32"}  # there, the name of files without a suffix; else a browser asks for others
+    if source.short_context is not None:
+        config[SHORT_CONTEXT] = to_plain(source.short_context)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     network.generation_config.save_pretrained(folder)
     source.model.processor.save_pretrained(folder)
@@ -63,7 +67,8 @@ def write_graphs(onnx: Any, source: Source, folder: Path, activations: str) -> N
     network = with_operators(source, activations)
     (folder / ENCODER).parent.mkdir(parents=True)
     with exporting(network):
-        encoder = export_graph(EncoderGraph(network), *encoder_example(source))
+        windowed = source.model.window_positions is not None
+        encoder = export_graph((WindowedEncoderGraph if windowed else EncoderGraph)(network), *encoder_example(source))
         first = export_graph(FirstStep(network), *first_example(source))
         later = export_graph(LaterStep(network), *later_example(source))
     save_graph(onnx, halved(onnx, encoder), folder / ENCODER)

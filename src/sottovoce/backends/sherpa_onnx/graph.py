@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.backends.onnx_runtime.graph import multi_head_attention
+from sottovoce.models.whisper_encoder import encode_window
 
 ENCODER_OUTPUTS = ["n_layer_cross_k", "n_layer_cross_v"]
 DECODER_INPUTS = ["tokens", "in_n_layer_self_k_cache", "in_n_layer_self_v_cache", *ENCODER_OUTPUTS, "offset"]
@@ -28,13 +29,7 @@ class WhisperEncoderGraph(nn.Module):
         self.attentions = nn.ModuleList(layer.encoder_attn for layer in network.model.decoder.layers)
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        encoder = self.encoder
-        x = nn.functional.gelu(encoder.conv1(mel))
-        x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
-        x = x + encoder.embed_positions.weight[: x.shape[1]]
-        for layer in encoder.layers:
-            x = layer(x, None)
-        x = encoder.layer_norm(x)
+        x = encode_window(self.encoder, mel)
         keys, values = ([getattr(attention, name)(x) for attention in self.attentions] for name in ("k_proj", "v_proj"))
         return torch.stack(keys), torch.stack(values)
 

@@ -10,6 +10,7 @@ import numpy as np
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 from sottovoce.system.stderr import captured_stderr
@@ -17,12 +18,16 @@ from sottovoce.system.stderr import captured_stderr
 WHOLE_WINDOW = 3000  # frames of silence behind a recording, so that a Whisper encoder sees 30 s, as PyTorch's does
 SHORTEST_TAIL_S = 0.5  # sherpa-onnx cuts windows of Whisper half a second before their end
 TOKENS_PER_SECOND = {"whisper": 6, "moonshine": 15}  # sherpa-onnx stops there
+MOST_TOKENS = 450  # 30 s of that
+SHIFT = 160  # samples from one frame to the next
 LONGEST_S = {"whisper": 30.0 - SHORTEST_TAIL_S, "moonshine": 30.0}
 WANTED_METADATA = ("n_mels", "n_text_layer", "n_text_ctx", "n_text_state", "n_vocab", "sot", "eot", "sot_sequence", "no_timestamps")
 
 
 class SherpaRecognizer:
     """sherpa-onnx, one recording after the other."""
+
+    window = EncoderWindow(refusal="sherpa-onnx runs the encoder on whole windows here")
 
     def __init__(self, folder: str | Path, threads: int) -> None:
         self._package, self._onnx = _require_sherpa()
@@ -31,6 +36,7 @@ class SherpaRecognizer:
         self._files = [self._folder / name for name in (*FILES[self.family], TOKENS)]
         if missing := [file.name for file in self._files if not file.is_file()]:
             raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
+        self._most_tokens = MOST_TOKENS
         self._languages = self._checked()
         self.max_duration_s = LONGEST_S[self.family]
         self._recognizers = dict[str, Any]()
@@ -56,6 +62,7 @@ class SherpaRecognizer:
         entries = {entry.key: entry.value for entry in graphs[0].metadata_props}
         if missing := [name for name in WANTED_METADATA if name not in entries]:
             raise ExportError(f"{self._files[0]}: its metadata have no {missing[0]!r}, which {NAME} wants; export it again")
+        self._most_tokens = int(entries["n_text_ctx"]) // 2
         return entries.get("all_language_codes", "").split(",") if entries.get("is_multilingual") == "1" else []
 
     def _recognizer(self, language: str) -> Any:
@@ -94,16 +101,23 @@ class SherpaRecognizer:
             if "exception" in logs[0].lower():
                 raise ModelError(f"{self.source}: {NAME} failed on a recording of {len(samples) / SAMPLE_RATE:.1f} s ({_reason(logs[0])})")
             result = stream.result
-            limit = int(len(samples) / SAMPLE_RATE * TOKENS_PER_SECOND[self.family])
             found.append(
                 Recognition(
                     text=result.text.strip(),
                     tokens=(),
-                    ended=_count(result) < limit,
+                    ended=self._ended(result, len(samples)),
                     language=result.lang.strip("<|>") or None,
                 )
             )
         return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=time.perf_counter() - began)
+
+    def _ended(self, result: Any, samples: int) -> bool:
+        """Whether fewer tokens came than sherpa-onnx lets pass. Tokens that are parts of a letter cannot be counted: then True."""
+        try:
+            count = len(result.tokens)
+        except UnicodeDecodeError:
+            return True
+        return count < min(int((samples + SHIFT // 2) // SHIFT * SHIFT / SAMPLE_RATE * TOKENS_PER_SECOND[self.family]), self._most_tokens)
 
     def _spoken(self, language: str | None) -> str:
         if not self._languages:
@@ -122,14 +136,6 @@ class SherpaRecognizer:
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
         del tokens, values
         refuse_words(self.source, NAME)
-
-
-def _count(result: Any) -> int:
-    """The number of tokens; their texts may be parts of a letter, which Python's strings do not hold."""
-    try:
-        return len(result.tokens)
-    except UnicodeDecodeError:
-        return len(result.text)
 
 
 def _reason(log: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
 from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
@@ -16,6 +17,7 @@ class TranscribeCppRecognizer:
     """Greedy, without timestamps and without temperature fallback, so that it is comparable with the others."""
 
     max_duration_s = 30.0
+    window = EncoderWindow(refusal="transcribe.cpp always runs the encoder on its whole window")
 
     def __init__(self, file: str | Path, threads: int) -> None:
         transcribe_cpp = _library()

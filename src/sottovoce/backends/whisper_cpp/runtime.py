@@ -9,6 +9,7 @@ import numpy as np
 
 from sottovoce.backends.whisper_cpp.header import read_header
 from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
 from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
@@ -38,28 +39,63 @@ class WhisperCppRecognizer:
             from pywhispercpp.model import Model
         except ImportError as exc:
             raise MissingDependencyError("running whisper.cpp needs the package pywhispercpp; pip install 'sottovoce[ggml]'") from exc
-        read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
-        self.source, self._calls = str(file), _pywhispercpp
+        header = read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
+        self.source, self._calls, self._class, self._threads = str(file), _pywhispercpp, Model, threads
+        self.window = EncoderWindow(positions=header[1])
+        self._whole, self._short = self._load(whole=True), None
+        self._context = vars(self._whole)["_ctx"]  # the runtime's, of the recording that was recognized last
+        self._end = _pywhispercpp.whisper_token_eot(self._context)
+
+    def _load(self, *, whole: bool) -> Any:
+        """Load the file for whole windows, or for parts of them. Raises `ExportError`."""
         with captured_stderr() as logs:
-            self._model = Model(str(file), n_threads=threads, redirect_whispercpp_logs_to=False, **SETTINGS)
+            model = self._class(
+                self.source,
+                n_threads=self._threads,
+                redirect_whispercpp_logs_to=False,
+                context_params=None if whole else {"flash_attn": False},
+                **SETTINGS,
+            )
         said = logs[0]
         if "failed to load model" in said:  # no exception, but a context that ends the process when it is used
             reason = said.split("whisper_model_load:")[-1].strip().splitlines()[0]
-            raise ExportError(f"{file}: whisper.cpp cannot load it ({reason}); export it again")
-        self._context = vars(self._model)["_ctx"]
-        self._end = _pywhispercpp.whisper_token_eot(self._context)
+            raise ExportError(f"{self.source}: whisper.cpp cannot load it ({reason}); export it again")
+        return model
+
+    def _model(self, context: int | None) -> Any:
+        """The loaded file for whole windows, or the one for parts of them, loaded on first use.
+
+        With flash attention, whisper.cpp rounds the length of the encoder's output up to a multiple of 256 and attends to what lies in
+        the rest, which are states of an earlier recording. Parts of windows run without it.
+        """
+        if context is None:
+            return self._whole
+        if self._short is None:
+            self._short = self._load(whole=False)
+        return self._short
 
     @property
     def stored_bytes(self) -> int:
         """The whole file, with the vocabulary."""
         return Path(self.source).stat().st_size
 
-    def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
+    def recognize(
+        self,
+        recordings: Sequence[np.ndarray],
+        language: str | None,
+        *,
+        confidence: bool = False,
+        contexts: Sequence[int | None] = (),
+    ) -> RecognitionBatch:
         """whisper.cpp reports no times of its parts; all counts as the decoder's."""
-        began, found, calls = time.perf_counter(), list[Recognition](), self._calls
-        for samples in recordings:
-            segments = self._model.transcribe(np.ascontiguousarray(samples, np.float32), language=language or DEFAULT_LANGUAGE)
-            context = self._context
+        found, calls, seconds = list[Recognition](), self._calls, 0.0
+        for samples, positions in zip(recordings, contexts or [None] * len(recordings), strict=True):
+            model = self._model(positions)
+            began = time.perf_counter()
+            segments = model.transcribe(
+                np.ascontiguousarray(samples, np.float32), language=language or DEFAULT_LANGUAGE, audio_ctx=positions or 0
+            )
+            self._context = context = vars(model)["_ctx"]
             tokens = [
                 (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))
                 for i in range(calls.whisper_full_n_segments(context))
@@ -74,7 +110,8 @@ class WhisperCppRecognizer:
                     log_probabilities=tuple(float(np.log(max(p, 1e-30))) for _, p in words) if confidence else (),
                 )
             )
-        return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=time.perf_counter() - began)
+            seconds += time.perf_counter() - began
+        return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=seconds)
 
     def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
         """Cut at silence, as for every model without timestamps."""
