@@ -43,7 +43,7 @@ class SherpaRecognizer:
         self._recognizer(DEFAULT_LANGUAGE)
 
     def _checked(self) -> list[str]:
-        """Codes of the languages of a multilingual model. sherpa-onnx ends the process on files that it does not like: these are named here."""
+        """Codes of the languages of a multilingual model; sherpa-onnx ends the process on files that it does not like."""
         graphs = list[Any]()
         for file in self._files[:2]:
             try:
