@@ -79,7 +79,7 @@ class WhisperDecoderGraph(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """`[1, T, d]` to `[heads, T, size]`."""
-        return x[0].unflatten(1, (self.heads, self.size)).transpose(0, 1)
+        return x.reshape(-1, self.heads, self.size).transpose(0, 1)
 
     @staticmethod
     def _without(logits: Tensor, tokens: list[int]) -> Tensor:
