@@ -68,6 +68,7 @@ def main() -> None:
                 rate=arguments.rate,
                 float_rate=arguments.float_rate,
                 context=arguments.context,
+                full_share=arguments.full_share,
                 look_every=arguments.look_every,
             ),
             utterances=arguments.utterances,
@@ -159,6 +160,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--head-bits", type=int, default=None)
     parser.add_argument("--calibration-utterances", type=int, default=48)
     parser.add_argument("--context", choices=["full", "short"], default="full")
+    parser.add_argument("--full-share", type=float, default=TuneSettings().full_share, help="of utterances, with --context short")
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--float-rate", type=float)
