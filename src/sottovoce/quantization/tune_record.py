@@ -63,7 +63,7 @@ class TuneSettings:
 def default_rates(code_bits: float) -> tuple[float, float]:
     """Return `rate` and `float_rate` for codes of so many bits on average.
 
-    From 4 bits on a rate of 2e-3 makes things worse, while at 2 bits it is what helps; see docs/tuning.md.
+    The coarser the codes, the farther scales have to go: 2e-3 at 2 bits, 2e-4 from 4 bits on; see docs/tuning.md.
     """
     low, high = CODE_BITS
     share = min(1.0, max(0.0, (code_bits - low) / (high - low)))
