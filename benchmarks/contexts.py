@@ -30,6 +30,7 @@ from sottovoce.backends.export import export
 from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.registry import open_runtime
 from sottovoce.backends.source import Source
+from sottovoce.bench.figures import STYLES
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.core.formats import format_named
 from sottovoce.data.audio import SAMPLE_RATE
@@ -61,7 +62,7 @@ SYSTEMS: dict[str, tuple[str, str, bool]] = {
 
 
 def main() -> None:
-    """Make the files, measure every system that is not measured yet, and write the summary."""
+    """Make the files, measure every system that is not measured yet, and write the summary and its figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path, help="for files and unfinished measurements")
@@ -93,7 +94,9 @@ def main() -> None:
             print(name, flush=True)
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(_summary(arguments), indent=1) + "\n", encoding="utf-8")
+    summary = _summary(arguments)
+    arguments.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _draw(summary, arguments.out.with_suffix(".svg"))
 
 
 def _result_file(arguments: argparse.Namespace, name: str) -> Path:
@@ -218,6 +221,29 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
         "environment": environment(),
         "systems": systems,
     }
+
+
+def _draw(summary: dict[str, Any], file: Path) -> None:
+    """Draw the seconds of a clip against its length, a curve for each system. The same results give the same file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for (name, one), (color, marker) in zip(summary["systems"].items(), STYLES, strict=False):
+        lengths = [float(length) for length in one["lengths"]]
+        whole = [times["whole_s"] for times in one["lengths"].values()]
+        label = f"{name} ({one['context']})" if name.endswith("short") else name
+        axis.plot(lengths, whole, label=label, color=color, marker=marker, markersize=4, linewidth=1.2)
+    axis.set_xlabel("length of the clip (s)")
+    axis.set_ylabel("time for a clip (s)")
+    axis.set_xlim(0, None)
+    axis.set_ylim(0, None)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_title(f"{summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    with matplotlib.rc_context({"svg.hashsalt": "sottovoce"}):
+        figure.savefig(file, metadata={"Date": None})
 
 
 if __name__ == "__main__":
