@@ -380,6 +380,22 @@ def test_the_command_and_what_inspect_shows(checkpoint: Path, speech_folder: Pat
     assert "tuned |" in (tmp_path / "t" / "README.md").read_text()
 
 
+def test_quantize_can_tune_too(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    base = ["quantize", str(model_folder), str(tmp_path / "t"), "--method", "rtn", "--bits", "2", "--group-size", "32"]
+    refused = CliRunner().invoke(main, [*base, "--context", "short"])
+    assert refused.exit_code == 2
+    assert "add --tune" in refused.stderr
+    refused = CliRunner().invoke(main, [*base, "--tune"])
+    assert refused.exit_code == 1
+    assert "tuning listens to speech: give calibration data" in refused.stderr
+    settings = TuneSettings(steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sottovoce.quantization.tune_record.TuneSettings", lambda context: replace(settings, context=context))
+        done = CliRunner().invoke(main, [*base, "--tune", "--calibration", str(speech_folder), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert len(json.loads(done.stdout)["tune"]["looks"]) == 3
+
+
 def test_speech_of_a_tuning_proves_nothing_afterwards(done: api.TuneResult, speech_folder: Path, tmp_path: Path) -> None:
     data = load_data(speech_folder)
 

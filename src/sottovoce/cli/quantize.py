@@ -42,6 +42,8 @@ EXAMPLES = "\n".join(
 @click.option("--augment", is_flag=True, help="Vary the calibration speech by --seed: shorten, cut and join clips, add a little noise.")
 @recipe_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file with the format of every layer (see --dry-run).")
+@click.option("--tune", is_flag=True, help="Also tune scales, norms and biases on the calibration speech (see sottovoce tune).")
+@click.option("--context", type=click.Choice(["full", "short"]), default="full", show_default=True, help="With --tune: as in tune.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop. With --json, print it; edit it and give it with --plan.")
 @click.option(
     "--utterances",
@@ -67,6 +69,8 @@ def quantize(
     augment: bool,
     options: RecipeOptions,
     plan_file: Path | None,
+    tune: bool,
+    context: Literal["full", "short"],
     dry_run: bool,
     utterances: int,
     seed: int,
@@ -83,16 +87,21 @@ def quantize(
     sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
     """
     from sottovoce import api
+    from sottovoce.checkpoint.manifest import read_manifest
     from sottovoce.cli.as_json import quantized_to_dict
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_folder import print_plan, print_quantized
+    from sottovoce.cli.display_tune import print_tuned
     from sottovoce.data.augment import Augmentation
     from sottovoce.quantization.plan_file import read_plan
+    from sottovoce.quantization.tune_record import TuneSettings
     from sottovoce.system.plain_data import to_plain
 
     refuse_with_format(ctx)
     if plan_file is not None:
         refuse_with_plan(ctx)
+    if context == "short" and not tune:
+        raise click.UsageError("--context short is a way of tuning; add --tune")
     set_threads(threads)
     recipe = recipe_from(options)
     given = None if plan_file is None else read_plan(plan_file)
@@ -120,12 +129,16 @@ def quantize(
             overwrite=overwrite,
             resume=resume,
             target=options.target,
+            tune=TuneSettings(context=context) if tune else None,
             progress=progress,
         )
+    record = read_manifest(out).tune if tune else None
     if as_json:
-        print_json(quantized_to_dict(result, out))
-    else:
-        print_quantized(result, out)
+        print_json(quantized_to_dict(result, out) | ({} if record is None else {"tune": to_plain(record)}))
+        return
+    print_quantized(result, out)
+    if record is not None:
+        print_tuned(record, f"{out}: the tuning")
 
 
 @click.command(

@@ -1,0 +1,172 @@
+"""Tune a quantized model, and measure KL and words on the three dev sets before and after.
+
+    python benchmarks/tuning.py --speech DIR --work SCRATCH --name 2bit-g128 --bits 2 --group-size 128 --head-bits 16
+
+DIR holds the speech: `calibration`, `calibration-wide`, `dev-librispeech`, `dev-accented`, `dev-home`. The start is quantized on
+`--calibration-utterances` of `calibration`; tuning trains on `calibration-wide`. Dev sets are only measured on. What SCRATCH has is not
+made again, so one start serves many tunings. One file is written, `OUT/NAME.json`: the record of the tuning (looks, rates, KL of both
+folds), and for every system and set the KL to the original in nats per token, errors and loops. `--runtime onnxruntime --contexts full +16`
+measures the words of an exported file at encoder contexts.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sottovoce import api
+from sottovoce.backends.registry import backend_named
+from sottovoce.checkpoint.layout import WEIGHTS
+from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
+from sottovoce.cli.console import quiet_libraries
+from sottovoce.core.affine import Affine
+from sottovoce.data.load import load_data
+from sottovoce.fitting.speech import held_out_speech
+from sottovoce.quantization.methods import METHODS
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.tune_record import TuneSettings
+from sottovoce.system.memory import peak_memory_bytes
+from sottovoce.system.plain_data import to_plain
+from sottovoce.system.progress import silent
+from sottovoce.system.versions import environment, processor
+
+SETS = ("dev-librispeech", "dev-accented", "dev-home")
+
+
+def main() -> None:
+    arguments = parsed()
+    quiet_libraries()
+    torch.set_num_threads(arguments.threads)
+    work, report = arguments.work, dict[str, Any]()
+    work.mkdir(parents=True, exist_ok=True)
+    start, tuned = work / arguments.start, work / arguments.name
+    if not (start / MANIFEST).is_file():
+        api.quantize(
+            arguments.model,
+            start,
+            recipe=Recipe(
+                method=METHODS[arguments.method],
+                format=Affine(bits=arguments.bits, group_size=arguments.group_size),
+                head_bits=arguments.head_bits,
+            ),
+            target=arguments.target,
+            calibration=arguments.speech / "calibration",
+            utterances=arguments.calibration_utterances,
+            resume=True,
+        )
+    if not (tuned / MANIFEST).is_file():
+        began = time.perf_counter()
+        api.tune(
+            start,
+            tuned,
+            calibration=arguments.speech / "calibration-wide",
+            settings=TuneSettings(steps=arguments.steps, rate=arguments.rate, float_rate=arguments.float_rate, context=arguments.context),
+            utterances=arguments.utterances,
+            held_out=arguments.held_out,
+            resume=True,
+        )
+        (work / f"{arguments.name}.cost.json").write_text(
+            json.dumps({"tuning_s": round(time.perf_counter() - began), "peak_memory_bytes": peak_memory_bytes()})
+        )
+    cost = work / f"{arguments.name}.cost.json"
+    manifest = read_manifest(tuned)
+    report |= {
+        "model": arguments.model,
+        "start": {
+            "recipe": to_plain(manifest.recipe),
+            "target": manifest.plan.target,
+            "calibration_utterances": arguments.calibration_utterances,
+        },
+        "bytes": (tuned / WEIGHTS).stat().st_size,
+        "cost": json.loads(cost.read_text()) if cost.is_file() else None,
+        "tuning": to_plain(manifest.tune),
+        "sets": {},
+        "threads": arguments.threads,
+        "processor": to_plain(processor()),
+        "environment": environment(),
+    }
+    report["tuning"].pop("speech")  # ids and hashes; the command gives the same
+    report["tuning"].pop("held_out")
+    for name in SETS:
+        report["sets"][name] = measured(arguments, {"start": start, "tuned": tuned}, name)
+        out = arguments.out / f"{arguments.name}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str) -> dict[str, Any]:
+    """Measure the KL of every system on a set, then the words of every system, the original's too, at every context."""
+    data = load_data(arguments.speech / name, at_most=arguments.limit)
+    found: dict[str, Any] = {"utterances": len(data), "kl": {}, "words": {}}
+    original = api.load(arguments.model)
+    if arguments.kl:
+        speech = held_out_speech(original, data, language=None, progress=silent)
+        found["tokens"] = speech.n_tokens
+        found["kl"] = {system: speech.mean_divergence(api.load(folder)) for system, folder in folders.items()}
+        del speech
+        print(name, found["kl"], flush=True)
+    systems: dict[str, Any] = {"original": original}
+    for system, folder in folders.items():
+        systems[system] = exported(arguments, folder)
+    for system, model in systems.items():
+        for context in arguments.contexts:
+            if system == "original" and context != "full":
+                continue
+            score = api.evaluate(model, data, context=context).score
+            found["words"][f"{system}, {context}"] = {
+                "words": score.words,
+                "wer_percent": 100 * score.wer,
+                "capped_wer_percent": 100 * score.capped_wer,
+                "errors": score.substitutions + score.insertions + score.deletions,
+                "looped": list(score.looped),
+            }
+            print(name, system, context, f"{100 * score.wer:.2f} ({100 * score.capped_wer:.2f}), {len(score.looped)} loops", flush=True)
+    return found
+
+
+def exported(arguments: argparse.Namespace, folder: Path) -> Path:
+    """The folder itself in PyTorch, or its export, made once."""
+    if arguments.runtime == "torch":
+        return folder
+    backend = backend_named(arguments.runtime)
+    file = folder.parent / backend.file_name.format(f"{folder.name}-{arguments.runtime}")
+    if not file.exists():
+        api.export(folder, arguments.runtime, file)
+    return file
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tuning"))
+    parser.add_argument("--name", required=True, help="of the tuned folder and of the result")
+    parser.add_argument("--start", default=None, help="name of the folder that is tuned (default: NAME-start)")
+    parser.add_argument("--model", default="bundled:tiny.en")
+    parser.add_argument("--target", default="compressed-tensors")
+    parser.add_argument("--method", default="fade", choices=METHODS)
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--head-bits", type=int, default=None)
+    parser.add_argument("--calibration-utterances", type=int, default=48)
+    parser.add_argument("--context", choices=["full", "short"], default="full")
+    parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--float-rate", type=float)
+    parser.add_argument("--utterances", type=int, default=192)
+    parser.add_argument("--held-out", type=int, default=48)
+    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--contexts", nargs="+", default=["full"])
+    parser.add_argument("--limit", type=int, default=None, help="utterances of each dev set (default: all)")
+    parser.add_argument("--kl", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.start = arguments.start or f"{arguments.name}-start"
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
