@@ -104,7 +104,7 @@ class Whisper(SpeechModel):
         return {"input_features": extracted["input_features"].to(self.device, self.network.dtype)}
 
     def short_features(self, recordings: Sequence[np.ndarray], positions: int) -> dict[str, Tensor]:
-        # A position more than is kept, so that no frame that is kept sees the mirrored end of what is transformed: the same numbers as those
+        # A position more than is kept, so that no frame that is kept sees the mirrored end of what is transformed: the numbers are those
         # of the whole window, in a part of the time.
         return self.shortened(self._features(recordings, max_length=(positions + 1) * SAMPLES_PER_POSITION), positions)
 
