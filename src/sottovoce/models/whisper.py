@@ -98,10 +98,8 @@ class Whisper(SpeechModel):
         return self._features(recordings)
 
     def _features(self, recordings: Sequence[np.ndarray], **settings: Any) -> dict[str, Tensor]:
-        extracted = self.processor.feature_extractor(
-            list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(self.device), **settings
-        )
-        return {"input_features": extracted["input_features"].to(self.device, self.network.dtype)}
+        extracted = self.processor.feature_extractor(list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt", **settings)
+        return self.on_device({"input_features": extracted["input_features"]})
 
     def short_features(self, recordings: Sequence[np.ndarray], positions: int) -> dict[str, Tensor]:
         # A position more than is kept, so that no frame that is kept sees the mirrored end of what is transformed: the numbers are those
@@ -179,11 +177,11 @@ class Whisper(SpeechModel):
             padding="longest",
             return_attention_mask=True,
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)  # for the higher temperatures: the same recording gives the same words
             out = generate(
                 self.network,
-                extracted["input_features"].to(self.device, self.network.dtype),
+                self.on_device({"": extracted["input_features"]})[""],
                 attention_mask=extracted["attention_mask"].to(self.device),
                 return_timestamps=True,
                 condition_on_prev_tokens=False,
