@@ -1,4 +1,4 @@
-"""Write Moonshine as CrispASR reads it (its `models/convert-moonshine-to-gguf.py` and `src/moonshine.cpp`), with a block type per tensor."""
+"""Write Moonshine as CrispASR reads it (its `models/convert-moonshine-to-gguf.py`, `src/moonshine.cpp`), a block type per tensor."""
 
 from pathlib import Path
 from typing import Any
