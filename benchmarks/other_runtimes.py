@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--clips", type=int, default=6, help="utterances of each set")
+    parser.add_argument("--only", nargs="+", help="only these systems, for a first look")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/other_runtimes.json"))
     parser.add_argument("--worker", metavar="SYSTEM", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -77,6 +78,8 @@ def main() -> None:
         _work(arguments, arguments.worker)
         return
     for name, system in SYSTEMS.items():
+        if arguments.only and name not in arguments.only:
+            continue
         try:
             _file_of(arguments, *system)
         except Exception as exc:  # noqa: BLE001 - one system that cannot be made must not stop the others
