@@ -74,5 +74,7 @@ from sottovoce.quantization.recipe import Rule as Rule
 from sottovoce.quantization.tune_record import TuneRecord as TuneRecord
 from sottovoce.quantization.tune_record import TuneSettings as TuneSettings
 from sottovoce.report.page import write_report as write_report
+from sottovoce.system.devices import Placement as Placement
+from sottovoce.system.devices import find_placement as find_placement
 
 __version__: str

@@ -9,6 +9,8 @@
     +-- CheckpointError            a quantized folder that is damaged, incomplete or of an unknown version
     +-- ExportError                a quantized folder that a runtime's format cannot hold, or a file that fails its check
     +-- OutputError                an output that cannot be written
+    +-- MachineError               a device, a number type, a process or an amount of memory that is not there
+    |   +-- AnotherRankError       another process of the same work has ended, and said why
     +-- MissingDependencyError     an optional package that is not installed
 
 A message says what came, what was wanted and what to do.
@@ -17,11 +19,13 @@ A message says what came, what was wanted and what to do.
 from collections.abc import Sequence
 
 __all__ = [
+    "AnotherRankError",
     "AudioError",
     "CalibrationError",
     "CheckpointError",
     "DataError",
     "ExportError",
+    "MachineError",
     "MissingDependencyError",
     "ModelError",
     "OutputError",
@@ -64,6 +68,14 @@ class ExportError(SottovoceError):
 
 class OutputError(SottovoceError):
     """An output that cannot be written."""
+
+
+class MachineError(SottovoceError):
+    """A device, a number type, a process or an amount of memory that is not there."""
+
+
+class AnotherRankError(MachineError):
+    """One of several processes ends because another has ended, which says why; its own message is for whoever catches it."""
 
 
 class MissingDependencyError(SottovoceError):

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from sottovoce import api
 from sottovoce.api import certification
 from sottovoce.api.certification import certify, choose_smallest
+from sottovoce.api.certified_speech import recording_hashes
 from sottovoce.checkpoint.certificates import BEGIN, store_certificate
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest, write_sealed
 from sottovoce.cli.main import main
@@ -159,7 +160,7 @@ def test_folders_that_know_their_speech_by_name_only(quantized: Path, model_fold
 @pytest.mark.usefixtures("scripted")
 def test_speech_that_chose_a_folder_is_refused(quantized: Path, model_folder: Path, held_out: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(quantized, tmp_path / "chosen"))
-    hashes = certification.recording_hashes(held_out)
+    hashes = recording_hashes(held_out)
     write_manifest(folder, replace(read_manifest(folder), chosen_on=hashes[:2]))
     with pytest.raises(DataError, match="was chosen by 2 of these recordings"):
         certify(folder, held_out, against=model_folder)

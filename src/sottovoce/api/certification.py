@@ -9,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
 from sottovoce.api.recognition import open_recognizer, transcribe_resumably
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from sottovoce.data.audio import SAMPLE_RATE, recording_hash
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.dataset import DataSet, Utterance
-from sottovoce.data.hub import PREFIX
-from sottovoce.data.load import load_data, load_each
 from sottovoce.errors import AudioError, DataError, RecipeError
 from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
@@ -27,6 +26,7 @@ from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
 from sottovoce.quantization.pipeline import CalibrationRecord
 from sottovoce.system.atomic_files import sha256
+from sottovoce.system.devices import Placement
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
@@ -51,17 +51,6 @@ class Choice:
     chosen: Candidate | None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Speech:
-    """The recordings that can be used, corpus by corpus, with the hash and the seconds of each, in the order of `data`."""
-
-    data: DataSet
-    corpora: tuple[tuple[str, tuple[Utterance, ...]], ...]
-    hashes: dict[str, str]
-    seconds: dict[str, float]
-    left_out: dict[str, str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class _File:
     """A file to certify: what runs it, and what is known of its calibration."""
@@ -83,6 +72,12 @@ class _Settings:
     confidence: float
     seed: int
     limits: dict[Loss, float]
+    placement: Placement
+
+    @property
+    def placement_of_reference(self) -> Placement:
+        """An exported original computes on the CPU."""
+        return Placement() if runtime_of(self.against) else self.placement
 
     def hash(self, files: Sequence[_File], reference: Recognizer) -> str:
         """Hash all that is decided before the speech is seen."""
@@ -95,6 +90,7 @@ class _Settings:
                 "confidence": self.confidence,
                 "seed": self.seed,
                 "limits": self.limits,
+                **({} if self.placement.is_plain else {"device": str(self.placement)}),
             }
         )
 
@@ -115,6 +111,7 @@ def certify(
     ledger: str | Path | None = None,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> Certificate:
     """Bound how far the transcripts of `checkpoint` are from those of the model `against`, on speech like `audio`.
@@ -125,15 +122,16 @@ def certify(
     (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with them. `seed`: of the order of the losses.
     `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`, `save_reference`: write the transcripts there; a stopped
     run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
+    `placement`: of both models in PyTorch, as for `open_recognizer`.
 
     Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
     `RecipeError` for a confidence or limit out of range.
     """
-    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits), as_context(context)
-    speech = _read_speech(audio)
+    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
+    speech = read_speech(audio)
     file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = _check_folds(file, speech)
-    reference = open_recognizer(against, fallback=fallback)
+    reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash([file], reference), speech)
     originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
@@ -154,6 +152,7 @@ def choose_smallest(
     seed: int = 0,
     ledger: str | Path | None = None,
     save_reference: str | Path | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> Choice:
     """Choose the smallest of `checkpoints` whose bounds are within all `limits`, and vouch for it with the confidence of one test.
@@ -162,14 +161,14 @@ def choose_smallest(
     and the first failure ends it. A file that is chosen exceeds a limit with probability `1 - confidence` at most, however many
     candidates there are. Other settings and errors: as for `certify`; `RecipeError` also for no limit or less than two checkpoints.
     """
-    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits), as_context(context)
+    settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
     if len(checkpoints) < 2 or not limits:
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
-    speech = _read_speech(audio)
+    speech = read_speech(audio)
     files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
-    reference = open_recognizer(against, fallback=fallback)
+    reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash(files, reference), speech)
     originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
@@ -187,52 +186,37 @@ def choose_smallest(
     return Choice(candidates=tuple(candidates), chosen=chosen)
 
 
-def recording_hashes(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> tuple[str, ...]:
-    """Return the hashes of all usable recordings, by which manifests know them. Raises `DataError` as `certify` does."""
-    return tuple(_read_speech(audio).hashes.values())
-
-
 def _settings(
-    against: str, language: str | None, fallback: Fallback | None, confidence: float, seed: int, limits: Mapping[Loss, float] | None
+    against: str,
+    language: str | None,
+    fallback: Fallback | None,
+    confidence: float,
+    seed: int,
+    limits: Mapping[Loss, float] | None,
+    placement: Placement,
 ) -> _Settings:
     check_confidence(confidence)
     for name, limit in (limits or {}).items():
         if name not in LOSSES or not 0 <= limit < 1:
             raise RecipeError(f"a limit of {limit} for {name!r} makes no sense; wanted 0 to below 1 for one of {', '.join(LOSSES)}")
-    return _Settings(against=against, language=language, fallback=fallback, confidence=confidence, seed=seed, limits=dict(limits or {}))
-
-
-def _read_speech(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> _Speech:
-    """Read every recording once, before any model: what can be used, and what each is called whatever its name."""
-    sets = load_each([audio] if isinstance(audio, str | Path | DataSet) else audio, load_data)
-    hashes, seconds, left_out, known = dict[str, str](), dict[str, float](), dict[str, str](), dict[str, str]()
-    for utterance in (utterance for data in sets for utterance in data):
-        try:
-            samples = utterance.samples()
-        except AudioError as exc:
-            left_out[utterance.id] = str(exc)
-            continue
-        digest = recording_hash(samples)
-        if (other := known.setdefault(digest, utterance.id)) != utterance.id:
-            raise DataError(f"{utterance.id} is the same recording as {other}; give every recording once, since bounds count draws")
-        hashes[utterance.id], seconds[utterance.id] = digest, len(samples) / SAMPLE_RATE
-    usable = [(_corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
-    usable = [(name, utterances) for name, utterances in usable if utterances]
-    if not usable:
-        reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
-        raise DataError(f"no recording can be used, so nothing can be certified; give speech{reasons}")
-    everything = tuple(utterance for _, utterances in usable for utterance in utterances)
-    name = " + ".join(name for name, _ in usable)
-    return _Speech(data=DataSet(name, everything), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
-
-
-def _corpus_name(name: str) -> str:
-    """The last part of a path, which says nothing of the machine; a data set of the Hub as it is called."""
-    return name if name.startswith(PREFIX) else Path(name).name
+    return _Settings(
+        against=against,
+        language=language,
+        fallback=fallback,
+        confidence=confidence,
+        seed=seed,
+        limits=dict(limits or {}),
+        placement=placement,
+    )
 
 
 def _open_file(
-    checkpoint: str | Path, folder: str | Path | None, runtime: str | None, fallback: Fallback | None, asked: Context, speech: _Speech
+    checkpoint: str | Path,
+    folder: str | Path | None,
+    runtime: str | None,
+    fallback: Fallback | None,
+    asked: Context,
+    speech: CertifiedSpeech,
 ) -> _File:
     """Open a checkpoint once, which exports it where the runtime needs that, to know its size, its hash and its context.
 
@@ -278,7 +262,7 @@ def _digest(recognizer: Recognizer) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _check_folds(file: _File, speech: _Speech) -> tuple[Calibration, tuple[str, ...]]:
+def _check_folds(file: _File, speech: CertifiedSpeech) -> tuple[Calibration, tuple[str, ...]]:
     """Refuse speech that had a part in making the file; say what is known, and which speakers have names of the calibration's."""
     manifest = file.manifest
     if manifest is None:
@@ -304,7 +288,7 @@ def _check_folds(file: _File, speech: _Speech) -> tuple[Calibration, tuple[str, 
     return "disjoint" if all(record.recordings for record in records) else "unknown", tuple(sorted(shared))
 
 
-def _named_alike(calibration: CalibrationRecord, speech: _Speech) -> list[str]:
+def _named_alike(calibration: CalibrationRecord, speech: CertifiedSpeech) -> list[str]:
     """Recordings with the name of one in the calibration speech, for folders whose manifest has names only."""
     if calibration.recordings:
         return []
@@ -312,7 +296,7 @@ def _named_alike(calibration: CalibrationRecord, speech: _Speech) -> list[str]:
     return [name for name in speech.hashes if name.rsplit("/", 1)[-1] in names]
 
 
-def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
+def _look(ledger: str | Path | None, setting: str, speech: CertifiedSpeech) -> int:
     """Write down that this setting is about to be measured on this speech; return how many others were."""
     file = default_ledger() if ledger is None else Path(ledger).expanduser().absolute()
     recordings = list(speech.hashes.values())
@@ -322,7 +306,7 @@ def _look(ledger: str | Path | None, setting: str, speech: _Speech) -> int:
 
 
 def _transcripts(
-    recognizer: Recognizer, speech: _Speech, settings: _Settings, context: Context, save: str | Path | None, progress: Progress
+    recognizer: Recognizer, speech: CertifiedSpeech, settings: _Settings, context: Context, save: str | Path | None, progress: Progress
 ) -> tuple[Transcript, ...]:
     """Transcribe everything that could be read before: what cannot be read any more would be missing from the count."""
     made = transcribe_resumably(recognizer, speech.data, save, language=settings.language, context=context, progress=progress)
@@ -333,7 +317,7 @@ def _transcripts(
 
 def _certificate(
     file: _File,
-    speech: _Speech,
+    speech: CertifiedSpeech,
     originals: Sequence[Transcript],
     settings: _Settings,
     calibration: Calibration,
@@ -342,7 +326,9 @@ def _certificate(
     save: str | Path | None,
     progress: Progress,
 ) -> Certificate:
-    recognizer = open_recognizer(file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback)
+    recognizer = open_recognizer(
+        file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback, placement=_placement(file, settings)
+    )
     transcripts = _transcripts(recognizer, speech, settings, file.context, save, progress)
     losses = utterance_losses(transcripts, originals, settings.language)
     places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
@@ -354,7 +340,7 @@ def _certificate(
         checkpoint=file.name,
         digest=file.digest,
         bytes=file.bytes,
-        runtime=file.runtime,
+        runtime=file.runtime if _placement(file, settings).is_plain else f"{file.runtime} ({settings.placement})",
         context=str(file.context),
         reference=settings.against,
         confidence=settings.confidence,
@@ -371,6 +357,10 @@ def _certificate(
         left_out=speech.left_out,
         limits=settings.limits or None,
     )
+
+
+def _placement(file: _File, settings: _Settings) -> Placement:
+    return settings.placement if file.runtime == DEFAULT_RUNTIME else Placement()
 
 
 def _corpus(name: str, utterances: Sequence[Utterance], losses: Mapping[str, UtteranceLosses], seconds: Mapping[str, float]) -> Corpus:

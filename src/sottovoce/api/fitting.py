@@ -24,10 +24,12 @@ from sottovoce.fitting.speech import prepare, split
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.fit_record import FitGoal, FitRecord
 from sottovoce.quantization.methods import GPTQ
-from sottovoce.quantization.pipeline import QuantizedModel
+from sottovoce.quantization.pipeline import QuantizedModel, brought_home
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.ranks import refuse_ranks
 from sottovoce.system.versions import environment
 
 DEFAULT_HELD_OUT = 16  # utterances of each fold on which a fit measures
@@ -65,6 +67,7 @@ def fit(
     verify: bool = True,
     overwrite: bool = False,
     resume: bool = False,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> FitResult:
     """Choose a format for every layer so that the file of `target` fits into `max_size` and loses least, and write it.
@@ -75,9 +78,11 @@ def fit(
     `utterances` are calibrated on and three times `held_out` others, of other speakers, are measured on; transcripts are needed for the
     last goal only. `recipe`: its method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after
     the solution. `guarded`: long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`:
-    also measure 20 random schedules. `verify`: try the file in its runtime. `resume`: go on where the same fit was stopped.
+    also measure 20 random schedules. `placement`: where the model computes (see `find_placement`). `verify`: try the file in its
+    runtime. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
+    refuse_ranks("a fit")
     folder = Path(out).expanduser().absolute()
     refuse_existing(folder, overwrite=overwrite)
     if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:
@@ -95,7 +100,8 @@ def fit(
     speech_model = loaded(model)
     goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl, max_wer_increase=max_wer_increase)
     settings = FitSettings(swaps=swaps, guarded=guarded, baselines=baselines)
-    fitting = Fit(speech_model, backend, goal, settings)
+    running = speech_model.placed(placement, keep_float32=True)
+    fitting = Fit(running, backend, goal, settings)
     sets = calibration_sets(calibration, utterances + 3 * held_out)
     # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
     count = None if len(sets) == 1 else utterances + 3 * held_out
@@ -112,11 +118,12 @@ def fit(
         "batch_size": batch_size,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
+        "device": str(placement),
     }
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
         speech = prepare(
-            speech_model,
+            running,
             sample,
             folds,
             guarded=guarded,
@@ -126,7 +133,7 @@ def fit(
             progress=progress,
         )
         quantizer = Quantizer(
-            speech_model,
+            running,
             recipe,
             speech.calibration,
             fitting.units,
@@ -136,6 +143,7 @@ def fit(
             progress=progress,
         )
         result, record = fitting.run(quantizer, speech, state, progress)
+        result = brought_home(result, speech_model)
         if file != folder:
             written = export(result, backend.name, file, verify=verify, overwrite=overwrite, language=language, progress=progress)
             record = replace(record, bytes=written.bytes)

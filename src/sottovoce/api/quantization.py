@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from sottovoce.api.inputs import calibration_sets, loaded
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
-from sottovoce.checkpoint.resume import exclusive_run
+from sottovoce.checkpoint.resume import StoredRun, exclusive_run
 from sottovoce.checkpoint.save import refuse_existing, save_quantized
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
@@ -18,13 +19,16 @@ from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
-from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
+from sottovoce.quantization.pipeline import QuantizedModel, brought_home, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
 from sottovoce.quantization.plan import make_plan as plan_from_recipe
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneSettings
+from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.ranks import Ranks, is_leading, joined_ranks, refuse_ranks
 from sottovoce.system.versions import environment
 
 
@@ -53,6 +57,7 @@ def quantize(
     overwrite: bool = False,
     resume: bool = False,
     target: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     tune: TuneSettings | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
@@ -63,11 +68,16 @@ def quantize(
     `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
     `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
     the same inputs was stopped, if there is one. `tune`: also tune what is no code, on up to 192 utterances of `calibration` and looking
-    at up to 48 others by other speakers (see `tune`). Same inputs and seed give the same bytes.
+    at up to 48 others by other speakers (see `tune`). `placement`: where the forward passes and the solves run (see `find_placement`);
+    the result is on the CPU in any case, and so is the tuning. Started by torchrun, the processes share
+    the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
+    if tune is not None:
+        refuse_ranks("tuning")
     folder = Path(out).expanduser().absolute()
-    refuse_existing(folder, overwrite=overwrite)
+    if is_leading():
+        refuse_existing(folder, overwrite=overwrite)
     speech_model = loaded(model)
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
@@ -100,17 +110,27 @@ def quantize(
         "batch_size": batch_size,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
+        "device": str(placement),
     }
+    running = speech_model.placed(placement, keep_float32=True)
     if tune is not None:
         inputs["tune"] = {"settings": to_plain(tune), "speech": [data.digest() for data in tuned_on]}
-    with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
-        state.begin(inputs, resume=resume)
+    with joined_ranks() as ranks, _run(ranks, folder, resume=resume, overwrite=overwrite) as state:
+        ranks.compare(inputs)
+        if isinstance(state, StoredRun):
+            state.begin(inputs, resume=resume)
+        progress = progress if ranks.leads else silent
         speech = None
         if sample is not None:
             speech = prepare_speech(
-                speech_model, sample, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
+                running, sample, language=language, augmentation=augmentation, seed=seed, state=state, ranks=ranks, progress=progress
             )
-        result = quantize_model(speech_model, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, progress=progress)
+        result = quantize_model(
+            running, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, ranks=ranks, progress=progress
+        )
+        result = brought_home(result, speech_model)
+        if not ranks.leads:
+            return result
         history = None
         if tune is not None:
             folds = draw(tuned_on, result.calibration, weighting=weighting, seed=seed)
@@ -119,3 +139,8 @@ def quantize(
             )
         save_quantized(result, folder, overwrite=overwrite, history=history)
     return result
+
+
+def _run(ranks: Ranks, folder: Path, *, resume: bool, overwrite: bool) -> AbstractContextManager[RunState]:
+    """Rank 0 keeps what is finished on disk; the others hear of it."""
+    return exclusive_run(folder, resume=resume, overwrite=overwrite) if ranks.leads else nullcontext(RunState())

@@ -29,6 +29,7 @@ from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.devices import Placement
 from sottovoce.system.memory import peak_memory_bytes
 from sottovoce.system.progress import Progress, silent
 
@@ -55,23 +56,32 @@ class Evaluation:
         return self.transcription.audio_s / seconds if seconds else 0.0
 
 
-def open_recognizer(model: str | Path | SpeechModel, runtime: str | None = None, *, fallback: Fallback | None = None) -> Recognizer:
+def open_recognizer(
+    model: str | Path | SpeechModel,
+    runtime: str | None = None,
+    *,
+    fallback: Fallback | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
+) -> Recognizer:
     """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
 
     An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first. `fallback`:
-    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`).
+    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`). `placement`: where PyTorch computes, and in which
+    number type (see `find_placement`); the other runtimes compute on the CPU (else `RecipeError`).
     """
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
     asked = None if runtime is None else backend_named(runtime)
     chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)
     if fallback is not None and chosen != DEFAULT_RUNTIME:
         raise RecipeError(f"decoding with fallback runs in {DEFAULT_RUNTIME} only, and this is {chosen}; leave out --fallback or --runtime")
+    if not placement.is_plain and chosen != DEFAULT_RUNTIME:
+        raise RecipeError(f"{chosen} computes on the CPU, with the numbers of its file; leave out --device and --dtype, or --runtime")
     if made_for is not None:
         if asked is not None and asked.name != made_for:
             raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
     if asked is None or asked.name == DEFAULT_RUNTIME:
-        return _with_tuned_context(TorchRecognizer(loaded(model), fallback=fallback), model)
+        return _with_tuned_context(TorchRecognizer(loaded(model).placed(placement), fallback=fallback), model)
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
     if asked.write is None:
@@ -102,6 +112,7 @@ def evaluate(
     context: str | int | Context = AUTO,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> Evaluation:
     """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
@@ -110,14 +121,24 @@ def evaluate(
     that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `context`:
     of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`); `against` has the
     whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings
-    that cannot be used are left out and named in the result. Raises `DataError` if none can be scored, or if `against` recognizes no word.
+    that cannot be used are left out and named in the result. `placement`: of both models, as for
+    `open_recognizer`. Raises `DataError` if none can be scored, or if `against` recognizes no word.
     """
     asked = as_context(context)
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None
     if against is not None:
-        reference = evaluate(against, data, language=language, fallback=fallback, context=FULL, save=save_reference, progress=progress)
-    recognizer = _recognizer(model, runtime, fallback)
+        reference = evaluate(
+            against,
+            data,
+            language=language,
+            fallback=fallback,
+            context=FULL,
+            save=save_reference,
+            placement=placement,
+            progress=progress,
+        )
+    recognizer = _recognizer(model, runtime, fallback, placement)
     chosen = asked.resolve(window_of(recognizer), recognizer.source)
     transcription = transcribe_resumably(recognizer, data, save, language=language, context=chosen, progress=progress)
     if transcription.unusable and not transcription.transcripts:
@@ -151,14 +172,15 @@ def fit_confidence(
     limit: int | None = None,
     seed: int = 0,
     language: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> FittedConfidence:
     """Fit temperature and Platt scaling of word confidences on one half of `data` (with texts) and measure them on the other.
 
     The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Raises `DataError` if
-    there are too few words to fit or to judge.
+    there are too few words to fit or to judge. `placement`: as for `open_recognizer`.
     """
-    model = loaded(model)
+    model = loaded(model).placed(placement)
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
@@ -178,17 +200,19 @@ def transcribe(
     fallback: Fallback | None = None,
     context: str | int | Context = AUTO,
     save: str | Path | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> Transcription:
     """Transcribe sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`: as for `open_recognizer`. `context`: of the
-    encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write the transcripts
-    there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
+    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `placement`: as for `open_recognizer`.
+    `context`: of the encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write
+    the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the
+    result.
     """
     asked = as_context(context)
     data = load_sources(audio)
-    recognizer = _recognizer(model, runtime, fallback)
+    recognizer = _recognizer(model, runtime, fallback, placement)
     chosen = asked.resolve(window_of(recognizer), recognizer.source)
     return transcribe_resumably(recognizer, data, save, language=language, confidence=confidence, context=chosen, progress=progress)
 
@@ -218,6 +242,8 @@ def transcribe_resumably(
             "fallback": asdict(recognizer.fallback) if isinstance(recognizer, TorchRecognizer) and recognizer.fallback else None,
             "version": __version__,
         }
+        if isinstance(recognizer, TorchRecognizer) and not (placement := recognizer.model.placement).is_plain:
+            inputs["device"] = str(placement)
         cache = TranscriptCache(save, inputs)
     transcription = transcribe_data(
         recognizer,
@@ -234,9 +260,11 @@ def transcribe_resumably(
     return transcription
 
 
-def _recognizer(model: str | Path | SpeechModel | Recognizer, runtime: str | None, fallback: Fallback | None) -> Recognizer:
+def _recognizer(
+    model: str | Path | SpeechModel | Recognizer, runtime: str | None, fallback: Fallback | None, placement: Placement
+) -> Recognizer:
     if isinstance(model, str | Path | SpeechModel):
-        return open_recognizer(model, runtime, fallback=fallback)
-    if fallback is not None:
-        raise RecipeError("a recognizer decodes as it was opened; give the fallback to open_recognizer, or give the model here")
+        return open_recognizer(model, runtime, fallback=fallback, placement=placement)
+    if fallback is not None or not placement.is_plain:
+        raise RecipeError("a recognizer decodes as it was opened; give fallback and placement to open_recognizer, or give the model here")
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from sottovoce.cli.options import (
     fallback_option,
     json_option,
     language_option,
+    placement_options,
     print_json,
     runtime_option,
     save_option,
@@ -21,6 +23,7 @@ from sottovoce.cli.options import (
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.certificate import Certificate
+    from sottovoce.system.devices import Placement
 
 LIMITS = {
     "max_changed": ("changed", "% of utterances with another transcript"),
@@ -55,6 +58,7 @@ def limit_options(command: Any) -> Any:
 @save_option
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
 @runtime_option
+@placement_options
 @language_option
 @fallback_option
 @context_option
@@ -75,6 +79,7 @@ def certify(
     save_reference: Path | None,
     runtime: str | None,
     language: str | None,
+    place: Callable[[], Placement],
     fallback: bool,
     context: str,
     threads: int | None,
@@ -113,6 +118,7 @@ def certify(
         "limits": wanted,
         "ledger": ledger,
         "save_reference": save_reference,
+        "placement": place(),
     }
     with progress_bar() as progress:
         if choose:
@@ -151,7 +157,7 @@ def _check_folder(folder: Path) -> None:
 
 def _keep(certificate: Certificate, chosen_by: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
     """Store a certificate in its folder and in a file, where that is asked for; `chosen_by`: the speech by which it was chosen."""
-    from sottovoce.api.certification import recording_hashes
+    from sottovoce.api.certified_speech import recording_hashes
     from sottovoce.checkpoint.certificates import store_certificate
     from sottovoce.evaluation.certificate import write_certificate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sottovoce.cli.options import (
     fallback_seed_option,
     json_option,
     language_option,
+    placement_options,
     print_json,
     runtime_option,
     save_option,
@@ -23,6 +25,7 @@ from sottovoce.cli.options import (
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.wer import Score
+    from sottovoce.system.devices import Placement
 
 gate_option = click.option("--gate", is_flag=True, help="Exit with 1 if failures are added to those of the reference (--against).")
 tolerance_option = click.option(
@@ -44,6 +47,7 @@ tolerance_option = click.option(
 @gate_option
 @tolerance_option
 @runtime_option
+@placement_options
 @language_option
 @fallback_option
 @fallback_seed_option
@@ -61,6 +65,7 @@ def evaluate(
     tolerance: int,
     runtime: str | None,
     language: str | None,
+    place: Callable[[], Placement],
     fallback: bool,
     seed: int,
     context: str,
@@ -93,6 +98,7 @@ def evaluate(
             context=context,
             save=save,
             save_reference=save_reference,
+            placement=place(),
             progress=progress,
         )
     content = evaluation_to_dict(result) if as_json else None
@@ -137,6 +143,7 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
     help="With --json: every word's confidence, raw or scaled as fitted by `sottovoce confidence --store`.",
 )
 @runtime_option
+@placement_options
 @language_option
 @fallback_option
 @fallback_seed_option
@@ -150,6 +157,7 @@ def transcribe(
     confidence: str | None,
     runtime: str | None,
     language: str | None,
+    place: Callable[[], Placement],
     fallback: bool,
     seed: int,
     context: str,
@@ -170,7 +178,7 @@ def transcribe(
         raise click.UsageError("--confidence goes with --json")
     as_context(context)  # refused before the model is loaded
     set_threads(threads)
-    recognizer = api.open_recognizer(model, runtime, fallback=api.Fallback(seed=seed) if fallback else None)
+    recognizer = api.open_recognizer(model, runtime, fallback=api.Fallback(seed=seed) if fallback else None, placement=place())
     scaling = stored_scaling(model, confidence) if confidence else None
     with progress_bar() as progress:
         result = api.transcribe(
@@ -196,6 +204,7 @@ def transcribe(
 @click.option("--store", is_flag=True, help="Write the fitted scalings to MODEL (a folder written by sottovoce).")
 @click.option("--limit", type=click.IntRange(2), help="Number of utterances, from the first (default: all).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the division into halves.")
+@placement_options
 @language_option
 @threads_option
 @json_option
@@ -206,6 +215,7 @@ def confidence(
     limit: int | None,
     seed: int,
     language: str | None,
+    place: Callable[[], Placement],
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -226,7 +236,7 @@ def confidence(
         read_manifest(model)  # refused before any work
     set_threads(threads)
     with progress_bar() as progress:
-        fitted = api.fit_confidence(model, data, limit=limit, seed=seed, language=language, progress=progress)
+        fitted = api.fit_confidence(model, data, limit=limit, seed=seed, language=language, placement=place(), progress=progress)
     if store:
         store_confidence(model, ConfidenceRecord(fitted=fitted, data=data, seed=seed))
     if as_json:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,12 +16,16 @@ from sottovoce.cli.options import (
     json_option,
     language_option,
     overwrite_option,
+    placement_options,
     print_json,
     resume_option,
     sample_seed_option,
     set_threads,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from sottovoce.system.devices import Placement
 
 METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer by layer; a test compares
 
@@ -63,6 +68,7 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
 @batch_size_option
 @overwrite_option
 @resume_option
+@placement_options
 @language_option
 @threads_option
 @json_option
@@ -88,6 +94,7 @@ def fit(
     overwrite: bool,
     resume: bool,
     language: str | None,
+    place: Callable[[], Placement],
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -129,6 +136,7 @@ def fit(
             verify=verify,
             overwrite=overwrite,
             resume=resume,
+            placement=place(),
             progress=progress,
         )
     if plan_file is not None:

@@ -6,6 +6,7 @@ why; 2: wrong usage. Nothing heavy is imported before a command runs, so that `-
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from sottovoce.cli.formats import formats
 from sottovoce.cli.push import push
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.cli.tune import tune
-from sottovoce.errors import SottovoceError
+from sottovoce.errors import AnotherRankError, SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 
 COMMANDS = (
@@ -74,11 +75,14 @@ class _Group(click.Group):
         try:
             with notices_on_standard_error():
                 return super().invoke(ctx)
+        except AnotherRankError:
+            sys.exit(1)  # the process that ended first says why
         except SottovoceError as exc:
             click.echo(f"error: {exc}", err=True)
             sys.exit(1)
         except (KeyboardInterrupt, _Terminated) as exc:
-            click.echo(f"stopped; {_what_is_kept(ctx)}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # one of the processes of torchrun speaks for all
+                click.echo(f"stopped; {_what_is_kept(ctx)}", err=True)
             sys.exit(128 + (signal.SIGINT if isinstance(exc, KeyboardInterrupt) else signal.SIGTERM))
         finally:
             if in_main_thread:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sottovoce.errors import RecipeError
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.transcribe import Transcription
+    from sottovoce.system.devices import Placement
 
 Option = Callable[[Any], Any]
 
@@ -83,6 +85,41 @@ sample_seed_option = click.option("--seed", type=int, default=0, show_default=Tr
 batch_size_option = click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
 resume_option = click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if sottovoce wrote it.")
+
+_PLACEMENT_OPTIONS = (
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        metavar="[cpu|cuda|cuda:N|mps|auto]",
+        help="Where PyTorch computes; auto: a GPU if there is one.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        default="float32",
+        show_default=True,
+        help="Numbers of the forward passes in PyTorch; sums and solves keep float32 and float64.",
+    ),
+    click.option("--offload", is_flag=True, help="Keep weights in main memory; they visit the device layer by layer."),
+)
+
+
+def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command --device, --dtype and --offload, as its argument `place`: a function that returns the `Placement`."""
+
+    @wraps(command)
+    def with_options(device: str, dtype: str, offload: bool, **arguments: Any) -> Any:
+        def place() -> Placement:
+            from sottovoce.system.devices import find_placement
+
+            return find_placement(device, dtype, offload=offload)
+
+        return command(**arguments, place=place)
+
+    for option in reversed(_PLACEMENT_OPTIONS):
+        with_options = option(with_options)
+    return with_options
 
 
 def set_threads(threads: int | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,6 +17,7 @@ from sottovoce.cli.options import (
     json_option,
     language_option,
     overwrite_option,
+    placement_options,
     print_json,
     resume_option,
     sample_seed_option,
@@ -22,6 +25,10 @@ from sottovoce.cli.options import (
     threads_option,
 )
 from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
+from sottovoce.system.progress import silent
+
+if TYPE_CHECKING:
+    from sottovoce.system.devices import Placement
 
 ACTIVATIONS = sorted({choice for backend in BACKENDS.values() for choice in backend.activations}, reverse=True)
 EXAMPLES = "\n".join(
@@ -56,6 +63,7 @@ EXAMPLES = "\n".join(
 @batch_size_option
 @overwrite_option
 @resume_option
+@placement_options
 @language_option
 @threads_option
 @json_option
@@ -78,6 +86,7 @@ def quantize(
     overwrite: bool,
     resume: bool,
     language: str | None,
+    place: Callable[[], Placement],
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -96,6 +105,7 @@ def quantize(
     from sottovoce.quantization.plan_file import read_plan
     from sottovoce.quantization.tune_record import TuneSettings
     from sottovoce.system.plain_data import to_plain
+    from sottovoce.system.ranks import is_leading
 
     refuse_with_format(ctx)
     if plan_file is not None:
@@ -103,15 +113,16 @@ def quantize(
     if context == "short" and not tune:
         raise click.UsageError("--context short is a way of tuning; add --tune")
     set_threads(threads)
+    placement = place()
     recipe = recipe_from(options)
     given = None if plan_file is None else read_plan(plan_file)
-    with progress_bar() as progress:
+    with progress_bar() if is_leading() else nullcontext(silent) as progress:
         loaded = api.load(model)
         plan = given or api.make_plan(loaded, recipe, target=options.target or DEFAULT_TARGET)
-        if not as_json:
+        if not as_json and is_leading():
             print_plan(plan, loaded.source)
         if dry_run:
-            if as_json:
+            if as_json and is_leading():
                 print_json(to_plain(plan))
             return
         result = api.quantize(
@@ -129,9 +140,12 @@ def quantize(
             overwrite=overwrite,
             resume=resume,
             target=options.target,
+            placement=placement,
             tune=TuneSettings(context=context) if tune else None,
             progress=progress,
         )
+    if not is_leading():
+        return
     record = read_manifest(out).tune if tune else None
     if as_json:
         print_json(quantized_to_dict(result, out) | ({} if record is None else {"tune": to_plain(record)}))

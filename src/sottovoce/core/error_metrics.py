@@ -24,7 +24,7 @@ def relative_weight_error(weight: Tensor, other: Tensor) -> float:
 
 def code_entropy(codes: Tensor) -> float:
     """Return the Shannon entropy of uint8 `codes` in bits, by their frequencies; a lossless coder without context needs that many."""
-    counts = torch.bincount(codes.flatten().long()).double()
+    counts = torch.bincount(codes.flatten().long()).cpu().double()
     shares = counts[counts > 0] / codes.numel()
     return float(-(shares * shares.log2()).sum()) + 0.0
 

@@ -46,6 +46,10 @@ class QuantizedTensor:
         """Return the tensors for a file, by suffix."""
         return self.format.pack(self.codes, self.parameters)
 
+    def cpu(self) -> "QuantizedTensor":
+        """Return the same on the CPU, where packing, files and hashes are."""
+        return QuantizedTensor(self.codes.cpu(), {name: tensor.cpu() for name, tensor in self.parameters.items()}, self.format)
+
     @property
     def shape(self) -> tuple[int, int]:
         """`[out, in]`."""

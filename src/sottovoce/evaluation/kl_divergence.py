@@ -35,7 +35,7 @@ def token_divergence(reference: SpeechModel, reference_states: Sequence[Tensor],
     head, other_head = reference.module(reference.head), model.module(model.head)
     divergences = []
     for wanted, got in zip(reference_states, states, strict=True):
-        p, q = torch.log_softmax(head(wanted), dim=-1), torch.log_softmax(other_head(got), dim=-1)
+        p, q = torch.log_softmax(head(wanted).float(), dim=-1), torch.log_softmax(other_head(got).float(), dim=-1)
         divergences.append((p.exp() * (p - q)).sum(-1))
     return torch.cat(divergences)
 
@@ -46,5 +46,5 @@ def token_log_probabilities(model: SpeechModel, states: Tensor, tokens: Sequence
 
     Of the plain softmax over the whole vocabulary: what decoding suppresses is not taken out.
     """
-    rows = torch.log_softmax(model.module(model.head)(states[: len(tokens)]), dim=-1)
-    return rows.gather(1, torch.tensor(list(tokens), dtype=torch.int64).unsqueeze(1)).squeeze(1)
+    rows = torch.log_softmax(model.module(model.head)(states[: len(tokens)]).float(), dim=-1)
+    return rows.gather(1, torch.tensor(list(tokens), dtype=torch.int64, device=rows.device).unsqueeze(1)).squeeze(1)

@@ -15,13 +15,17 @@ class Batch:
     """Hold the inputs of one forward pass with teacher forcing.
 
     `weights[p]` `[B, T_p]`: how much each position of kind p counts; for kind "all" there are none. `folds` `[B]`: the fold (0 or 1)
-    of each utterance. `names`: what messages call them.
+    of each utterance. `names`: what messages call them. `number`: of the batch among all. `group`: of batches whose products are added
+    up in one piece, wherever other groups are; `closes`: whether it is the last batch of its group.
     """
 
     inputs: dict[str, Any]
     weights: dict[Positions, Tensor]
     folds: Tensor
     names: tuple[str, ...] = ()
+    number: int = 0
+    group: int = 0
+    closes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,7 @@ class Encoded:
         states, masks = [], []
         for part in parts:
             missing = longest - part.states.shape[1]
-            mask = torch.ones(part.states.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+            mask = torch.ones(part.states.shape[:2], dtype=torch.bool, device=part.states.device) if part.mask is None else part.mask
             states.append(nn.functional.pad(part.states, (0, 0, 0, missing)))
             masks.append(nn.functional.pad(mask, (0, missing)))
         return Encoded(torch.cat(states), torch.cat(masks))

@@ -84,7 +84,7 @@ class Generic(SpeechModel):
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return one entry for each recording, by its number: what the encoder takes for it alone, so that there is no padding."""
-        return {str(i): self._features_of(recording) for i, recording in enumerate(recordings)}
+        return self.on_device({str(i): self._features_of(recording) for i, recording in enumerate(recordings)})
 
     def _features_of(self, recording: np.ndarray) -> Tensor:
         # With what the processor would ask of its feature extractor.
@@ -125,7 +125,7 @@ class Generic(SpeechModel):
             out = generate(
                 self.network,
                 encoder_outputs=self._outputs(states),
-                decoder_input_ids=torch.tensor([prompt]),
+                decoder_input_ids=torch.tensor([prompt], device=self.device),
                 **choice_of_tokens(temperature),
                 max_new_tokens=limit,
             )
@@ -145,13 +145,14 @@ class Generic(SpeechModel):
         prompt = self._prompt(language)
         rows = [[*prompt, *list(transcript)[: self.max_new_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self.network.generation_config.pad_token_id or 0)
-        return {"decoder_input_ids": ids}, mask
+        return self.on_device({"decoder_input_ids": ids}), mask
 
     def teacher_forced_inputs(
         self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
     ) -> tuple[dict[str, Any], dict[Positions, Tensor]]:
         (recording,) = recordings
-        inputs = {self.network.main_input_name: self._features_of(recording), **self.teacher_forcing(transcripts, language)[0]}
+        features = self.on_device({self.network.main_input_name: self._features_of(recording)})
+        inputs: dict[str, Any] = {**features, **self.teacher_forcing(transcripts, language)[0]}
         return inputs | {"use_cache": False}, {}
 
     def _prompt(self, language: str | None) -> list[int]:

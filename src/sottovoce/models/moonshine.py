@@ -77,7 +77,7 @@ class Moonshine(SpeechModel):
         for i, samples in enumerate(padded):
             values[i, : len(samples)] = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
             mask[i, : len(samples)] = 1
-        return {"input_values": values, "attention_mask": mask}
+        return self.on_device({"input_values": values, "attention_mask": mask})
 
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
         lengths = [self._frames(max(len(samples), SHORTEST)) for samples in recordings]
@@ -153,4 +153,4 @@ class Moonshine(SpeechModel):
         start, room = self.network.config.decoder_start_token_id, self.network.config.max_position_embeddings - 1
         rows = [[start, *list(transcript)[:room]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self.network.config.eos_token_id)
-        return {"decoder_input_ids": ids}, mask
+        return self.on_device({"decoder_input_ids": ids}), mask

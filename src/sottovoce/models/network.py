@@ -1,18 +1,17 @@
 """Copies of a network that share its weights, and quiet generation."""
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from sottovoce.models.decoding import measured_config
+from sottovoce.system.devices import sharing_copy
 
 
 def share_weights(network: nn.Module) -> nn.Module:
     """Return a copy of `network` with modules of its own that share all tensors; replace a parameter to change only the copy."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    return sharing_copy(network)
 
 
 class EncoderOutputs:

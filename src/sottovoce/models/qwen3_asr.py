@@ -94,10 +94,12 @@ class Qwen3ASR(SpeechModel):
         # One by one: the spectrum at the end of a recording depends on what follows it.
         apart = [self._features_of(recording) for recording in recordings]
         longest = max(values.shape[1] for values, _ in apart)
-        return {
-            "input_features": torch.stack([nn.functional.pad(v, (0, longest - v.shape[1])) for v, _ in apart]),
-            "input_features_mask": torch.stack([nn.functional.pad(mask, (0, longest - len(mask))) for _, mask in apart]),
-        }
+        return self.on_device(
+            {
+                "input_features": torch.stack([nn.functional.pad(v, (0, longest - v.shape[1])) for v, _ in apart]),
+                "input_features_mask": torch.stack([nn.functional.pad(mask, (0, longest - len(mask))) for _, mask in apart]),
+            }
+        )
 
     def _features_of(self, recording: np.ndarray) -> tuple[Tensor, Tensor]:
         extracted = self.processor.feature_extractor(
@@ -126,7 +128,7 @@ class Qwen3ASR(SpeechModel):
 
     def _contexts(self, encoded: Encoded) -> list[Tensor]:
         """Return head of the prompt and audio, `[n, d]`, of each utterance."""
-        head = self.module(self.embedding)(torch.tensor(self._prompts(DEFAULT_LANGUAGE)[0]))
+        head = self.module(self.embedding)(torch.tensor(self._prompts(DEFAULT_LANGUAGE)[0], device=self.device))
         lengths = [len(s) for s in encoded.states] if encoded.mask is None else encoded.mask.sum(1).tolist()
         return [torch.cat([head, states[:length]]) for states, length in zip(encoded.states, lengths, strict=True)]
 
@@ -151,11 +153,11 @@ class Qwen3ASR(SpeechModel):
 
     def _continue(self, encoded: Encoded, prompt: list[int], limit: int, temperature: float) -> list[tuple[list[int], bool]]:
         """Decode at most `limit` tokens behind audio and `prompt`; return tokens, and whether they came to an end token."""
-        rest = self.module(self.embedding)(torch.tensor(prompt))
+        rest = self.module(self.embedding)(torch.tensor(prompt, device=self.device))
         rows = [torch.cat([context, rest]) for context in self._contexts(encoded)]
         longest = max(map(len, rows))
         embedded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
         out = generate(
             self.network,
             inputs_embeds=embedded,
@@ -183,7 +185,7 @@ class Qwen3ASR(SpeechModel):
         rest = self._prompts(self.spoken_language(language))[1]
         rows = [[*rest, *list(transcript)[: self.max_new_tokens(language)]] for transcript in transcripts]
         ids, mask = padded_rows(rows, self._ends[0])
-        return {"decoder_input_ids": ids}, mask
+        return self.on_device({"decoder_input_ids": ids}), mask
 
     def teacher_forced_inputs(
         self, recordings: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], language: str | None
@@ -196,7 +198,7 @@ class Qwen3ASR(SpeechModel):
         before = [*head, *[self.network.config.audio_token_id] * audio_tokens, *rest]
         ids = torch.tensor([[*before, *list(transcript)[: self.max_new_tokens(language)]]])
         predicts = torch.arange(ids.shape[1]).unsqueeze(0) >= len(before) - 1
-        return {**features, "input_ids": ids, "use_cache": False}, {"tokens": predicts}
+        return {**features, **self.on_device({"input_ids": ids}), "use_cache": False}, {"tokens": predicts}
 
     @property
     def _window(self) -> int:

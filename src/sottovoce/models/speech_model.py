@@ -13,6 +13,7 @@ from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.layers import AWQMapping, Layer, Positions
+from sottovoce.system.devices import Placement, placed, placement_of
 
 WORD_STARTS = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
 
@@ -144,7 +145,7 @@ class SpeechModel(ABC):
     ) -> list[tuple[list[int], bool]]:
         """Return transcripts sampled at `temperature` above 0, as `greedy_decode` does; the same `seed` gives the same tokens."""
         room = self.max_new_tokens(language)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             return self._generate(encoded, language, room if max_new_tokens is None else min(max_new_tokens, room), temperature)
 
@@ -245,10 +246,27 @@ class SpeechModel(ABC):
         digest = hashlib.sha256()
         for name, parameter in sorted(self.network.named_parameters()):
             digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().numpy().tobytes())
+            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters lie."""
-        return torch.device(next(self.network.parameters()).device)
+        """Where the network computes."""
+        return self.placement.device
+
+    @property
+    def placement(self) -> Placement:
+        """Where and in which number type the network computes (see `system.devices.placed`)."""
+        return placement_of(self.network)
+
+    def placed(self, placement: Placement, *, keep_float32: bool = False) -> "SpeechModel":
+        """Return this model computing by `placement` (see `system.devices.placed`). Raises `MachineError`."""
+        return self if placement.is_plain else self.with_network(placed(self.network, placement, keep_float32=keep_float32))
+
+    def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors for the network: on its device, those of floating point in its number type."""
+        placement = self.placement
+        return {
+            name: tensor.to(placement.device, placement.dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in inputs.items()
+        }

@@ -94,10 +94,8 @@ class Whisper(SpeechModel):
         return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        extracted = self.processor.feature_extractor(
-            list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(self.device)
-        )
-        return {"input_features": extracted["input_features"].to(self.device, self.network.dtype)}
+        extracted = self.processor.feature_extractor(list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        return self.on_device({"input_features": extracted["input_features"]})
 
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
         positions = self.network.config.max_source_positions
@@ -170,11 +168,11 @@ class Whisper(SpeechModel):
             padding="longest",
             return_attention_mask=True,
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)  # for the higher temperatures: the same recording gives the same words
             out = generate(
                 self.network,
-                extracted["input_features"].to(self.device, self.network.dtype),
+                self.on_device({"": extracted["input_features"]})[""],
                 attention_mask=extracted["attention_mask"].to(self.device),
                 return_timestamps=True,
                 condition_on_prev_tokens=False,

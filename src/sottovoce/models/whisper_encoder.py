@@ -19,7 +19,8 @@ def encode_window(encoder: Any, features: Tensor) -> Tensor:
     """
     states = nn.functional.gelu(encoder.conv1(features))
     states = nn.functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
-    states = states + encoder.embed_positions.weight[: states.shape[1]]
+    # The module is called, rather than its weight read: weights may lie on another device until then.
+    states = states + encoder.embed_positions(torch.arange(states.shape[1], device=states.device))
     for layer in encoder.layers:
         states = layer(states, None)
     result: Tensor = encoder.layer_norm(states)

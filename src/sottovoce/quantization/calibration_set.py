@@ -1,7 +1,7 @@
 """Calibration speech: recordings, transcripts, and the batches made from them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +20,7 @@ from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,20 @@ class PositionWeights:
             raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and subsampling {self.subsampling} at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A batch before it is made. `rows`: numbers of its utterances; `before`: utterances in earlier batches; the rest: see `Batch`."""
+
+    rows: tuple[int, ...]
+    number: int
+    group: int
+    closes: bool
+    before: int
+
+
+GROUP_UTTERANCES = 8  # of batches whose products are added up in one piece
+
+
 def make_batches(
     model: SpeechModel,
     recordings: Sequence[np.ndarray],
@@ -45,17 +60,18 @@ def make_batches(
     positions: PositionWeights,
     languages: Sequence[str | None],
     names: Sequence[str] = (),
+    wanted: Callable[[Piece], bool] = lambda _: True,
 ) -> list[Batch]:
     """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order but
     language by language, none of which share a batch.
 
-    (So that all but one batch at most belong to one fold, and their products are computed in one piece.)
+    (So that all but one batch at most belong to one fold, and their products are computed in one piece.) `wanted`: makes only these.
     """
-    if not model.fixed_length:
-        batch_size = 1  # padding would change what the network computes
-    order = sorted(range(len(recordings)), key=lambda i: folds[i])
     batches = []
-    for which in batches_by_language(order, languages, batch_size):
+    for piece in plan_pieces(model, folds, languages, batch_size):
+        if not wanted(piece):
+            continue
+        which = piece.rows
         heard = [recordings[i] for i in which]
         inputs, masks = model.teacher_forced_inputs(heard, [transcripts[i] for i in which], languages[which[0]])
         weights = {kind: mask.float() for kind, mask in masks.items()}
@@ -64,8 +80,25 @@ def make_batches(
             frames[:, torch.arange(frames.shape[1]) % positions.subsampling != 0] = 0
             weights["frames"] = frames
         called = tuple(names[i] for i in which) if names else ()
-        batches.append(Batch(inputs, weights, torch.tensor([folds[i] for i in which]), called))
+        own_folds = torch.tensor([folds[i] for i in which])
+        batches.append(Batch(inputs, weights, own_folds, called, piece.number, piece.group, piece.closes))
     return batches
+
+
+def plan_pieces(model: SpeechModel, folds: Sequence[int], languages: Sequence[str | None], batch_size: int) -> list[Piece]:
+    """Say which utterances make which batch. Groups of batches are what ranks share out, so they do not depend on the number of ranks."""
+    if not model.fixed_length:
+        batch_size = 1  # padding would change what the network computes
+    order = sorted(range(len(folds)), key=lambda i: folds[i])
+    pieces, before, group, in_group = list[Piece](), 0, 0, 0
+    found = list(batches_by_language(order, languages, batch_size))
+    for number, rows in enumerate(found):
+        in_group += len(rows)
+        closes = in_group >= GROUP_UTTERANCES or number == len(found) - 1
+        pieces.append(Piece(rows=tuple(rows), number=number, group=group, closes=closes, before=before))
+        before += len(rows)
+        group, in_group = (group + 1, 0) if closes else (group, in_group)
+    return pieces
 
 
 LABEL_BATCH = 16  # utterances transcribed at once
@@ -105,13 +138,15 @@ def prepare_speech(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     state: RunState | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and find what is said in each.
 
     A recording with a known text is taught with it; others with the model's own greedy transcript. `language`: of those that have
     none of their own; "auto": the model detects it. `augmentation`: vary the recordings by `seed`. Transcripts that `state` has are
-    not made again; those that are made are added to it at once. Recordings that cannot be used are left out and named. Raises
+    not made again; those that are made are added to it at once.
+    `ranks`: share out the work, batch by batch; `state` is that of rank 0. Recordings that cannot be used are left out and named. Raises
     `CalibrationError` if less than two remain.
     """
     state = state or RunState()
@@ -137,30 +172,27 @@ def prepare_speech(
     started = time.perf_counter()
     transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
     missing = [i for i, text in enumerate(texts) if text is None]
-    known = state.transcripts()
+    known: dict[str, Sequence[int]] = ranks.exchange(state.transcripts() if ranks.leads else {})[0]
     for i in missing:
-        transcripts[i] = known.get(ids[i], ())
+        transcripts[i] = tuple(known.get(ids[i], ()))
     unknown = {i for i in missing if ids[i] not in known}
     # A language that is to be found out is needed for those with a known text as well.
     heard = [i for i in range(len(ids)) if i in unknown or languages[i] == DETECT]
-    batches = recognize_batches(
-        TorchRecognizer(model, encoder_batch=LABEL_BATCH),
-        [partial(np.asarray, recordings[i]) for i in heard],
-        [languages[i] for i in heard],
-        LABEL_BATCH,
-    )
+    recognizer = TorchRecognizer(model, encoder_batch=LABEL_BATCH)
+    batches = list(batches_by_language(range(len(heard)), [languages[i] for i in heard], LABEL_BATCH))
     done = 0
     if heard:
         progress("transcribing calibration speech", done, len(heard))
-    for batch in batches:
-        made = dict[int, tuple[int, ...]]()
-        for recording in batch.recordings:
-            i, recognition = heard[recording.index], recording.recognition
-            languages[i] = recognition.language
-            if i in unknown:
-                made[i] = transcripts[i] = recognition.tokens
-        state.add_transcripts({ids[i]: transcript for i, transcript in made.items()})
-        done += len(batch.recordings)
+    for first in range(0, len(batches), ranks.size):
+        own = [heard[k] for k in batches[first + ranks.rank]] if first + ranks.rank < len(batches) else []
+        for part in ranks.exchange(_recognize(recognizer, own, recordings, languages)):
+            made = dict[str, tuple[int, ...]]()
+            for i, tokens, found_language in part:
+                languages[i] = found_language
+                if i in unknown:
+                    made[ids[i]] = transcripts[i] = tuple(tokens)
+            state.add_transcripts(made)
+            done += len(part)
         progress("transcribing calibration speech", done, len(heard))
     return CalibrationSpeech(
         ids=tuple(ids),
@@ -178,3 +210,15 @@ def prepare_speech(
         hashes=hashes,
         named_speakers=named_speakers,
     )
+
+
+def _recognize(
+    recognizer: TorchRecognizer, which: Sequence[int], recordings: Sequence[np.ndarray], languages: Sequence[str | None]
+) -> list[tuple[int, list[int], str | None]]:
+    """Return number, tokens and language of each recording of one batch."""
+    heard = [partial(np.asarray, recordings[i]) for i in which]
+    return [
+        (which[recording.index], list(recording.recognition.tokens), recording.recognition.language)
+        for batch in recognize_batches(recognizer, heard, [languages[i] for i in which], LABEL_BATCH)
+        for recording in batch.recordings
+    ]

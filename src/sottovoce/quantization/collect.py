@@ -12,6 +12,8 @@ from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
 from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
 from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
+from sottovoce.system.devices import solving_device
+from sottovoce.system.ranks import ALONE, Ranks
 
 SAMPLED_ROWS = 48  # counted positions kept per batch and fold for measuring errors at the layers' outputs
 
@@ -24,6 +26,7 @@ def collect_statistics(
     magnitudes: bool = False,
     compensate_residual: bool = False,
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Layer, LayerStatistics]]:
     """Run the networks in lockstep and yield every layer with its statistics, in calling order.
 
@@ -31,7 +34,8 @@ def collect_statistics(
     changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same tensors share
     one `LayerStatistics`. `compensate_residual`: for layers that write into a residual stream, what the stream lacks counts as an
     error of their outputs (WaterSIC, arXiv 2603.04956). `before`: callbacks by module name, run when all passes are paused in front
-    of it. Raises `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
+    of it. `ranks`: each has batches of its own, and rank 0 gets the statistics of all of them, the others of their own. Raises
+    `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerStatistics]] = []
@@ -50,7 +54,7 @@ def collect_statistics(
         known = next((statistics for other, statistics in recent if other.same(identity)), None)
         if known is None:
             residual = residual_of.pop(layer.name, None)
-            known = _accumulate(paused, batches, layer, _projection(networks[0], layer, residual), magnitudes, residual)
+            known = _accumulate(paused, batches, layer, _projection(networks[0], layer, residual), magnitudes, residual, ranks)
             del residual
             recent.append((identity, known))
         del paused
@@ -85,11 +89,14 @@ def _accumulate(
     projection: Tensor | None,
     magnitudes: bool,
     residual: PausedLayer | None,
+    ranks: Ranks,
 ) -> LayerStatistics:
-    width = paused.inputs[0][0].shape[-1]
-    accumulators = (MomentAccumulator(width, projection), MomentAccumulator(width, projection))
-    samples, quantized_samples, residual_samples = list[Tensor](), list[Tensor](), list[Tensor]()
-    magnitude = torch.zeros(width if magnitudes else 0, dtype=torch.float64)
+    width, device = paused.inputs[0][0].shape[-1], paused.inputs[0][0].device
+    sums = solving_device(device)
+    if projection is not None:
+        projection = projection.to(device)
+    accumulators = (MomentAccumulator(width, projection, sums), MomentAccumulator(width, projection, sums))
+    samples, quantized_samples, residual_samples, magnitude = (dict[int, Tensor]() for _ in range(4))
     for i, batch in enumerate(batches):
         seen = [paused.inputs[0][i], paused.inputs[-1][i]]
         same = seen[0] is seen[1] or torch.equal(*seen)
@@ -107,30 +114,40 @@ def _accumulate(
             )
         for fold in (0, 1):
             counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
-            root = weights[counted].sqrt().unsqueeze(1)
+            root = weights[counted].sqrt().unsqueeze(1).to(device)
+            counted = counted.to(device)
             quantized_rows = _rows(seen[1], counted, root)
             rows = quantized_rows if same else _rows(seen[0], counted, root)
             error = None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
-            accumulators[fold].add(rows, quantized_rows, root, error)
+            accumulators[fold].add(rows, quantized_rows, root, error, group=batch.group)
+            place = 2 * batch.number + fold
             if magnitudes:
-                magnitude += (quantized_rows.abs() * root).sum(0, dtype=torch.float64)
+                magnitude[place] = (quantized_rows.abs() * root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
             every = max(1, len(rows) // SAMPLED_ROWS)
-            samples.append(rows[::every].clone())
-            quantized_samples.append(samples[-1] if same else quantized_rows[::every].clone())
+            samples[place] = rows[::every].to(sums, copy=True)
+            quantized_samples[place] = samples[place] if same else quantized_rows[::every].to(sums, copy=True)
             if error is not None:
-                residual_samples.append(error[::every].clone())
+                residual_samples[place] = error[::every].to(sums, copy=True)
+        if batch.closes:
+            for accumulator in accumulators:
+                accumulator.close_group()
+    for accumulator in accumulators:
+        accumulator.close_group()
+        if not bool(torch.isfinite(accumulator.hessian).all()):
+            raise CalibrationError(
+                f"{layer.name}: its inputs hold NaN or infinite values{_culprits(paused, batches)}; check the audio and the model's weights"
+            )
+        accumulator.join(ranks)
     folds = accumulators[0].finish(), accumulators[1].finish()
-    if not all(bool(torch.isfinite(fold.moments.hessian.matrix).all()) for fold in folds):
-        raise CalibrationError(
-            f"{layer.name}: its inputs hold NaN or infinite values{_culprits(paused, batches)}; check the audio and the model's weights"
-        )
-    magnitude /= max(folds[0].weight + folds[1].weight, 1e-12)
+    total = torch.zeros(width if magnitudes else 0, dtype=torch.float64, device=sums)
+    for part in ranks.gather_rows(magnitude).values() if magnitudes else ():
+        total += part[0]
     return LayerStatistics(
         folds,
-        torch.cat(samples),
-        torch.cat(quantized_samples),
-        magnitude.float(),
-        torch.cat(residual_samples) if residual_samples else None,
+        torch.cat(list(ranks.gather_rows(samples).values())),
+        torch.cat(list(ranks.gather_rows(quantized_samples).values())),
+        (total / max(folds[0].weight + folds[1].weight, 1e-12)).float(),
+        torch.cat(list(ranks.gather_rows(residual_samples).values())) if residual is not None else None,
     )
 
 

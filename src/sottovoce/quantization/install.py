@@ -23,7 +23,8 @@ def round_all_layers(
     finished = {}
     for layer in planned_layers(model, plan):
         weight = network.get_submodule(layer.name).weight
-        finished[layer.name] = round_layer(layer, weight, plan.format(layer.name), None if importance is None else importance[layer.name])
+        counts = None if importance is None else importance[layer.name].to(weight.device)
+        finished[layer.name] = round_layer(layer, weight, plan.format(layer.name), counts)
         install_layer(model, network, layer, finished[layer.name])
     return finished
 
@@ -31,7 +32,8 @@ def round_all_layers(
 def install_layer(model: SpeechModel, network: Any, layer: Layer, result: LayerResult) -> None:
     """Replace the layer's weight and bias in `network`; a token embedding that is tied to the layer goes with it."""
     module = network.get_submodule(layer.name)
-    set_parameters(module, result.weight.dequantize(), module.bias if result.bias is None else result.bias)
+    device = module.weight.device
+    set_parameters(module, result.weight.dequantize().to(device), module.bias if result.bias is None else result.bias.to(device))
     tie_embedding(model, network, layer.name)
 
 

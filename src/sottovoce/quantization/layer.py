@@ -57,7 +57,7 @@ class LayerReport:
 
 @dataclass(frozen=True, eq=False)
 class LayerResult:
-    """Codes, the new bias (None: as it was) and the report of one layer."""
+    """Codes, the new bias (None: as it was) and the report of one layer; tensors are on the CPU."""
 
     weight: QuantizedTensor
     bias: Tensor | None
@@ -68,7 +68,7 @@ def round_layer(layer: Layer, weight: Tensor, number_format: NumberFormat, impor
     """Round to nearest, without any data but, where given, the `importance` `[in]` of the columns."""
     quantized = rtn(weight, number_format, importance)
     vulnerability = relative_weight_error(weight, quantized.dequantize())
-    return LayerResult(quantized, None, LayerReport(**_data_free(layer, weight, quantized, vulnerability)))
+    return LayerResult(quantized.cpu(), None, LayerReport(**_data_free(layer, weight, quantized, vulnerability)))
 
 
 def quantize_layer(
@@ -84,7 +84,8 @@ def quantize_layer(
 ) -> LayerResult:
     """Quantize one layer by GPTQ towards its corrected target.
 
-    `weight` `[out, in]`, `bias` `[out]`. `strength`: of the rule "diagnostic", already worked out. `embedding_weight`: for a head that
+    `weight` `[out, in]`, `bias` `[out]`: on the device of the statistics.
+    `strength`: of the rule "diagnostic", already worked out. `embedding_weight`: for a head that
     is also the token embedding: weight of the look-up, which wants the original rows; its statistics are of a single network, so there
     is nothing to correct for.
     """
@@ -157,7 +158,7 @@ def quantize_layer(
         dead_columns=result.dead,
         bias_absorbed=new_bias is not None,
     )
-    return LayerResult(result.weight, new_bias, report)
+    return LayerResult(result.weight.cpu(), None if new_bias is None else new_bias.cpu(), report)
 
 
 def with_final_statistics(result: LayerResult, weight: Tensor, statistics: LayerStatistics) -> LayerResult:
@@ -204,8 +205,8 @@ def _with_embedding(moments: Moments, weight: float) -> Moments:
 
 def _output_error(weight: Tensor, other: Tensor, statistics: LayerStatistics, shift: Tensor | None = None) -> float:
     """`||W X + R - (Z X^ + shift + R^)||^2 / ||W X||^2` on the sampled positions, `R` being the residual stream where that counts."""
-    wanted = statistics.samples @ weight.T
-    missing = wanted - statistics.quantized_samples @ other.T
+    wanted = statistics.samples @ weight.to(statistics.device).T
+    missing = wanted - statistics.quantized_samples @ other.to(statistics.device).T
     if shift is not None:
         missing -= shift
     if statistics.residual_samples is not None:

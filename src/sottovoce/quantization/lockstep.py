@@ -11,6 +11,7 @@ batch and network. See `docs/calibration.md` for the bound and measurements.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import greenlet
@@ -35,7 +36,8 @@ def run_in_lockstep(networks: Sequence[nn.Module], batches: Sequence[dict[str, A
     Raises `CalibrationError` if the coroutines part ways, if a target is called twice in one pass, or if one is never called.
     """
     driver = greenlet.getcurrent()
-    hooks = [network.get_submodule(name).register_forward_pre_hook(_pause(name)) for network in networks for name in targets]
+    # First of all hooks: weights that visit a device come when the pass goes on.
+    hooks = [network.get_submodule(name).register_forward_pre_hook(_pause(name), prepend=True) for network in networks for name in targets]
     walkers = [[greenlet.greenlet(_walk(network, batch), driver) for batch in batches] for network in networks]
     visited: set[str] = set()
     undo = _compute_once(networks)
@@ -68,9 +70,9 @@ def _compute_once(networks: Sequence[nn.Module]) -> Callable[[], None]:
             continue  # a convolution of the model's own may take more than its input
         twins = [network.get_submodule(name) for network in networks]
         if all(twin.weight is module.weight and twin.bias is module.bias for twin in twins):
-            passed_on = _PassedOn(module.forward, len(twins) - 1)
+            passed_on = _PassedOn(len(twins) - 1)
             for twin in twins:
-                twin.forward = passed_on
+                twin.forward = partial(passed_on, twin.forward)
             shared += twins
 
     def undo() -> None:
@@ -81,17 +83,17 @@ def _compute_once(networks: Sequence[nn.Module]) -> Callable[[], None]:
 
 
 class _PassedOn:
-    """A function that remembers its last output for the next `times` calls with an equal input."""
+    """Computes a function, and remembers its output for the next `times` calls with an equal input."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], times: int) -> None:
-        self.function, self.times = function, times
+    def __init__(self, times: int) -> None:
+        self.times = times
         self.left, self.known = 0, dict[str, Tensor]()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         if self.left and torch.equal(inputs, self.known["input"]):
             self.left -= 1
         else:
-            self.left, self.known = self.times, {"input": inputs, "output": self.function(inputs)}
+            self.left, self.known = self.times, {"input": inputs, "output": function(inputs)}
         output = self.known["output"]
         if not self.left:
             self.known = {}

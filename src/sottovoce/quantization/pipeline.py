@@ -1,7 +1,8 @@
 """The main job: recordings, a plan and a recipe in, a quantized recognizer out."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -9,21 +10,24 @@ from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import Share
 from sottovoce.data.folds import assign_folds
-from sottovoce.errors import CalibrationError
+from sottovoce.errors import CalibrationError, MachineError
+from sottovoce.models.batching import Batch
 from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.awq import quantize_with_awq
-from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches
+from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches, plan_pieces
 from sottovoce.quantization.importance import round_with_importance
 from sottovoce.quantization.install import round_all_layers, round_floats_to_float16
 from sottovoce.quantization.layer import LayerReport
-from sottovoce.quantization.methods import AWQ, GPTQ, ImportanceRTN
+from sottovoce.quantization.methods import AWQ, GPTQ, QEP, ImportanceRTN
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
-from sottovoce.quantization.sequential import LayerObserver, quantize_sequentially
+from sottovoce.quantization.sequential import DIAGNOSTIC_UTTERANCES, LayerObserver, quantize_sequentially
+from sottovoce.system.devices import brought_home as network_brought_home
 from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ def quantize_model(
     batch_size: int = 8,
     seed: int = 0,
     state: RunState | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
     on_layer: LayerObserver | None = None,
 ) -> QuantizedModel:
@@ -83,25 +88,35 @@ def quantize_model(
 
     `speech` is needed by every method but RTN; `seed` is what it was sampled by, for the record. `state`: what a stopped run of the
     same inputs has finished; it is given what this run finishes (by the methods that go layer by layer; the others do all layers at
-    once). `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached
+    once). `ranks`: processes that share the utterances; all of them return the same codes, and rank 0's `state` counts.
+    `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached
     exactly once or its inputs are not finite.
     """
     method = recipe.method
     calibrates = method.n_networks > 0
     if calibrates and speech is None:
         raise CalibrationError(f"{method.title} calibrates on speech, and none was given")
-    batches = []
+    batches, few = list[Batch](), list[Batch]()
     if calibrates and speech is not None:
-        batches = make_batches(
+        make = partial(
+            make_batches,
             model,
             speech.recordings,
             speech.transcripts,
-            assign_folds(speech.speakers),
+            folds := assign_folds(speech.speakers),
             batch_size=batch_size,
             positions=PositionWeights(padding=recipe.padding_weight, subsampling=recipe.frame_subsampling),
             languages=speech.languages,
             names=speech.ids,
         )
+        groups = plan_pieces(model, folds, speech.languages, batch_size)[-1].group + 1
+        if groups < ranks.size:
+            raise MachineError(
+                f"{len(speech.ids)} utterances make {groups} groups for {ranks.size} processes; start at most {groups}, or give more speech"
+            )
+        batches = make(wanted=lambda piece: piece.group % ranks.size == ranks.rank)
+        if isinstance(method, QEP) and method.strength == "diagnostic" and ranks.leads:
+            few = make(wanted=lambda piece: piece.before < DIAGNOSTIC_UTTERANCES)
     started = time.perf_counter()
     if isinstance(method, GPTQ):
         with keep_freed_memory():
@@ -112,15 +127,17 @@ def quantize_model(
                 batches,
                 head_embedding_weight=recipe.head_embedding_weight,
                 state=state or RunState(),
+                ranks=ranks,
+                few=few,
                 progress=progress,
                 on_layer=on_layer,
             )
     elif isinstance(method, ImportanceRTN):
         with keep_freed_memory():
-            network, layers = round_with_importance(model, plan, batches, progress)
+            network, layers = round_with_importance(model, plan, batches, ranks, progress)
     elif isinstance(method, AWQ):
         with keep_freed_memory():
-            network, layers = quantize_with_awq(model, plan, batches, progress)
+            network, layers = quantize_with_awq(model, plan, batches, ranks, progress)
     else:
         network = share_weights(model.network)
         layers = round_all_layers(model, network, plan)
@@ -134,6 +151,13 @@ def quantize_model(
         calibration=calibration_record(speech, seed) if calibrates and speech is not None else None,
         timing=Timing(labels_s=speech.label_time_s if speech else 0.0, solving_s=time.perf_counter() - started),
     )
+
+
+def brought_home(result: QuantizedModel, original: SpeechModel) -> QuantizedModel:
+    """Return `result` in float32 on the CPU, whatever device it was made on; `original`: the model as it was loaded."""
+    if result.model.placement.is_plain:
+        return result
+    return replace(result, model=original.with_network(network_brought_home(result.model.network, original.network)))
 
 
 def calibration_record(speech: CalibrationSpeech, seed: int) -> CalibrationRecord:

@@ -21,8 +21,10 @@ from sottovoce.quantization.layer import LayerResult, quantize_layer, with_final
 from sottovoce.quantization.methods import GPTQ, QEP
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.run_state import RunState
+from sottovoce.quantization.sharding import broadcast_layer, broadcast_layers
 from sottovoce.quantization.statistics import LayerStatistics
 from sottovoce.system.progress import Progress
+from sottovoce.system.ranks import Ranks
 
 DIAGNOSTIC_UTTERANCES = 16  # utterances of the pass for the rule "diagnostic"
 DIAGNOSTIC_DAMPING = 0.1  # of that pass
@@ -53,39 +55,48 @@ def quantize_sequentially(
     *,
     head_embedding_weight: float,
     state: RunState,
+    ranks: Ranks,
+    few: Sequence[Batch],
     progress: Progress,
     on_layer: LayerObserver | None = None,
 ) -> tuple[Any, dict[str, LayerResult]]:
     """Run GPTQ or what is built on it: each layer is quantized when both networks have reached it, and installed at once.
 
-    Layers that `state` has are installed as they are; further ones are shown to `on_layer`, then added to it. Return the network and its
-    layers.
+    `few`: batches of the pass for the rule "diagnostic". `ranks`: each has batches of its own; rank 0 solves, and tells the others. Layers
+    that `state` has (rank 0's) are installed as they are; further ones are shown to `on_layer`, then added to it. Return the network and
+    its layers.
     """
     network: Any = share_weights(model.network)
     layers = planned_layers(model, plan)
-    finished = state.finished_layers()
+    finished = broadcast_layers(ranks, state.finished_layers())
     for layer in layers:
         if layer.name in finished:
             install_layer(model, network, layer, finished[layer.name])
     by_diagnostics = isinstance(method, QEP) and method.strength == "diagnostic"
-    strengths = diagnostic_pass(model, plan, layers, batches) if by_diagnostics else {}
+    strengths = diagnostic_pass(model, plan, layers, few) if by_diagnostics and ranks.leads else {}
 
     def quantize(layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
         progress(layer.name, len(finished), len(layers))
+        if not ranks.leads:
+            finished[layer.name] = broadcast_layer(ranks, None)
+            install_layer(model, network, layer, finished[layer.name])
+            return
         module = network.get_submodule(layer.name)
+        weight = module.weight.to(statistics.device)
+        bias = None if module.bias is None else module.bias.to(statistics.device)
         in_format = partial(
             quantize_layer,
             layer,
-            module.weight,
-            module.bias,
+            weight,
+            bias,
             statistics,
             method=method,
             strength=strengths.get(layer.name),
             embedding_weight=embedding_weight,
         )
-        finished[layer.name] = in_format(plan.format(layer.name))
+        finished[layer.name] = broadcast_layer(ranks, in_format(plan.format(layer.name)))
         if on_layer is not None:
-            on_layer(QuantizedLayer(layer, module.weight, statistics, finished[layer.name], in_format))
+            on_layer(QuantizedLayer(layer, weight, statistics, finished[layer.name], in_format))
         install_layer(model, network, layer, finished[layer.name])
         state.add_layer(layer.name, finished[layer.name])
 
@@ -97,14 +108,14 @@ def quantize_sequentially(
         encoded = EncoderOutputs(network, model.encoder)
 
         def quantize_tied(layer: Layer = tied) -> None:
-            for _, statistics in collect_statistics([encoded.decoder_again()], batches, [layer]):
+            for _, statistics in collect_statistics([encoded.decoder_again()], batches, [layer], ranks=ranks):
                 quantize(layer, statistics, head_embedding_weight)
 
         before[model.embedding] = quantize_tied
     networks = [model.network, network] if method.n_networks == 2 else [network]
     missing = [layer for layer in layers if layer.name not in finished or layer is tied]
     compensate = isinstance(method, QEP) and method.compensate_residual
-    for layer, statistics in collect_statistics(networks, batches, missing, compensate_residual=compensate, before=before):
+    for layer, statistics in collect_statistics(networks, batches, missing, compensate_residual=compensate, before=before, ranks=ranks):
         if layer is tied:
             head = finished.pop(layer.name)  # last in the order of calls
             finished[layer.name] = with_final_statistics(head, model.module(layer.name).weight, statistics)
@@ -114,17 +125,11 @@ def quantize_sequentially(
     return network, finished
 
 
-def diagnostic_pass(model: SpeechModel, plan: Plan, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[str, float]:
-    """Return strengths by the rule "diagnostic": from vulnerability and reliability of every layer on a few utterances."""
-    count, few = 0, []
-    for batch in batches:
-        few.append(batch)
-        count += len(batch.folds)
-        if count >= DIAGNOSTIC_UTTERANCES:
-            break
+def diagnostic_pass(model: SpeechModel, plan: Plan, layers: Sequence[Layer], few: Sequence[Batch]) -> dict[str, float]:
+    """Return strengths by the rule "diagnostic": from vulnerability and reliability of every layer on the batches `few`."""
     vulnerability, reliability = dict[str, float](), dict[str, float]()
     for layer, statistics in collect_statistics([model.network], few, layers):
-        weight, number_format = model.module(layer.name).weight, plan.format(layer.name)
+        weight, number_format = model.module(layer.name).weight.to(statistics.device), plan.format(layer.name)
         held_out = held_out_choice(weight, statistics.raw.folds, number_format, pairs=[(NO_CORRECTION, DIAGNOSTIC_DAMPING)])
         vulnerability[layer.name] = relative_weight_error(weight, rtn(weight, number_format).dequantize())
         reliability[layer.name] = reliability_score(held_out.calibrated_error, held_out.rounded_error)

@@ -1,0 +1,58 @@
+"""The speech of a certificate: every recording read once, before any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sottovoce.data.audio import SAMPLE_RATE, recording_hash
+from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.hub import PREFIX
+from sottovoce.data.load import load_data, load_each
+from sottovoce.errors import AudioError, DataError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CertifiedSpeech:
+    """The recordings that can be used, corpus by corpus, with the hash and the seconds of each, in the order of `data`."""
+
+    data: DataSet
+    corpora: tuple[tuple[str, tuple[Utterance, ...]], ...]
+    hashes: dict[str, str]
+    seconds: dict[str, float]
+    left_out: dict[str, str]
+
+
+def recording_hashes(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> tuple[str, ...]:
+    """Return the hashes of all usable recordings, by which manifests know them. Raises `DataError` as `certify` does."""
+    return tuple(read_speech(audio).hashes.values())
+
+
+def read_speech(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> CertifiedSpeech:
+    """Read every recording once, before any model: what can be used, and what each is called whatever its name."""
+    sets = load_each([audio] if isinstance(audio, str | Path | DataSet) else audio, load_data)
+    hashes, seconds, left_out, known = dict[str, str](), dict[str, float](), dict[str, str](), dict[str, str]()
+    for utterance in (utterance for data in sets for utterance in data):
+        try:
+            samples = utterance.samples()
+        except AudioError as exc:
+            left_out[utterance.id] = str(exc)
+            continue
+        digest = recording_hash(samples)
+        if (other := known.setdefault(digest, utterance.id)) != utterance.id:
+            raise DataError(f"{utterance.id} is the same recording as {other}; give every recording once, since bounds count draws")
+        hashes[utterance.id], seconds[utterance.id] = digest, len(samples) / SAMPLE_RATE
+    usable = [(_corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
+    usable = [(name, utterances) for name, utterances in usable if utterances]
+    if not usable:
+        reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
+        raise DataError(f"no recording can be used, so nothing can be certified; give speech{reasons}")
+    everything = tuple(utterance for _, utterances in usable for utterance in utterances)
+    name = " + ".join(name for name, _ in usable)
+    return CertifiedSpeech(data=DataSet(name, everything), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
+
+
+def _corpus_name(name: str) -> str:
+    """The last part of a path, which says nothing of the machine; a data set of the Hub as it is called."""
+    return name if name.startswith(PREFIX) else Path(name).name
