@@ -1,7 +1,8 @@
 """Independent pieces of work on a Ray cluster: each a task, lost workers tried again, nothing left running after an error or Ctrl-C."""
 
 import importlib
-import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sottovoce.errors import MachineError, MissingDependencyError, SottovoceError
+from sottovoce.errors import MachineError, MissingDependencyError
 from sottovoce.system.versions import environment
 
 LOCAL = "local"
@@ -64,10 +65,8 @@ class Cluster:
     def _plain(self, exc: Exception) -> Exception:
         """Return the error of the task itself, without Ray's wrapping."""
         cause = getattr(exc, "cause", None)
-        if isinstance(cause, SottovoceError):
+        if isinstance(cause, Exception):
             return cause
-        if isinstance(exc, self._ray.exceptions.RayTaskError):
-            return exc
         first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         return MachineError(f"a worker of the cluster was lost {RETRIES + 1} times ({first}); look at its memory, and start again")
 
@@ -101,8 +100,9 @@ def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
         ray = importlib.import_module("ray")
     except ImportError as exc:
         raise MissingDependencyError("--ray needs the package ray; install it with: pip install 'sottovoce[ray]'") from exc
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if address == LOCAL:
             ray.init(address="local", include_dashboard=False, **settings)
@@ -113,6 +113,9 @@ def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
         raise MachineError(
             f"the Ray cluster {address!r} cannot be reached ({first}); give its address, or --ray alone for one here"
         ) from exc
+    finally:
+        if in_main_thread:  # Ray sets a handler of its own
+            signal.signal(signal.SIGTERM, before)
     cluster = Cluster(ray, torch.get_num_threads())
     _joined.append(cluster)
     try:
