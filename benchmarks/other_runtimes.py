@@ -44,23 +44,24 @@ from sottovoce.system.versions import environment, processor
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 MODEL = "tiny.en"
+# sherpa-onnx holds what ONNX Runtime holds.
 QUANTIZED: dict[str, dict[str, Any]] = {
-    "fade-mlx-3bit": {"target": "mlx", "bits": 3, "group_size": 64},
-    "fade-sherpa-4bit": {"target": "sherpa-onnx", "bits": 4, "group_size": 32},
+    "fade-mlx-3bit": {"target": "mlx", "bits": 3, "group_size": 64, "utterances": 128},
+    "fade-onnx-4bit": {"target": "onnxruntime", "bits": 4, "group_size": 32, "utterances": 48},
 }
 # Name: the quantized folder, if any, and what runs it. The first is what the words of all others are compared with.
 SYSTEMS: dict[str, tuple[str | None, str]] = {
     "float32, PyTorch": (None, "torch"),
     "3 bits FADE for MLX, PyTorch": ("fade-mlx-3bit", "torch"),
     "3 bits FADE, mlx-whisper": ("fade-mlx-3bit", "mlx"),
-    "4 bits FADE for sherpa-onnx, PyTorch": ("fade-sherpa-4bit", "torch"),
-    "4 bits FADE, sherpa-onnx": ("fade-sherpa-4bit", "sherpa-onnx"),
+    "4 bits FADE for ONNX, PyTorch": ("fade-onnx-4bit", "torch"),
+    "4 bits FADE, sherpa-onnx": ("fade-onnx-4bit", "sherpa-onnx"),
     "int8, sherpa-onnx": (None, "sherpa-onnx-int8"),
     "int8, faster-whisper": (None, "ct2-int8"),
 }
 SIMULATED = {
     "3 bits FADE, mlx-whisper": "3 bits FADE for MLX, PyTorch",
-    "4 bits FADE, sherpa-onnx": "4 bits FADE for sherpa-onnx, PyTorch",
+    "4 bits FADE, sherpa-onnx": "4 bits FADE for ONNX, PyTorch",
 }
 
 
@@ -213,6 +214,7 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": MODEL,
         "utterances": len(first),
+        "calibration_utterances": {name: settings["utterances"] for name, settings in QUANTIZED.items()},
         "audio_s": sum(transcript.duration_s for transcript in first),
         "machine": {"processor": to_plain(processor()), "threads": 1, "environment": environment()},
         "systems": systems,
