@@ -37,7 +37,7 @@ def mx() -> Any:
 
 
 @pytest.fixture(scope="module")
-def whisper(mx: Any) -> Any:
+def whisper() -> Any:
     return pytest.importorskip("mlx_whisper")
 
 
@@ -138,7 +138,8 @@ def test_mlx_whisper_loads_the_same_weights(mx: Any, whisper: Any, tmp_path: Pat
     assert np.array(model.alignment_heads).tolist() == small.network.generation_config.alignment_heads
 
 
-def test_mlx_whisper_gives_the_logits_and_tokens_of_pytorch(mx: Any, whisper: Any, tmp_path: Path, small: Whisper) -> None:
+@pytest.mark.usefixtures("whisper")
+def test_mlx_whisper_gives_the_logits_and_tokens_of_pytorch(mx: Any, tmp_path: Path, small: Whisper) -> None:
     result = quantized(small, Recipe(method=method_named("rtn"), format=AffineMinimum(bits=3, group_size=64)), target="mlx")
     source = open_source(result)
     write_mlx(source, tmp_path)
@@ -209,7 +210,8 @@ def test_the_target_has_real_minima() -> None:
         target.format(observer="minmax")
 
 
-def test_damaged_folders_are_named(whisper: Any, tmp_path: Path, small: Whisper) -> None:
+@pytest.mark.usefixtures("whisper")
+def test_damaged_folders_are_named(tmp_path: Path, small: Whisper) -> None:
     source = rounded(small, NAMED["mlx4"])
     write_mlx(source, tmp_path)
     file, tensors = tmp_path / "weights.safetensors", load_file(tmp_path / "weights.safetensors")
@@ -233,7 +235,8 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
         open_runtime("mlx", tmp_path, 1)
 
 
-def test_the_commands(whisper: Any, tmp_path: Path, small: Whisper) -> None:
+@pytest.mark.usefixtures("whisper")
+def test_the_commands(tmp_path: Path, small: Whisper) -> None:
     """Quantize with the target, export, and transcribe what was written."""
     import soundfile
 
