@@ -3,8 +3,9 @@
 from sottovoce.api.certification import Candidate, Choice, certify, choose_smallest
 from sottovoce.api.fitting import FitResult, fit
 from sottovoce.api.inspection import inspect, inspect_errors
+from sottovoce.api.opening import open_recognizer
 from sottovoce.api.quantization import make_plan, quantize
-from sottovoce.api.recognition import Evaluation, evaluate, fit_confidence, open_recognizer, score, transcribe
+from sottovoce.api.recognition import Evaluation, evaluate, fit_confidence, score, transcribe
 from sottovoce.api.tuning import TuneResult, tune
 from sottovoce.backends.export import export
 from sottovoce.checkpoint.load import load

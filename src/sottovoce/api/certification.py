@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
-from sottovoce.api.recognition import open_recognizer, transcribe_resumably
+from sottovoce.api.opening import open_recognizer
+from sottovoce.api.recognition import transcribe_resumably
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest

@@ -1,21 +1,16 @@
-"""The verbs that recognize speech: `open_recognizer`, `transcribe`, `evaluate`, `score`, `fit_confidence`."""
+"""The verbs that recognize speech: `transcribe`, `evaluate`, `score`, `fit_confidence`."""
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from sottovoce import __version__
 from sottovoce.api.inputs import loaded
-from sottovoce.backends.export import export
-from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, open_runtime, runtime_of
-from sottovoce.checkpoint.manifest import read_short_context
+from sottovoce.api.opening import open_recognizer
+from sottovoce.api.remote import Opening, transcribe_on
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_data, load_sources
@@ -23,12 +18,13 @@ from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, WindowedRecognizer, window_of
-from sottovoce.evaluation.transcribe import Transcription, transcribe_data
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
+from sottovoce.evaluation.transcribe import Elsewhere, Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.devices import Placement
 from sottovoce.system.memory import peak_memory_bytes
 from sottovoce.system.progress import Progress, silent
@@ -56,50 +52,6 @@ class Evaluation:
         return self.transcription.audio_s / seconds if seconds else 0.0
 
 
-def open_recognizer(
-    model: str | Path | SpeechModel,
-    runtime: str | None = None,
-    *,
-    fallback: Fallback | None = None,
-    placement: Placement = Placement(),  # noqa: B008 - a frozen value
-) -> Recognizer:
-    """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
-
-    An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first. `fallback`:
-    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`). `placement`: where PyTorch computes, and in which
-    number type (see `find_placement`); the other runtimes compute on the CPU (else `RecipeError`).
-    """
-    made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
-    asked = None if runtime is None else backend_named(runtime)
-    chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)
-    if fallback is not None and chosen != DEFAULT_RUNTIME:
-        raise RecipeError(f"decoding with fallback runs in {DEFAULT_RUNTIME} only, and this is {chosen}; leave out --fallback or --runtime")
-    if not placement.is_plain and chosen != DEFAULT_RUNTIME:
-        raise RecipeError(f"{chosen} computes on the CPU, with the numbers of its file; leave out --device and --dtype, or --runtime")
-    if made_for is not None:
-        if asked is not None and asked.name != made_for:
-            raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
-        return open_runtime(made_for, str(model), torch.get_num_threads())
-    if asked is None or asked.name == DEFAULT_RUNTIME:
-        return _with_tuned_context(TorchRecognizer(loaded(model).placed(placement), fallback=fallback), model)
-    if isinstance(model, SpeechModel):
-        raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
-    if asked.write is None:
-        return _with_tuned_context(asked.open(str(model), torch.get_num_threads()), model)
-    folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    exported = export(model, asked.name, folder / asked.file_name.format("model"), verify=False)
-    return _with_tuned_context(asked.open(str(exported.file), torch.get_num_threads()), model)
-
-
-def _with_tuned_context(recognizer: Recognizer, model: str | Path | SpeechModel) -> Recognizer:
-    """Tell a recognizer which shorter contexts its model was tuned for, as the manifest of its folder says."""
-    tuned = None if isinstance(model, SpeechModel) else read_short_context(model)
-    if tuned is not None and isinstance(recognizer, WindowedRecognizer):
-        recognizer.window = replace(recognizer.window, tuned=tuned)
-    return recognizer
-
-
 def evaluate(
     model: str | Path | SpeechModel | Recognizer,
     data: str | Path | DataSet,
@@ -113,6 +65,7 @@ def evaluate(
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
@@ -121,26 +74,32 @@ def evaluate(
     that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `context`:
     of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`); `against` has the
     whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings
-    that cannot be used are left out and named in the result. `placement`: of both models, as for
-    `open_recognizer`. Raises `DataError` if none can be scored, or if `against` recognizes no word.
+    that cannot be used are left out and named in the result. `placement`: of both models, as for `open_recognizer`. `ray`: the address of
+    a Ray cluster whose workers transcribe, or "local" for one on this machine; the models are then named, not loaded.
+    Raises `DataError` if none can be scored, or if `against` recognizes no word.
     """
     asked = as_context(context)
     data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
     reference = None
-    if against is not None:
-        reference = evaluate(
-            against,
-            data,
-            language=language,
-            fallback=fallback,
-            context=FULL,
-            save=save_reference,
-            placement=placement,
-            progress=progress,
+    with joined_cluster(ray) as cluster:
+        if against is not None:
+            reference = evaluate(
+                against,
+                data,
+                language=language,
+                fallback=fallback,
+                context=FULL,
+                save=save_reference,
+                placement=placement,
+                ray=ray,
+                progress=progress,
+            )
+        recognizer = _recognizer(model, runtime, fallback, placement)
+        chosen = asked.resolve(window_of(recognizer), recognizer.source)
+        elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)
+        transcription = transcribe_resumably(
+            recognizer, data, save, language=language, context=chosen, elsewhere=elsewhere, progress=progress
         )
-    recognizer = _recognizer(model, runtime, fallback, placement)
-    chosen = asked.resolve(window_of(recognizer), recognizer.source)
-    transcription = transcribe_resumably(recognizer, data, save, language=language, context=chosen, progress=progress)
     if transcription.unusable and not transcription.transcripts:
         raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
     return Evaluation(
@@ -201,6 +160,7 @@ def transcribe(
     context: str | int | Context = AUTO,
     save: str | Path | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> Transcription:
     """Transcribe sound files, folders of them and data sets, in their order.
@@ -208,13 +168,24 @@ def transcribe(
     `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `placement`: as for `open_recognizer`.
     `context`: of the encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write
     the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the
-    result.
+    result. `ray`: as for `evaluate`.
     """
     asked = as_context(context)
     data = load_sources(audio)
-    recognizer = _recognizer(model, runtime, fallback, placement)
-    chosen = asked.resolve(window_of(recognizer), recognizer.source)
-    return transcribe_resumably(recognizer, data, save, language=language, confidence=confidence, context=chosen, progress=progress)
+    with joined_cluster(ray) as cluster:
+        recognizer = _recognizer(model, runtime, fallback, placement)
+        chosen = asked.resolve(window_of(recognizer), recognizer.source)
+        elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)
+        return transcribe_resumably(
+            recognizer,
+            data,
+            save,
+            language=language,
+            confidence=confidence,
+            context=chosen,
+            elsewhere=elsewhere,
+            progress=progress,
+        )
 
 
 def transcribe_resumably(
@@ -225,6 +196,7 @@ def transcribe_resumably(
     language: str | None,
     confidence: bool = False,
     context: Context = FULL,
+    elsewhere: Elsewhere | None = None,
     progress: Progress,
 ) -> Transcription:
     """Transcribe what can be transcribed of `data`; keep it in the file `save` as it is made, so that a stopped run goes on."""
@@ -253,6 +225,7 @@ def transcribe_resumably(
         context=context,
         lenient=True,
         cache=cache,
+        elsewhere=elsewhere,
         progress=progress,
     )
     if cache is not None:
@@ -268,3 +241,19 @@ def _recognizer(
     if fallback is not None or not placement.is_plain:
         raise RecipeError("a recognizer decodes as it was opened; give fallback and placement to open_recognizer, or give the model here")
     return model
+
+
+def _elsewhere(
+    cluster: Cluster | None,
+    model: str | Path | SpeechModel | Recognizer,
+    runtime: str | None,
+    fallback: Fallback | None,
+    placement: Placement,
+) -> Elsewhere | None:
+    """Return what transcribes on a cluster, or None: there is none. Raises `RecipeError` for a model that its workers cannot load."""
+    if cluster is None:
+        return None
+    if not isinstance(model, str | Path):
+        raise RecipeError("workers of a cluster load the model themselves; give its name or folder, not a loaded model")
+    name = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else str(model)
+    return partial(transcribe_on, cluster, Opening(model=name, runtime=runtime, fallback=fallback, placement=placement))

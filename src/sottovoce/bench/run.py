@@ -22,6 +22,7 @@ from sottovoce.bench.records import read_records, write_manifest
 from sottovoce.bench.summary import BenchSummary, write_summary
 from sottovoce.bench.worker import BenchWorker, CellOutcome, Job, LabelsJob, ReferenceJob
 from sottovoce.errors import OutputError
+from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.progress import Progress, silent
 
 
@@ -42,12 +43,15 @@ def run_bench(
     data: str | Path | None = None,
     jobs: int = 1,
     threads: int | None = None,
+    ray: str | None = None,
     progress: Progress = silent,
 ) -> BenchOutcome:
     """Finish all cells of a recipe in the folder `out`, and write tables and figures.
 
     `recipe`: a TOML file, what such a file holds, or a plan. `data`: where its data sets lie (default: beside the recipe file, else
-    the current folder). `jobs`: processes; `threads`: of each (all cores shared evenly if omitted). A cell that fails is recorded with
+    the current folder). `jobs`: processes; `threads`: of each (all cores shared evenly if omitted). `ray`: the
+    address of a Ray cluster that runs the jobs, or "local" for one on this machine; `out` and `data` are then on a file system that all of
+    its machines have. A cell that fails is recorded with
     its error, does not stop the others, and is tried again the next time.
 
     Raises `RecipeError` for a recipe that cannot be carried out, `OutputError` if `out` cannot be written.
@@ -60,7 +64,9 @@ def run_bench(
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     stages = _plan_jobs(plan)
     outcomes, done, total = list[CellOutcome](), 0, sum(map(len, stages))
-    with _worker_processes(jobs, (plan, out, Path(data).expanduser().absolute(), threads)) as submit:
+    arguments = (plan, out, Path(data).expanduser().absolute(), threads)
+    with joined_cluster(ray) as cluster, _worker_processes(jobs, arguments, cluster) as submit:
+        jobs = jobs if cluster is None else cluster.slots
         for stage in stages:
             futures = [submit(job) for job in stage]
             for future in as_completed(futures):
@@ -95,8 +101,13 @@ def _plan_jobs(plan: BenchPlan) -> tuple[list[Job], list[Job]]:
 
 
 @contextmanager
-def _worker_processes(jobs: int, arguments: tuple[BenchPlan, Path, Path, int]) -> Iterator[Callable[[Job], Future[list[CellOutcome]]]]:
+def _worker_processes(
+    jobs: int, arguments: tuple[BenchPlan, Path, Path, int], cluster: Cluster | None
+) -> Iterator[Callable[[Job], Future[list[CellOutcome]]]]:
     """Give a function that takes a job and returns a future; other processes are started only if several are asked for."""
+    if cluster is not None:
+        yield lambda job: cluster.submit(_run_on_cluster, arguments, job)
+        return
     if jobs == 1:
         threads_before = torch.get_num_threads()
         worker = _make_worker(*arguments)
@@ -135,6 +146,17 @@ def _exit_with_parent() -> None:
 def _make_worker(plan: BenchPlan, out: Path, data_root: Path, threads: int) -> BenchWorker:
     torch.set_num_threads(threads)
     return BenchWorker(plan, out, data_root)
+
+
+def _run_on_cluster(arguments: tuple[BenchPlan, Path, Path, int], job: Job) -> list[CellOutcome]:
+    """Run a job in a worker of a cluster, which may have run others. What a lost worker had finished is found in the folder."""
+    key = arguments[0].content, arguments[1:]
+    if not _on_cluster or _on_cluster[0][0] != key:
+        _on_cluster[:] = [(key, _make_worker(*arguments))]
+    return _on_cluster[0][1].run(job)
+
+
+_on_cluster: list[tuple[Any, BenchWorker]] = []
 
 
 def _run_job(job: Job) -> list[CellOutcome]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import ANY_BACKEND, json_option, print_json, set_threads
+from sottovoce.cli.options import ANY_BACKEND, json_option, print_json, ray_option, set_threads
 from sottovoce.cli.recipe_options import WIDTHS
 
 
@@ -28,6 +28,7 @@ from sottovoce.cli.recipe_options import WIDTHS
     multiple=True,
     help="Runtime that transcribes (default: as in the recipe, else torch). Repeatable.",
 )
+@ray_option
 def bench(
     recipe: Path,
     out: Path,
@@ -36,6 +37,7 @@ def bench(
     threads: int | None,
     tables_only: bool,
     runtimes: tuple[str, ...],
+    ray: str | None,
 ) -> None:
     """Measure models, methods, bits and seeds on data sets, as RECIPE (TOML) says.
 
@@ -54,7 +56,7 @@ def bench(
     else:
         set_threads(None)
         with progress_bar() as progress:
-            outcome = run_bench(plan, out, data=data or recipe.parent, jobs=jobs, threads=threads, progress=progress)
+            outcome = run_bench(plan, out, data=data or recipe.parent, jobs=jobs, threads=threads, ray=ray, progress=progress)
         click.echo(f"{len(outcome.computed)} cells computed, {len(outcome.found)} found finished", err=True)
         for cell in outcome.failed:
             click.echo(f"failed: {cell.name}: {cell.error}", err=True)

@@ -17,6 +17,7 @@ from sottovoce.cli.options import (
     language_option,
     placement_options,
     print_json,
+    ray_option,
     runtime_option,
     save_option,
     set_threads,
@@ -47,6 +48,7 @@ tolerance_option = click.option(
 @gate_option
 @tolerance_option
 @runtime_option
+@ray_option
 @placement_options
 @language_option
 @fallback_option
@@ -64,6 +66,7 @@ def evaluate(
     gate: bool,
     tolerance: int,
     runtime: str | None,
+    ray: str | None,
     language: str | None,
     place: Callable[[], Placement],
     fallback: bool,
@@ -99,6 +102,7 @@ def evaluate(
             save=save,
             save_reference=save_reference,
             placement=place(),
+            ray=ray,
             progress=progress,
         )
     content = evaluation_to_dict(result) if as_json else None
@@ -143,6 +147,7 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
     help="With --json: every word's confidence, raw or scaled as fitted by `sottovoce confidence --store`.",
 )
 @runtime_option
+@ray_option
 @placement_options
 @language_option
 @fallback_option
@@ -156,6 +161,7 @@ def transcribe(
     save: Path | None,
     confidence: str | None,
     runtime: str | None,
+    ray: str | None,
     language: str | None,
     place: Callable[[], Placement],
     fallback: bool,
@@ -178,18 +184,25 @@ def transcribe(
         raise click.UsageError("--confidence goes with --json")
     as_context(context)  # refused before the model is loaded
     set_threads(threads)
-    recognizer = api.open_recognizer(model, runtime, fallback=api.Fallback(seed=seed) if fallback else None, placement=place())
+    opening: dict[str, Any] = {
+        "runtime": runtime,
+        "fallback": api.Fallback(seed=seed) if fallback else None,
+        "placement": place(),
+    }
+    recognizer = None if ray and confidence is None else api.open_recognizer(model, **opening)
     scaling = stored_scaling(model, confidence) if confidence else None
     with progress_bar() as progress:
-        result = api.transcribe(
-            recognizer, audio, confidence=confidence is not None, language=language, context=context, save=save, progress=progress
-        )
+        how: dict[str, Any] = {"confidence": confidence is not None, "language": language, "context": context, "save": save}
+        if ray or recognizer is None:
+            result = api.transcribe(model, audio, **opening, **how, ray=ray, progress=progress)
+        else:
+            result = api.transcribe(recognizer, audio, **how, progress=progress)
     transcripts = result.transcripts
     if as_json:
         rows: list[dict[str, Any]] = [
             {"audio": t.id, "text": t.text, "duration_s": round(t.duration_s, 3), "context": t.context} for t in transcripts
         ]
-        if scaling is not None:
+        if scaling is not None and recognizer is not None:
             rows = [row | {"words": words(recognizer, t, scaling)} for row, t in zip(rows, transcripts, strict=True)]
         print_json(rows)
     else:

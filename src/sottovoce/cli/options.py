@@ -122,6 +122,15 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
+ray_option = click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Let the workers of a Ray cluster do it: the one at ADDRESS, or one on this machine (extra ray).",
+)
+
+
 def set_threads(threads: int | None) -> None:
     """Keep the libraries quiet, and set the number of threads if one is given."""
     from sottovoce.cli.console import quiet_libraries

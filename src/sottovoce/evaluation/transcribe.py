@@ -1,6 +1,6 @@
 """A data set to transcripts, batch by batch, by any recognizer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,6 +14,7 @@ from sottovoce.evaluation.recognize import RecognizedRecording, recognize_batche
 from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.models.batching import batches_by_language
 from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.progress import Progress, silent
@@ -36,6 +37,30 @@ class Transcription:
     unusable: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """How utterances are transcribed; see `transcribe_data`. `context`: as `Context.resolve` returned it for the recognizer."""
+
+    language: str | None
+    confidence: bool
+    context: Context
+    lenient: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscribedBatch:
+    """The transcripts of one batch, the seconds that they took, and the recordings that could not be used."""
+
+    transcripts: tuple[Transcript, ...]
+    encoder_s: float
+    decoder_s: float
+    unusable: Mapping[str, str]
+
+
+Elsewhere = Callable[[BatchSettings, Sequence[Sequence[Utterance]]], Iterable[TranscribedBatch]]
+"""Transcribes batches on other machines; they may come back in any order."""
+
+
 def transcribe_data(
     recognizer: SpeechModel | Recognizer,
     data: DataSet,
@@ -45,6 +70,7 @@ def transcribe_data(
     context: Context = FULL,
     lenient: bool = False,
     cache: TranscriptCache | None = None,
+    elsewhere: Elsewhere | None = None,
     progress: Progress = silent,
 ) -> Transcription:
     """Transcribe every utterance of `data`. `language`: of those that have none of their own; "auto": found by the model for each.
@@ -52,41 +78,62 @@ def transcribe_data(
     Long recordings: see `recognize_batches`. `confidence`: also take every token's log-probability. `context`: of the encoder; a
     recording that is longer than a fixed one cannot be used. `lenient`: leave out recordings that
     cannot be used and name them in the result; else they raise `AudioError`. `cache`: what it knows is not transcribed again, and all that
-    is transcribed is added to it.
+    is transcribed is added to it. `elsewhere`: who transcribes the batches, which are the same; here if None.
     """
     chosen: Recognizer = TorchRecognizer(recognizer) if isinstance(recognizer, SpeechModel) else recognizer
-    context = context.resolve(window_of(chosen), chosen.source)
+    settings = BatchSettings(
+        language=language, confidence=confidence, context=context.resolve(window_of(chosen), chosen.source), lenient=lenient
+    )
     known = {u.id: t for u in data if cache is not None and (t := cache.transcript(u)) is not None}
     missing = [utterance for utterance in data if utterance.id not in known]
+    languages = [utterance.language or language for utterance in missing]
+    batches = [[missing[i] for i in rows] for rows in batches_by_language(range(len(missing)), languages, DECODER_BATCH)]
     unusable = dict[str, str]()
-
-    def leave_out(index: int, reason: AudioError) -> None:
-        unusable[missing[index].id] = str(reason)
-
-    batches = recognize_batches(
-        chosen,
-        [partial(_samples, utterance, context, window_of(chosen)) for utterance in missing],
-        [utterance.language or language for utterance in missing],
-        DECODER_BATCH,
-        confidence=confidence,
-        context=context,
-        on_unusable=leave_out if lenient else None,
-    )
     encoder_s, decoder_s, audio_s = 0.0, 0.0, 0.0
     progress(f"transcribing {data.name}", len(known), len(data))
-    for batch in batches:
-        done = [transcript_of(missing[recording.index], recording, language) for recording in batch.recordings]
+    by_id = {utterance.id: utterance for utterance in missing}
+    here = (transcribe_batch(chosen, settings, batch) for batch in batches)
+    for done in here if elsewhere is None else elsewhere(settings, batches):
         if cache is not None:
-            cache.add([missing[recording.index] for recording in batch.recordings], done)
-        known |= {transcript.id: transcript for transcript in done}
-        encoder_s, decoder_s = encoder_s + batch.encoder_s, decoder_s + batch.decoder_s
-        audio_s += sum(transcript.duration_s for transcript in done)
+            cache.add([by_id[transcript.id] for transcript in done.transcripts], done.transcripts)
+        known |= {transcript.id: transcript for transcript in done.transcripts}
+        unusable |= done.unusable
+        encoder_s, decoder_s = encoder_s + done.encoder_s, decoder_s + done.decoder_s
+        audio_s += sum(transcript.duration_s for transcript in done.transcripts)
         progress(f"transcribing {data.name}", len(known) + len(unusable), len(data))
     return Transcription(
         transcripts=tuple(known[utterance.id] for utterance in data if utterance.id in known),
         encoder_s=encoder_s,
         decoder_s=decoder_s,
         audio_s=audio_s,
+        unusable={utterance.id: unusable[utterance.id] for utterance in missing if utterance.id in unusable},
+    )
+
+
+def transcribe_batch(recognizer: Recognizer, settings: BatchSettings, utterances: Sequence[Utterance]) -> TranscribedBatch:
+    """Transcribe utterances of one language together. Raises `AudioError` for one that cannot be used, unless `settings` are lenient."""
+    unusable = dict[str, str]()
+
+    def leave_out(index: int, reason: AudioError) -> None:
+        unusable[utterances[index].id] = str(reason)
+
+    batches = list(
+        recognize_batches(
+            recognizer,
+            [partial(_samples, utterance, settings.context, window_of(recognizer)) for utterance in utterances],
+            [utterance.language or settings.language for utterance in utterances],
+            DECODER_BATCH,
+            confidence=settings.confidence,
+            context=settings.context,
+            on_unusable=leave_out if settings.lenient else None,
+        )
+    )
+    return TranscribedBatch(
+        transcripts=tuple(
+            transcript_of(utterances[recording.index], recording, settings.language) for batch in batches for recording in batch.recordings
+        ),
+        encoder_s=sum(batch.encoder_s for batch in batches),
+        decoder_s=sum(batch.decoder_s for batch in batches),
         unusable=unusable,
     )
 

@@ -1,0 +1,65 @@
+"""The verb `open_recognizer`: what transcribes, in whichever runtime."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sottovoce.api.inputs import loaded
+from sottovoce.backends.export import export
+from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, open_runtime, runtime_of
+from sottovoce.checkpoint.manifest import read_short_context
+from sottovoce.errors import RecipeError
+from sottovoce.evaluation.fallback import Fallback
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, WindowedRecognizer
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.devices import Placement
+
+
+def open_recognizer(
+    model: str | Path | SpeechModel,
+    runtime: str | None = None,
+    *,
+    fallback: Fallback | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
+) -> Recognizer:
+    """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
+
+    An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first. `fallback`:
+    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`). `placement`: where PyTorch computes, and in which
+    number type (see `find_placement`); the other runtimes compute on the CPU (else `RecipeError`).
+    """
+    made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
+    asked = None if runtime is None else backend_named(runtime)
+    chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)
+    if fallback is not None and chosen != DEFAULT_RUNTIME:
+        raise RecipeError(f"decoding with fallback runs in {DEFAULT_RUNTIME} only, and this is {chosen}; leave out --fallback or --runtime")
+    if not placement.is_plain and chosen != DEFAULT_RUNTIME:
+        raise RecipeError(f"{chosen} computes on the CPU, with the numbers of its file; leave out --device and --dtype, or --runtime")
+    if made_for is not None:
+        if asked is not None and asked.name != made_for:
+            raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
+        return open_runtime(made_for, str(model), torch.get_num_threads())
+    if asked is None or asked.name == DEFAULT_RUNTIME:
+        return _with_tuned_context(TorchRecognizer(loaded(model).placed(placement), fallback=fallback), model)
+    if isinstance(model, SpeechModel):
+        raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
+    if asked.write is None:
+        return _with_tuned_context(asked.open(str(model), torch.get_num_threads()), model)
+    folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    exported = export(model, asked.name, folder / asked.file_name.format("model"), verify=False)
+    return _with_tuned_context(asked.open(str(exported.file), torch.get_num_threads()), model)
+
+
+def _with_tuned_context(recognizer: Recognizer, model: str | Path | SpeechModel) -> Recognizer:
+    """Tell a recognizer which shorter contexts its model was tuned for, as the manifest of its folder says."""
+    tuned = None if isinstance(model, SpeechModel) else read_short_context(model)
+    if tuned is not None and isinstance(recognizer, WindowedRecognizer):
+        recognizer.window = replace(recognizer.window, tuned=tuned)
+    return recognizer

@@ -1,0 +1,131 @@
+"""Independent pieces of work on a Ray cluster: each a task, lost workers tried again, nothing left running after an error or Ctrl-C."""
+
+import importlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+from sottovoce.errors import MachineError, MissingDependencyError
+from sottovoce.system.versions import environment
+
+LOCAL = "local"
+RETRIES = 3  # of a task whose worker was lost
+WAITING = 4  # tasks in the queue for each that runs: enough that no worker waits, and few enough that data sets may be of any size
+T = TypeVar("T")
+
+
+class Cluster:
+    """A cluster that this process has joined. `threads`: CPU threads of each task, and the CPUs that it reserves."""
+
+    def __init__(self, ray: Any, threads: int) -> None:
+        self._ray, self._threads, self._references = ray, threads, list[Any]()
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        # More than any machine has would never start.
+        options = {"num_cpus": max(1, min(threads, int(largest))), "max_retries": RETRIES, "retry_exceptions": False}
+        self._run: Any = ray.remote(**options)(_run)
+        self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // options["num_cpus"])
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """Start `function(*arguments)` somewhere; both must be importable there. The future raises what it raised, or `MachineError`."""
+        reference = self._run.remote(function, arguments, self._threads, environment())
+        self._references.append(reference)
+        result: Future[T] = Future()
+
+        def arrived(future: Any) -> None:
+            try:
+                result.set_result(future.result())
+            except Exception as exc:  # noqa: BLE001 - passed on to whoever waits
+                result.set_exception(self._plain(exc))
+            self._references.remove(reference)
+
+        reference.future().add_done_callback(arrived)
+        return result
+
+    def map(self, function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """Yield the results of `function(*arguments)` for each of `arguments`, in the order in which they arrive."""
+        left = iter(arguments)
+        running = {self.submit(function, *given) for given in islice(left, WAITING * self.slots)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {self.submit(function, *given) for given in islice(left, len(done))}
+            for future in done:
+                yield future.result()
+
+    def cancel(self) -> None:
+        """End what is running or waiting."""
+        for reference in list(self._references):
+            self._ray.cancel(reference, force=True)
+
+    def _plain(self, exc: Exception) -> Exception:
+        """Return the error of the task itself, without Ray's wrapping."""
+        cause = getattr(exc, "cause", None)
+        if isinstance(cause, Exception):
+            return cause
+        first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        return MachineError(f"a worker of the cluster was lost {RETRIES + 1} times ({first}); look at its memory, and start again")
+
+
+def _run(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, wanted: dict[str, str]) -> Any:
+    """Run one task in a worker. Raises `MachineError` where other versions would give other results."""
+    own = environment()
+    if different := sorted(name for name in wanted if own.get(name) != wanted[name]):
+        name = different[0]
+        raise MachineError(
+            f"a worker of the cluster has {name} {own.get(name)}, and this process {wanted[name]}; install the same everywhere"
+        )
+    torch.set_num_threads(threads)
+    return function(*arguments)
+
+
+@contextmanager
+def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
+    """Join the Ray cluster at `address`, or start one on this machine ("local"); None: there is none, and None is given.
+
+    Inside of another such block, give that one's cluster. What still runs at the end of the block is cancelled. Raises
+    `MissingDependencyError` without the package ray, and `MachineError` if the cluster cannot be reached.
+    """
+    if address is None:
+        yield None
+        return
+    if _joined:
+        yield _joined[0]
+        return
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as exc:
+        raise MissingDependencyError("--ray needs the package ray; install it with: pip install 'sottovoce[ray]'") from exc
+    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if address == LOCAL:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: on a busy machine workers would hardly ever run
+            ray.init(address="local", include_dashboard=False, **settings)
+        else:
+            ray.init(address=address, **settings)
+    except Exception as exc:  # what Ray raises has no common root
+        first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise MachineError(
+            f"the Ray cluster {address!r} cannot be reached ({first}); give its address, or --ray alone for one here"
+        ) from exc
+    finally:
+        if in_main_thread:  # Ray sets a handler of its own
+            signal.signal(signal.SIGTERM, before)
+    cluster = Cluster(ray, torch.get_num_threads())
+    _joined.append(cluster)
+    try:
+        yield cluster
+    finally:
+        _joined.clear()
+        cluster.cancel()
+        ray.shutdown()
+
+
+_joined: list[Cluster] = []

@@ -1,0 +1,120 @@
+"""Work on a Ray cluster: the results of one process, each once, whatever happens to the workers."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sottovoce import api
+from sottovoce.cli.main import main
+from sottovoce.errors import DataError, MissingDependencyError, RecipeError
+from sottovoce.system.cluster import Cluster, joined_cluster
+from tests.conftest import make_tiny
+
+
+def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'sottovoce\[ray\]'"), joined_cluster("local"):
+        pass
+    done = CliRunner().invoke(main, ["transcribe", "nothing", "a.wav", "--ray"])
+    assert done.exit_code == 1
+
+
+def test_no_cluster_is_none() -> None:
+    with joined_cluster(None) as cluster:
+        assert cluster is None
+
+
+class TestOnACluster:
+    @pytest.fixture(scope="class")
+    def cluster(self) -> Iterator[Cluster]:
+        pytest.importorskip("ray")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+            patch.setenv("RAY_record_task_actor_creation_sites", "0")
+            with joined_cluster("local") as cluster:
+                assert cluster is not None
+                yield cluster
+
+    def test_a_lost_worker_loses_nothing_and_doubles_nothing(self, cluster: Cluster, tmp_path: Path) -> None:
+        count, killed = 8, list[int]()
+
+        def kill_one() -> None:
+            while not killed:
+                for file in tmp_path.glob("started-*"):
+                    killed.append(int(file.read_text() or 0) or os.getpid())
+                    break
+                time.sleep(0.01)
+            os.kill(killed[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        found = list(cluster.map(slow_square, ((str(tmp_path), i) for i in range(count))))
+        killer.join()
+        assert sorted(found) == [i * i for i in range(count)]
+        assert len(list(tmp_path.glob("started-*"))) > count  # one was started twice
+
+    def test_an_error_of_the_package_comes_back_as_it_was(self, cluster: Cluster) -> None:
+        with pytest.raises(DataError, match="no such thing"):
+            list(cluster.map(fail, [("no such thing",)]))
+
+    def test_transcripts_are_those_of_one_process(self, cluster: Cluster, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+        from tests.conftest import torch
+
+        torch.set_num_threads(1)
+        here = api.evaluate(model_folder, speech_folder, against=model_folder, save=tmp_path / "here.jsonl")
+        cluster._threads = 1
+        there = api.evaluate(model_folder, speech_folder, against=model_folder, save=tmp_path / "there.jsonl", ray="local")
+        assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+        assert there.score == here.score
+        (tmp_path / "broken.wav").write_bytes(b"no sound")
+        words = api.transcribe(model_folder, [speech_folder, tmp_path / "broken.wav"], ray="local", confidence=True)
+        assert list(words.unusable) == ["broken.wav"]
+        assert [t.tokens for t in words.transcripts] == [t.tokens for t in here.transcription.transcripts]
+
+    def test_a_loaded_model_is_refused(self, cluster: Cluster, speech_folder: Path) -> None:
+        with pytest.raises(RecipeError, match="load the model themselves"):
+            api.transcribe(make_tiny(), [speech_folder], ray="local")
+
+    def test_a_bench_gives_the_results_of_one_process(
+        self, cluster: Cluster, model_folder: Path, speech_folder: Path, tmp_path: Path
+    ) -> None:
+        from sottovoce.bench import run_bench
+
+        recipe = {
+            "models": [str(model_folder)],
+            "data": [speech_folder.name],
+            "methods": ["rtn"],
+            "bits": [4, 3],
+        }
+        options = {"data": speech_folder.parent, "threads": 1}
+        here = run_bench(recipe, tmp_path / "here", **options)  # type: ignore[arg-type]
+        there = run_bench(recipe, tmp_path / "there", ray="local", **options)  # type: ignore[arg-type]
+        assert sorted(there.computed) == sorted(here.computed)
+        assert not there.failed
+        assert len(set(there.computed)) == len(there.computed)
+        assert results(tmp_path / "there") == results(tmp_path / "here")
+
+
+def results(folder: Path) -> dict[str, object]:
+    """What the cells say, without when and how fast they were made."""
+    cells = {file.name: json.loads(file.read_text()) for file in folder.rglob("*.json") if "cache" not in file.parts}
+    return {name: cell.get("result") for name, cell in cells.items() if isinstance(cell, dict) and "result" in cell}
+
+
+def slow_square(folder: str, i: int) -> int:
+    """Say who computes, and take a while."""
+    (Path(folder) / f"started-{i}-{os.getpid()}-{time.time_ns()}").write_text(str(os.getpid()))
+    time.sleep(0.5)
+    return i * i
+
+
+def fail(text: str) -> None:
+    raise DataError(text)
