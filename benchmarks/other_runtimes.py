@@ -9,10 +9,11 @@ Memory: peak of the process above what it held before the model was loaded. sher
 that of a recording of a tenth of a second, whose window is as long and which has no token.
 
 The int8 files of sherpa-onnx are made of the same float weights as its script `scripts/whisper/export-onnx.py` makes them:
-`quantize_dynamic` of all `MatMul`, QInt8.
+`quantize_dynamic` of all `MatMul`, QInt8. OpenVINO, if it is installed, runs the encoder's file of sherpa-onnx, beside ONNX Runtime.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -44,23 +45,25 @@ from sottovoce.system.versions import environment, processor
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 MODEL = "tiny.en"
+# sherpa-onnx holds what ONNX Runtime holds.
 QUANTIZED: dict[str, dict[str, Any]] = {
-    "fade-mlx-3bit": {"target": "mlx", "bits": 3, "group_size": 64},
-    "fade-sherpa-4bit": {"target": "sherpa-onnx", "bits": 4, "group_size": 32},
+    "fade-mlx-3bit": {"target": "mlx", "bits": 3, "group_size": 64, "utterances": 128},
+    "fade-onnx-4bit": {"target": "onnxruntime", "bits": 4, "group_size": 32, "utterances": 48},
 }
 # Name: the quantized folder, if any, and what runs it. The first is what the words of all others are compared with.
 SYSTEMS: dict[str, tuple[str | None, str]] = {
     "float32, PyTorch": (None, "torch"),
     "3 bits FADE for MLX, PyTorch": ("fade-mlx-3bit", "torch"),
     "3 bits FADE, mlx-whisper": ("fade-mlx-3bit", "mlx"),
-    "4 bits FADE for sherpa-onnx, PyTorch": ("fade-sherpa-4bit", "torch"),
-    "4 bits FADE, sherpa-onnx": ("fade-sherpa-4bit", "sherpa-onnx"),
+    "4 bits FADE for ONNX, PyTorch": ("fade-onnx-4bit", "torch"),
+    "4 bits FADE, sherpa-onnx": ("fade-onnx-4bit", "sherpa-onnx"),
     "int8, sherpa-onnx": (None, "sherpa-onnx-int8"),
     "int8, faster-whisper": (None, "ct2-int8"),
 }
+OPENVINO = "encoder, OpenVINO"
 SIMULATED = {
     "3 bits FADE, mlx-whisper": "3 bits FADE for MLX, PyTorch",
-    "4 bits FADE, sherpa-onnx": "4 bits FADE for sherpa-onnx, PyTorch",
+    "4 bits FADE, sherpa-onnx": "4 bits FADE for ONNX, PyTorch",
 }
 
 
@@ -75,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.worker:
-        _work(arguments, arguments.worker)
+        _encoder_in_openvino(arguments) if arguments.worker == OPENVINO else _work(arguments, arguments.worker)
         return
     for name, system in SYSTEMS.items():
         if arguments.only and name not in arguments.only:
@@ -89,6 +92,8 @@ def main() -> None:
             began = time.perf_counter()
             done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=False)
             print(f"{name}: {'done' if done.returncode == 0 else 'failed'} in {time.perf_counter() - began:.0f} s", flush=True)
+    if not arguments.only and importlib.util.find_spec("openvino") and not _result_file(arguments, OPENVINO).is_file():
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", OPENVINO], check=False)
     arguments.out.write_text(json.dumps(_summary(arguments), indent=1) + "\n")
 
 
@@ -184,6 +189,36 @@ def _work(arguments: argparse.Namespace, system: str) -> None:
     file.write_text(json.dumps(result))
 
 
+def _encoder_in_openvino(arguments: argparse.Namespace) -> None:
+    """The encoder's file of sherpa-onnx in OpenVINO and in ONNX Runtime, on one recording; medians of five runs."""
+    import onnxruntime
+    import openvino
+
+    file = str(_file_of(arguments, *SYSTEMS["4 bits FADE, sherpa-onnx"]) / FILES["whisper"][0])
+    model = api.load(f"bundled:{MODEL}")
+    mel = model.features([load_data(arguments.speech / SETS[0]).take(1).utterances[0].samples()])["input_features"].numpy()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options)
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    runs: dict[str, Any] = {
+        "ONNX Runtime": lambda: session.run(None, {"mel": mel})[0],
+        "OpenVINO": lambda: compiled([mel])[compiled.output(0)],
+    }
+    wanted, got = (run() for run in runs.values())
+    seconds = {}
+    for name, run in runs.items():
+        taken = []
+        for _ in range(5):
+            began = time.process_time()
+            run()
+            taken.append(time.process_time() - began)
+        seconds[name] = sorted(taken)[2]
+    difference = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    result = {"version": openvino.__version__, "encoder_s": seconds, "relative_difference": difference}
+    _result_file(arguments, OPENVINO).write_text(json.dumps(result))
+
+
 def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {name: json.loads(file.read_text()) for name in SYSTEMS if (file := _result_file(arguments, name)).is_file()}
     transcripts = {
@@ -213,8 +248,10 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": MODEL,
         "utterances": len(first),
+        "calibration_utterances": {name: settings["utterances"] for name, settings in QUANTIZED.items()},
         "audio_s": sum(transcript.duration_s for transcript in first),
         "machine": {"processor": to_plain(processor()), "threads": 1, "environment": environment()},
+        "openvino": json.loads(file.read_text()) if (file := _result_file(arguments, OPENVINO)).is_file() else None,
         "systems": systems,
     }
 

@@ -3,11 +3,13 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 from sottovoce.backends.mlx.matrices import quantization, to_mlx
 from sottovoce.backends.mlx.writer import mlx_name, sinusoids, write_mlx
@@ -28,8 +30,15 @@ from sottovoce.quantization.recipe import Recipe, Rule
 from tests.backends.conftest import small_openai
 from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
 
-mx = pytest.importorskip("mlx.core")
-whisper = pytest.importorskip("mlx_whisper")
+
+@pytest.fixture(scope="module")
+def mx() -> Any:
+    return pytest.importorskip("mlx.core")
+
+
+@pytest.fixture(scope="module")
+def whisper() -> Any:
+    return pytest.importorskip("mlx_whisper")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def random_matrix(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_our_packing_is_that_of_mx_quantize(bits: int, group_size: int) -> None:
+def test_our_packing_is_that_of_mx_quantize(mx: Any, bits: int, group_size: int) -> None:
     """MLX's own codes, taken out of its words, go back into the very same words."""
     weight = mx.array(random_matrix(5, 384, bits).numpy()).astype(mx.float16)
     words, scales, biases = (np.array(part) for part in mx.quantize(weight, group_size=group_size, bits=bits))
@@ -71,7 +80,7 @@ FORMATS = [
 
 
 @pytest.mark.parametrize("number_format", FORMATS, ids=str)
-def test_mx_dequantize_reads_our_values(number_format: NumberFormat) -> None:
+def test_mx_dequantize_reads_our_values(mx: Any, number_format: NumberFormat) -> None:
     weight = rtn(random_matrix(7, 384, 1) * 0.1, number_format)
     parts = {name: mx.array(part) for name, part in to_mlx(weight).items()}
     parts |= {name: parts[name].astype(mx.float32) for name in parts if parts[name].dtype == mx.float16}
@@ -81,14 +90,33 @@ def test_mx_dequantize_reads_our_values(number_format: NumberFormat) -> None:
     assert np.array_equal(values, weight.dequantize().numpy())
 
 
-def test_positions_are_those_of_mlx_whisper() -> None:
-    from mlx_whisper.whisper import sinusoids as theirs
+def test_the_file_read_bit_by_bit(tmp_path: Path, small: Whisper) -> None:
+    """By a reader of its own, from the description: code i of a row at bit i * bits of its words, `code * scale + bias`."""
+    source = rounded(small, NAMED["mlx3"])
+    write_mlx(source, tmp_path)
+    tensors = load_file(tmp_path / "weights.safetensors")
+    assert json.loads((tmp_path / "config.json").read_text())["quantization"] == {"group_size": 64, "bits": 3}
+    for name, weight in source.weights.items():
+        stem = mlx_name(f"{name}.weight").removesuffix(".weight")
+        words, scales, biases = (tensors[f"{stem}.{part}"] for part in ("weight", "scales", "biases"))
+        assert (words.dtype, scales.dtype, biases.dtype) == (np.uint32, np.float16, np.float16)
+        rows, columns = weight.shape
+        assert words.shape == (rows, 3 * columns // 32)
+        for row, column in ((0, 0), (rows - 1, columns - 1), (rows // 2, 10), (1, 11), (2, 21), (3, 42)):  # 10 and 21 cross a word
+            whole = sum(int(word) << (32 * place) for place, word in enumerate(words[row]))
+            code = whole >> (3 * column) & 7
+            group = column // 64
+            value = code * np.float32(scales[row, group]) + np.float32(biases[row, group])
+            assert value == weight.dequantize()[row, column].item(), (name, row, column)
 
+
+def test_positions_are_those_of_mlx_whisper(whisper: Any) -> None:
+    theirs = whisper.whisper.sinusoids
     assert np.abs(np.array(theirs(1500, 384)) - sinusoids(1500, 384)).max() < 3e-4  # theirs are computed in float32
 
 
 @pytest.mark.parametrize("number_format", [AffineMinimum(bits=3, group_size=64), Affine(bits=4, symmetric=True), MXFP4()], ids=str)
-def test_mlx_whisper_loads_the_same_weights(tmp_path: Path, small: Whisper, number_format: NumberFormat) -> None:
+def test_mlx_whisper_loads_the_same_weights(mx: Any, whisper: Any, tmp_path: Path, small: Whisper, number_format: NumberFormat) -> None:
     source = rounded(small, number_format, rules=(Rule(match="fc1", bits=16),))
     types = write_mlx(source, tmp_path)
     assert {kind.bits for kind in types.values()} == {number_format.code_bits}
@@ -110,7 +138,8 @@ def test_mlx_whisper_loads_the_same_weights(tmp_path: Path, small: Whisper, numb
     assert np.array(model.alignment_heads).tolist() == small.network.generation_config.alignment_heads
 
 
-def test_mlx_whisper_gives_the_logits_and_tokens_of_pytorch(tmp_path: Path, small: Whisper) -> None:
+@pytest.mark.usefixtures("whisper")
+def test_mlx_whisper_gives_the_logits_and_tokens_of_pytorch(mx: Any, tmp_path: Path, small: Whisper) -> None:
     result = quantized(small, Recipe(method=method_named("rtn"), format=AffineMinimum(bits=3, group_size=64)), target="mlx")
     source = open_source(result)
     write_mlx(source, tmp_path)
@@ -181,9 +210,8 @@ def test_the_target_has_real_minima() -> None:
         target.format(observer="minmax")
 
 
+@pytest.mark.usefixtures("whisper")
 def test_damaged_folders_are_named(tmp_path: Path, small: Whisper) -> None:
-    from safetensors.numpy import load_file, save_file
-
     source = rounded(small, NAMED["mlx4"])
     write_mlx(source, tmp_path)
     file, tensors = tmp_path / "weights.safetensors", load_file(tmp_path / "weights.safetensors")
@@ -207,6 +235,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
         open_runtime("mlx", tmp_path, 1)
 
 
+@pytest.mark.usefixtures("whisper")
 def test_the_commands(tmp_path: Path, small: Whisper) -> None:
     """Quantize with the target, export, and transcribe what was written."""
     import soundfile
