@@ -2,13 +2,15 @@
 
     python benchmarks/contexts.py --speech DIR --work SCRATCH [--folder FOLDER] [--context +16] [--seconds 1 3 5 8 12 20 29]
 
-DIR/dev-* hold the speech. A clip of so many seconds is cut from utterances of one set, one after the other with a pause of 0.3 s
-between them. FOLDER is a quantized folder of `bundled:MODEL`; without one, MODEL is rounded to 4 bits (symmetric, groups of 32), which no
-tuning prepared for short contexts. It runs in ONNX Runtime and whisper.cpp, with whole windows and with CONTEXT, beside the original in
-ONNX Runtime (float32) and, where the packages faster-whisper and ctranslate2 are installed, faster-whisper (int8). Every system runs in a
-process of its own, one after the other. Seconds: medians over the repeats, of one clip at a time after one warm-up, as means over the
-clips of one length. Words: of every system with those of the original, and of a short context with those of the same file with whole
-windows. Memory: peak of the process above what it held before the model was loaded.
+DIR/dev-* hold the speech. A clip of so many seconds is cut from utterances of one set, one after the other with a pause of 0.3 s between
+them. FOLDER is a quantized folder of `bundled:MODEL`; without one, MODEL is rounded to 4 bits (symmetric, groups of 32), which no tuning
+prepared for short contexts. It runs in ONNX Runtime and whisper.cpp, with whole windows and with CONTEXT, beside the original in ONNX
+Runtime (float32) and, where the package ctranslate2 is installed, faster-whisper (int8). First every system transcribes all clips in a
+process of its own, for its words and memory (peak of the process above what it held before the model was loaded). Then one process holds
+all systems, and each clip goes through one after the other, so that other work on the machine slows all of them. Seconds: means over the
+clips of one length, of the least of the repeats for each clip; `cpu_s` is time of the processor, which other work on the machine changes
+least, the others are of the clock. whisper.cpp tells no times of its parts: its encoder runs once more, alone. Words: of every system with
+those of the original, and of a short context with those of the same file with whole windows.
 """
 
 import argparse
@@ -36,10 +38,10 @@ from sottovoce.core.formats import format_named
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.load import load_data
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluation.context import FULL, as_context
+from sottovoce.evaluation.context import FULL, Context, as_context
 from sottovoce.evaluation.failures import is_loop
 from sottovoce.evaluation.normalize import normalize
-from sottovoce.evaluation.recognizer import window_of
+from sottovoce.evaluation.recognizer import RecognitionBatch, window_of
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
@@ -48,7 +50,7 @@ from sottovoce.system.versions import environment, processor
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
 PAUSE_S = 0.3
-TIMED = ("encoder_s", "decoder_s", "whole_s")
+UNTUNED = "+64"  # the context of a folder that was tuned for none
 ORIGINAL = "float32, ONNX Runtime"
 # Name: what is run, in which runtime, and whether with the short context.
 SYSTEMS: dict[str, tuple[str, str, bool]] = {
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path, help="for files and unfinished measurements")
     parser.add_argument("--model", default="tiny.en", help="the bundled model that FOLDER was made of")
     parser.add_argument("--folder", type=Path, help="a quantized folder that was tuned for short contexts")
-    parser.add_argument("--context", default="auto", help="auto: as FOLDER was tuned, else +64")
+    parser.add_argument("--context", default="auto", help="auto: as FOLDER was tuned, or +64 if it was not")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 3, 5, 8, 12, 20, 29])
     parser.add_argument("--clips", type=int, default=3, help="of each length, from the sets in turn")
     parser.add_argument("--repeats", type=int, default=3)
@@ -93,6 +95,8 @@ def main() -> None:
         if not _result_file(arguments, name).is_file():
             print(name, flush=True)
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=True)
+    print("times", flush=True)
+    _time(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     summary = _summary(arguments)
     arguments.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -101,6 +105,10 @@ def main() -> None:
 
 def _result_file(arguments: argparse.Namespace, name: str) -> Path:
     return Path(arguments.work / f"{name.replace(' ', '_').replace(',', '')}.json")
+
+
+def _timing_file(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.work / "times.jsonl")
 
 
 def _quantized_folder(arguments: argparse.Namespace) -> Path:
@@ -145,59 +153,89 @@ def _clips(arguments: argparse.Namespace) -> dict[float, list[np.ndarray]]:
     return clips
 
 
-def _measure(arguments: argparse.Namespace, name: str) -> None:
-    """Measure one system in this process, and write what was found to its file."""
-    clips, before = _clips(arguments), memory_bytes()
+def _opened(arguments: argparse.Namespace, name: str) -> tuple[Any, Context]:
+    """Open a system, and say what context it has."""
     _, runtime, short = SYSTEMS[name]
     file = _file_of(arguments, name)
     if file is None:
-        recognizer: Any = FasterWhisper(arguments.model, "int8", arguments.threads, arguments.work)
-    else:
-        recognizer = open_runtime(runtime, file, arguments.threads)
-    context = FULL
-    if short:
-        tuned = read_manifest(_quantized_folder(arguments)).short_context
-        asked = arguments.context if arguments.context != "auto" else "+64" if tuned is None else f"+{tuned.margin}"
-        context = as_context(asked).resolve(window_of(recognizer), name)
-    rows = []
-    for seconds, recordings in clips.items():
-        for recording in recordings:
-            positions = context.of(len(recording), window_of(recognizer)) if short else None
-            runs = [_measure_clip(recognizer, recording, positions, arguments.threads) for _ in range(arguments.repeats + 1)][1:]
-            timed = {key: statistics.median(run[key] for run in runs) for key in TIMED}
-            rows.append({"seconds": seconds, "positions": positions, **timed, "text": runs[0]["text"]})
+        return FasterWhisper(arguments.model, "int8", arguments.threads, arguments.work), FULL
+    recognizer = open_runtime(runtime, file, arguments.threads)
+    if not short:
+        return recognizer, FULL
+    tuned = read_manifest(_quantized_folder(arguments)).short_context
+    asked = arguments.context if arguments.context != "auto" else UNTUNED if tuned is None else f"+{tuned.margin}"
+    return recognizer, as_context(asked).resolve(window_of(recognizer), name)
+
+
+def _measure(arguments: argparse.Namespace, name: str) -> None:
+    """Transcribe all clips by one system in this process; write words and memory to its file."""
+    clips, before = _clips(arguments), memory_bytes()
+    recognizer, context = _opened(arguments, name)
+    texts = [_run(recognizer, clip, context).recognitions[0].text for recordings in clips.values() for clip in recordings]
     found = {
         "context": str(context),
         "bytes": recognizer.stored_bytes,
         "memory_bytes": peak_memory_bytes() - before,
-        "clips": rows,
+        "texts": texts,
     }
     _result_file(arguments, name).write_text(json.dumps(found), encoding="utf-8")
 
 
-def _measure_clip(recognizer: Any, clip: np.ndarray, positions: int | None, threads: int) -> dict[str, Any]:
-    """Measure the seconds of one clip; `positions` None: with the whole window."""
-    settings = {} if positions is None else {"contexts": [positions]}
-    batch = recognizer.recognize([clip], None, **settings)
-    encoder_s, decoder_s = batch.encoder_s, batch.decoder_s
-    if hasattr(recognizer, "_calls"):  # whisper.cpp reports one time for both: run its encoder once more, alone, in the same context
-        began = time.perf_counter()
-        recognizer._calls.whisper_encode(recognizer._context, 0, threads)
-        encoder_s = time.perf_counter() - began
-        decoder_s -= encoder_s
-    return {"encoder_s": encoder_s, "decoder_s": decoder_s, "whole_s": encoder_s + decoder_s, "text": batch.recognitions[0].text}
+def _time(arguments: argparse.Namespace) -> None:
+    """Time all systems in turn, clip by clip; append the seconds of each clip to the file, so that a stopped run goes on."""
+    file = _timing_file(arguments)
+    done = {(row["length"], row["clip"]) for row in _times(arguments)}
+    clips = {(f"{s:g}", number): clip for s, own in _clips(arguments).items() for number, clip in enumerate(own)}
+    missing = sorted((place for place in clips if place not in done), key=lambda place: place[1])  # one of each length, then the next
+    if not missing:
+        return
+    opened = {name: _opened(arguments, name) for name in SYSTEMS if _result_file(arguments, name).is_file()}
+    for recognizer, context in opened.values():
+        _run(recognizer, clips[missing[0]], context)  # the first run prepares memory
+    for length, number in missing:
+        found = {}
+        for name, (recognizer, context) in opened.items():
+            runs = [_timed(recognizer, clips[length, number], context, arguments.threads) for _ in range(arguments.repeats)]
+            found[name] = {key: min(run[key] for run in runs) for key in runs[0]}
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"length": length, "clip": number, "systems": found}) + "\n")
+
+
+def _times(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Read the times that are there."""
+    file = _timing_file(arguments)
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def _run(recognizer: Any, clip: np.ndarray, context: Context) -> RecognitionBatch:
+    positions = None if context == FULL else context.of(len(clip), window_of(recognizer))
+    found: RecognitionBatch = recognizer.recognize([clip], None, **({} if positions is None else {"contexts": [positions]}))
+    return found
+
+
+def _timed(recognizer: Any, clip: np.ndarray, context: Context, threads: int) -> dict[str, float]:
+    """Return the seconds of the processor and of the clock; those of encoder and decoder where they are told apart."""
+    began = time.process_time()
+    batch = _run(recognizer, clip, context)
+    found = {"cpu_s": time.process_time() - began, "whole_s": batch.encoder_s + batch.decoder_s}
+    if not hasattr(recognizer, "_calls"):
+        return {**found, "encoder_s": batch.encoder_s, "decoder_s": batch.decoder_s}
+    began = time.perf_counter()
+    recognizer._calls.whisper_encode(recognizer._context, 0, threads)
+    return {**found, "encoder_s": time.perf_counter() - began}
 
 
 def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what all systems took and wrote, with the machine that they ran on."""
     found = {name: json.loads(file.read_text()) for name in SYSTEMS if (file := _result_file(arguments, name)).is_file()}
-    texts = {name: [normalize(clip["text"], "en") for clip in one["clips"]] for name, one in found.items()}
+    texts = {name: [normalize(text, "en") for text in one["texts"]] for name, one in found.items()}
+    times = _times(arguments)
     systems = {}
     for name, one in found.items():
         lengths = {}
-        for seconds in arguments.seconds:
-            own = [clip for clip in one["clips"] if clip["seconds"] == seconds]
-            lengths[f"{seconds:g}"] = {key: round(statistics.mean(clip[key] for clip in own), 4) for key in TIMED}
+        for length in (f"{seconds:g}" for seconds in arguments.seconds):
+            own = [row["systems"][name] for row in times if row["length"] == length]
+            lengths[length] = {key: round(statistics.mean(clip[key] for clip in own), 4) for key in own[0]}
         whole = name.removesuffix(", short")
         systems[name] = {
             "context": one["context"],
@@ -213,7 +251,7 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model,
         "method": manifest.recipe.method.title,
         "tuned": to_plain(manifest.short_context),
-        "clips_of_each_length": arguments.clips,
+        "timed_clips": len(times),
         "clips": len(next(iter(texts.values()))),
         "repeats": arguments.repeats,
         "threads": arguments.threads,
@@ -232,11 +270,11 @@ def _draw(summary: dict[str, Any], file: Path) -> None:
     axis = figure.subplots()
     for (name, one), (color, marker) in zip(summary["systems"].items(), STYLES, strict=False):
         lengths = [float(length) for length in one["lengths"]]
-        whole = [times["whole_s"] for times in one["lengths"].values()]
+        spent = [times["cpu_s"] for times in one["lengths"].values()]
         label = f"{name} ({one['context']})" if name.endswith("short") else name
-        axis.plot(lengths, whole, label=label, color=color, marker=marker, markersize=4, linewidth=1.2)
+        axis.plot(lengths, spent, label=label, color=color, marker=marker, markersize=4, linewidth=1.2)
     axis.set_xlabel("length of the clip (s)")
-    axis.set_ylabel("time for a clip (s)")
+    axis.set_ylabel("processor time for a clip (s)")
     axis.set_xlim(0, None)
     axis.set_ylim(0, None)
     axis.grid(axis="y", alpha=0.3)

@@ -173,12 +173,12 @@ def processor(file: str) -> str:
 
 
 def contexts() -> str:
-    """Show the seconds that a clip of each length takes, with whole windows and with short contexts."""
+    """Show the processor seconds that a clip of each length takes, with whole windows and with short contexts."""
     found = json.loads((RESULTS / "contexts.json").read_text())
     lengths = next(iter(found["systems"].values()))["lengths"]
     table = [
         [name, one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
-         *(f"{times['whole_s']:.2f}" for times in one["lengths"].values()),
+         *(f"{times['cpu_s']:.2f}" for times in one["lengths"].values()),
          f"{one['words_of_original']} of {found['clips']}", str(one["loops"])]
         for name, one in found["systems"].items()
     ]  # fmt: skip
