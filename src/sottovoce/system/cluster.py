@@ -1,6 +1,7 @@
 """Independent pieces of work on a Ray cluster: each a task, lost workers tried again, nothing left running after an error or Ctrl-C."""
 
 import importlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,7 @@ def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address == LOCAL:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: on a busy machine workers would hardly ever run
             ray.init(address="local", include_dashboard=False, **settings)
         else:
             ray.init(address=address, **settings)
