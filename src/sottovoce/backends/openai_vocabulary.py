@@ -1,5 +1,7 @@
 """What runtimes that bring OpenAI's own tokenizer or graph take for granted of a Whisper model."""
 
+from dataclasses import dataclass
+
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
 
@@ -8,6 +10,7 @@ END_OF_TEXT = "<|endoftext|>"
 # one language more to them, and moves all that follows.
 ENGLISH_VOCABULARY, SMALLEST_MULTILINGUAL, LARGEST_VOCABULARY = 51864, 51865, 51866
 ENGLISH_END, ENGLISH_NO_TIMESTAMPS = 50256, 50362
+ENGLISH_MODELS_LANGUAGES = 99  # models of English alone leave room for these
 FEED_FORWARD = 4  # width of feed-forward layers, in widths of the model
 
 
@@ -56,3 +59,69 @@ def token_bytes(source: Source) -> list[bytes]:
         raise ExportError(f"the vocabulary has gaps before {END_OF_TEXT}, which this runtime cannot hold")
     to_byte = {character: byte for byte, character in bytes_to_unicode().items()}
     return [bytes(to_byte[character] for character in by_id[i]) for i in range(end)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Ids of OpenAI's special tokens, which stand in one row behind the words (openai/whisper, `whisper/tokenizer.py`)."""
+
+    end: int
+    languages: dict[str, int]  # by code
+    multilingual: bool
+
+    @property
+    def start(self) -> int:
+        """`<|startoftranscript|>`."""
+        return self.end + 1
+
+    @property
+    def translate(self) -> int:
+        """`<|translate|>`, behind the languages."""
+        return self.start + 1 + len(self.languages)
+
+    @property
+    def transcribe(self) -> int:
+        """`<|transcribe|>`."""
+        return self.translate + 1
+
+    @property
+    def language_model(self) -> int:
+        """`<|startoflm|>`."""
+        return self.translate + 2
+
+    @property
+    def previous(self) -> int:
+        """`<|startofprev|>`."""
+        return self.translate + 3
+
+    @property
+    def no_speech(self) -> int:
+        """`<|nospeech|>`."""
+        return self.translate + 4
+
+    @property
+    def no_timestamps(self) -> int:
+        """`<|notimestamps|>`."""
+        return self.translate + 5
+
+
+def special_tokens(source: Source) -> SpecialTokens:
+    """Return the special tokens. Raises `ExportError` if the model's settings have other ids than OpenAI's vocabulary."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    settings = source.model.network.generation_config
+    multilingual = bool(settings.is_multilingual)
+    end = int(settings.eos_token_id if isinstance(settings.eos_token_id, int) else settings.eos_token_id[0])
+    if multilingual:
+        known = {name[2:-2]: number for name, number in settings.lang_to_id.items()}
+        languages = dict(sorted(known.items(), key=lambda item: item[1]))
+    else:
+        languages = {code: end + 2 + place for place, code in enumerate(list(LANGUAGES)[:ENGLISH_MODELS_LANGUAGES])}
+    found = SpecialTokens(end=end, languages=languages, multilingual=multilingual)
+    ids = (found.start, found.no_timestamps, *languages.values())
+    wanted = (settings.decoder_start_token_id, settings.no_timestamps_token_id, *range(end + 2, end + 2 + len(languages)))
+    if ids != wanted or (multilingual and settings.task_to_id.get("transcribe") != found.transcribe):
+        raise ExportError(
+            "the special tokens of this model are not in the order of OpenAI's vocabulary, which this runtime takes for granted"
+        )
+    return found

@@ -10,6 +10,7 @@ from sottovoce.backends.compressed_tensors import COMPRESSED_TENSORS
 from sottovoce.backends.mlx import MLX
 from sottovoce.backends.onnx_runtime import ONNX_RUNTIME
 from sottovoce.backends.pytorch import PYTORCH
+from sottovoce.backends.sherpa_onnx import SHERPA_ONNX
 from sottovoce.backends.transcribe_cpp import TRANSCRIBE_CPP
 from sottovoce.backends.whisper_cpp import WHISPER_CPP
 from sottovoce.errors import RecipeError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sottovoce.quantization.target import Target
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (COMPRESSED_TENSORS, ONNX_RUNTIME, TRANSCRIBE_CPP, WHISPER_CPP, MLX, PYTORCH)
+    backend.name: backend for backend in (COMPRESSED_TENSORS, ONNX_RUNTIME, TRANSCRIBE_CPP, WHISPER_CPP, MLX, SHERPA_ONNX, PYTORCH)
 }
 DEFAULT_TARGET = COMPRESSED_TENSORS.name
 DEFAULT_RUNTIME = PYTORCH.name

@@ -9,6 +9,7 @@ import numpy as np
 
 from sottovoce.backends.mlx.layout import CONFIG, WEIGHTS
 from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 
@@ -19,6 +20,7 @@ class MlxRecognizer:
     """mlx-whisper, one recording after the other. MLX itself chooses device and threads."""
 
     max_duration_s = 30.0
+    window = EncoderWindow(refusal="mlx-whisper always runs the encoder on its whole window")
 
     def __init__(self, folder: str | Path) -> None:
         self._core, self._whisper, flatten = _require_mlx()

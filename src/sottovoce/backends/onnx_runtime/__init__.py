@@ -20,7 +20,7 @@ NAME = "onnxruntime"
 def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
     from sottovoce.backends.onnx_runtime.operators import refusal
 
-    return refusal(number_format, in_features)
+    return refusal(NAME, number_format, in_features)
 
 
 def _stored(number_format: NumberFormat) -> StoredType:

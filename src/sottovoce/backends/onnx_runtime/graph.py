@@ -212,15 +212,20 @@ def _attention(
         return (torch.softmax(scores, -1) @ value).transpose(1, 2).contiguous(), None
     batch, heads, steps, size = query.shape
     flat = query.transpose(1, 2).reshape(batch, steps, heads * size)
+    return multi_head_attention(flat, key, value, heads, scaling).reshape(batch, steps, heads, size), None
+
+
+def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scaling: float) -> Tensor:
+    """Return attention to all of `key` and `value`, `[B, T, d]` each or `[B, heads, T, size]`, as one operator; `query` `[B, T, d]`."""
     result: Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (flat, key, value),
+        (query, key, value),
         {"num_heads": heads, "scale": float(scaling)},
         dtype=query.dtype,
-        shape=(batch, steps, heads * size),
+        shape=tuple(query.shape),
         version=1,
     )
-    return result.reshape(batch, steps, heads, size), None
+    return result
 
 
 def export_graph(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], outputs: list[str], free: Any) -> Any:

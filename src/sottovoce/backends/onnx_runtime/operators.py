@@ -41,15 +41,15 @@ def stored_type(number_format: NumberFormat) -> StoredType:
     return StoredType(f"{width} bits", width)
 
 
-def refusal(number_format: NumberFormat, in_features: int) -> str | None:
+def refusal(runtime: str, number_format: NumberFormat, in_features: int) -> str | None:
     """Return why the operators hold no layers of this format, in a sentence; None: they do."""
     if isinstance(number_format, NF4):
         return None
     if not isinstance(number_format, Affine):
-        return f"onnxruntime has no operator for {number_format.title!r}, only for affine formats and NF4"
+        return f"{runtime} has no operator for {number_format.title!r}, only for affine formats and NF4"
     size = number_format.block_size(in_features)
     if size % SMALLEST_BLOCK:
-        return f"groups of {size} do not fit onnxruntime, which wants multiples of {SMALLEST_BLOCK}"
+        return f"groups of {size} do not fit {runtime}, which wants multiples of {SMALLEST_BLOCK}"
     return None
 
 

@@ -1,6 +1,7 @@
 """Write the ONNX folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,8 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
         raise ExportError(
             f"a {source.family!r} model has no ONNX layout here; there are {', '.join(FAMILIES)}; its folder runs in transformers as it is"
         )
-    network = _with_operators(source, activations)
-    (folder / "onnx").mkdir(parents=True)
-    with exporting(network):
-        windowed = source.model.window_positions is not None
-        encoder = export_graph((WindowedEncoderGraph if windowed else EncoderGraph)(network), *encoder_example(source))
-        first = export_graph(FirstStep(network), *first_example(source))
-        later = export_graph(LaterStep(network), *later_example(source))
-    _save(onnx, _halved(onnx, encoder), folder / ENCODER)
-    _save(onnx, _halved(onnx, merge_decoders(onnx, first, later)), folder / DECODER)
+    network = source.model.network
+    write_graphs(onnx, source, folder, activations)
     config = network.config.to_dict()
     config.pop("_name_or_path", None)
     config.pop("_attn_implementation", None)
@@ -68,8 +62,21 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
     return {name: stored_type(weight.format) for name, weight in source.weights.items()}
 
 
+def write_graphs(onnx: Any, source: Source, folder: Path, activations: str) -> None:
+    """Write encoder and merged decoder. Raises `ExportError` for a grid that the operators cannot hold."""
+    network = with_operators(source, activations)
+    (folder / ENCODER).parent.mkdir(parents=True)
+    with exporting(network):
+        windowed = source.model.window_positions is not None
+        encoder = export_graph((WindowedEncoderGraph if windowed else EncoderGraph)(network), *encoder_example(source))
+        first = export_graph(FirstStep(network), *first_example(source))
+        later = export_graph(LaterStep(network), *later_example(source))
+    save_graph(onnx, halved(onnx, encoder), folder / ENCODER)
+    save_graph(onnx, halved(onnx, merge_decoders(onnx, first, later)), folder / DECODER)
+
+
 def require_onnx() -> Any:
-    """The package `onnx`. Raises `MissingDependencyError`."""
+    """Return the package `onnx`. Raises `MissingDependencyError`."""
     try:
         import onnx
         import onnxscript  # noqa: F401 - the exporter of torch needs it
@@ -78,8 +85,8 @@ def require_onnx() -> Any:
     return onnx
 
 
-def _with_operators(source: Source, activations: str) -> Any:
-    """A copy of the network in which every quantized layer is a low-bit operator."""
+def with_operators(source: Source, activations: str) -> Any:
+    """Return a copy of the network in which every quantized layer is a low-bit operator."""
     model = source.model
     network: Any = share_weights(model.network)
     for name, weight in source.weights.items():
@@ -93,8 +100,8 @@ def _with_operators(source: Source, activations: str) -> Any:
     return network
 
 
-def _halved(onnx: Any, model: Any) -> Any:
-    """Large float32 weights stored as float16, which they are equal to, and widened when the file is loaded."""
+def halved(onnx: Any, model: Any) -> Any:
+    """Return the graph with large float32 weights stored as float16, which they are equal to, and widened when the file is loaded."""
     graph, casts = model.graph, []
     for tensor in graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
@@ -109,8 +116,10 @@ def _halved(onnx: Any, model: Any) -> Any:
     return model
 
 
-def _save(onnx: Any, model: Any, file: Path) -> None:
+def save_graph(onnx: Any, model: Any, file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a graph without the exporter's own notes, with `metadata`; weights that one file cannot hold go into `FILE_data`."""
     del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata or {}))
     _drop_traces(model.graph)
     if model.ByteSize() < LARGEST_PROTOBUF:
         file.write_bytes(model.SerializeToString(deterministic=True))
