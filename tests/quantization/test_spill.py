@@ -1,20 +1,20 @@
 """Activations in a file: the same codes, and little in memory."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import greenlet
 import pytest
 import torch
 
-from sottovoce.data.load import load_data
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization import spill as module
-from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.spill import Spill, held_tensors
-from tests.conftest import make_tiny, make_tiny_moonshine, quantized
+from tests.conftest import quantized
+from tests.system.test_devices import SPEECH, small_moonshine, small_whisper
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_BYTES", 1024)
 
 
-@pytest.mark.parametrize(("make", "method"), [(make_tiny, "fade"), (make_tiny_moonshine, "fade"), (make_tiny, "gptq")])
-def test_the_codes_are_those_without(make: type, method: str, speech_folder: Path, tmp_path: Path) -> None:
-    model: SpeechModel = make()
-    recipe, speech = Recipe(method=METHODS[method]), prepare_speech(model, load_data(speech_folder))
-    plain = quantized(model, recipe, speech, batch_size=4)
-    spilled = quantized(model, recipe, speech, batch_size=4, spill=tmp_path)
+@pytest.mark.parametrize(("make", "method"), [(small_whisper, "fade"), (small_moonshine, "fade"), (small_whisper, "gptq")])
+def test_the_codes_are_those_without(make: Callable[[], SpeechModel], method: str, tmp_path: Path) -> None:
+    model, recipe = make(), Recipe(method=METHODS[method])
+    plain = quantized(model, recipe, SPEECH, batch_size=2)
+    spilled = quantized(model, recipe, SPEECH, batch_size=2, spill=tmp_path)
     for name, weight in plain.weights.items():
         assert torch.equal(weight.codes, spilled.weights[name].codes), name
     assert [r.outgoing_error for r in plain.reports] == [r.outgoing_error for r in spilled.reports]

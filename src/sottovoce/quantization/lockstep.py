@@ -35,12 +35,12 @@ def run_in_lockstep(
     batches: Sequence[dict[str, Any]],
     targets: Collection[str],
     spill: Spill | None = None,
-    watch: Callable[[Any], None] = lambda _: None,
+    watch: Callable[[Any], None] | None = None,
 ) -> Iterator[PausedLayer]:
     """Yield a `PausedLayer` for each target module, in calling order. The networks share module names; run without gradients.
 
-    `spill`: where paused passes leave their tensors; the inputs of a `PausedLayer` are then empty outside of `spill.loaded`. `watch`: is shown
-    the frame of every pass when it pauses.
+    `spill`: where paused passes leave their tensors; the inputs of a `PausedLayer` are then empty outside of
+    `spill.loaded`. `watch`: is shown the frame of every pass when it pauses.
 
     Once every target was visited, the forward passes are abandoned where they stand.
     Raises `CalibrationError` if the coroutines part ways, if a target is called twice in one pass, or if one is never called.
@@ -55,8 +55,8 @@ def run_in_lockstep(
         while len(visited) < len(targets):
             # Batch by batch, so that what one network has just computed for a batch is there for the next network.
             stops = list(zip(*[_walk_on([row[b] for row in walkers], spill) for b in range(len(batches))], strict=True))
-            for row in walkers:
-                for walker in row:
+            for walker in (walker for row in walkers for walker in row):
+                if watch is not None:
                     watch(walker.gr_frame)
             name = _common_name(stops, visited, targets)
             visited.add(name)

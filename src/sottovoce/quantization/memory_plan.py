@@ -47,16 +47,19 @@ class MemoryPlan:
     file_bytes: int = 0
 
 
-def plan_memory(model: SpeechModel, plan: Plan, method: Method, speech: CalibrationSpeech, limit: int, *, batch_size: int) -> MemoryPlan:
+def plan_memory(
+    model: SpeechModel, plan: Plan, method: Method, speech: CalibrationSpeech, limit: int, *, batch_size: int, processes: int = 1
+) -> MemoryPlan:
     """Return the plan that changes least and keeps below `limit` bytes: smaller batches first, then a file.
 
-    Raises `MachineError` with the smallest limit that can be kept, and `RecipeError` for a method that does not go layer by layer.
+    `processes`: that share the utterances, each with this limit. Raises `MachineError` with the smallest limit that can be kept, and
+    `RecipeError` for a method that does not go layer by layer.
     """
     if not isinstance(method, GPTQ):
         raise RecipeError(f"a limit of memory is for methods that go layer by layer, and {method.title} does not; leave out --max-memory")
     measured = measure_utterance(model, plan, speech)
     shapes = [layer.shape for layer in plan.layers]
-    count = len(speech.recordings)
+    count = -(-len(speech.recordings) // processes)
     sizes = [batch_size >> k for k in range(batch_size.bit_length())] if model.fixed_length else [batch_size]
     tried = [
         foresee(measured, shapes, count, networks=method.n_networks, batch_size=size if model.fixed_length else 1, spill=spill)
@@ -68,8 +71,8 @@ def plan_memory(model: SpeechModel, plan: Plan, method: Method, speech: Calibrat
             return found
     least = min(found.peak_bytes for found in tried)
     raise MachineError(
-        f"{_gib(limit)} of memory are not enough for {count} utterances of {model.source}: {_gib(least + (1 << 27))} are the least; give that "
-        "to --max-memory, or fewer --utterances"
+        f"{_gib(limit)} of memory are not enough for {count} utterances of {model.source}: {_gib(least + (1 << 27))} are the "
+        "least; give that to --max-memory, or fewer --utterances"
     )
 
 
