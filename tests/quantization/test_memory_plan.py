@@ -29,16 +29,16 @@ def plan_with(limit: int, monkeypatch: pytest.MonkeyPatch, method: str = "fade")
 
 
 def test_smaller_batches_come_first_then_a_file_then_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [plan_with(mib << 20, monkeypatch) for mib in (1000, 400, 300, 250, 190)]
+    found = [plan_with(mib << 20, monkeypatch) for mib in (1000, 400, 300, 240, 190)]
     assert [(plan.batch_size, plan.spill) for plan in found] == [(8, False), (4, False), (2, False), (1, False), (1, True)]
-    assert all(plan.peak_bytes <= mib << 20 for plan, mib in zip(found, (1000, 400, 300, 250, 190), strict=True))
+    assert all(plan.peak_bytes <= mib << 20 for plan, mib in zip(found, (1000, 400, 300, 240, 190), strict=True))
     assert found[-1].file_bytes == 2 * 4 * MEASURED.live
     with pytest.raises(
-        MachineError, match=r"0\.10 GiB of memory are not enough for 4 utterances of tiny: 0\.3. GiB are the least"
+        MachineError, match=r"0\.10 GiB of memory are not enough for 4 utterances of tiny: 0\.16 GiB are the least"
     ) as refusal:
         plan_with(int(0.1 * (1 << 30)), monkeypatch)
     least = float(str(refusal.value).split(": ")[1].split()[0])
-    assert plan_with(int(least * (1 << 30)), monkeypatch).spill  # what the refusal names will do
+    assert plan_with(int(least * (1 << 30)), monkeypatch) == found[-1]  # what the refusal names will do
 
 
 def test_other_methods_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_one_utterance_tells_what_a_pass_holds() -> None:
     # 100 positions of 64 numbers: at the second layer of a feed-forward block the residual stream and its inputs of twice the width,
     # and while attention is paused queries, keys and values beside the residual stream and their inputs.
     assert 3 * 100 * 64 * 4 <= found.live <= 12 * 100 * 64 * 4
-    assert found.features == 16 * 200 * 4
+    assert 16 * 200 * 4 <= found.features <= 16 * 200 * 4 + 100  # and the decoder's tokens
     assert found.moment >= found.live // 2
 
 

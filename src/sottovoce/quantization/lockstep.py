@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sottovoce.errors import CalibrationError
 from sottovoce.quantization.spill import Spill, held_tensors
+from sottovoce.system.memory import release_freed_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +55,14 @@ def run_in_lockstep(
     try:
         while len(visited) < len(targets):
             # Batch by batch, so that what one network has just computed for a batch is there for the next network.
+            if spill is not None:  # pieces between what stays are of no use to the next, larger tensors
+                release_freed_memory()
             stops = list(zip(*[_walk_on([row[b] for row in walkers], spill) for b in range(len(batches))], strict=True))
             for walker in (walker for row in walkers for walker in row):
                 if watch is not None:
                     watch(walker.gr_frame)
+            if spill is not None:
+                release_freed_memory()
             name = _common_name(stops, visited, targets)
             visited.add(name)
             # Only the generator's caller holds the inputs while everybody waits.

@@ -4,8 +4,11 @@ The peak is foreseen from one utterance, which is sent through the network once,
 
     peak = memory now + features + weights and codes of the result + activations of all passes (or of one batch, if they go to a file)
            + the larger of what a forward pass of one batch takes for a moment and what solving the widest layer takes
+
+Activations in a file are not there while a layer is solved: then the larger of the two is taken after they are added to the first.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,9 +24,10 @@ from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.spill import held_tensors
 from sottovoce.system.memory import keep_freed_memory, memory_bytes, peak_memory_bytes, reset_peak_memory
 
-SQUARES = 26  # matrices [in, in] in float64 while a layer is solved: moments of two folds and their sum, centered too, factors, copies
+SQUARES = 33  # matrices [in, in] in float64 while a layer is solved: moments of two folds and their sum, centered too, factors, copies
 OBLONGS = 24  # matrices [out, in] in float32: target, codes, scales and values of each, errors, candidates on the sampled rows
 ROUND = 1.02  # for what is counted nowhere
+SLACK = 1.01  # of the limit that a refusal names: the next process may have a little more to begin with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ def plan_memory(
             return found
     least = min(found.peak_bytes for found in tried)
     raise MachineError(
-        f"{_gib(limit)} of memory are not enough for {count} utterances of {model.source}: {_gib(least + (1 << 27))} are the "
+        f"{_gib(limit)} of memory are not enough for {count} utterances of {model.source}: {_gib(int(SLACK * least))} are the "
         "least; give that to --max-memory, or fewer --utterances"
     )
 
@@ -83,7 +87,9 @@ def foresee(
     whole = networks * count * measured.live
     live = networks * min(batch_size, count) * measured.live if spill else whole
     result = sum(5 * rows * columns for rows, columns in shapes)  # float32 values and uint8 codes
-    peak = measured.now + count * measured.features + result + live + max(batch_size * measured.moment, solving_bytes(shapes))
+    moment, solving = batch_size * measured.moment, solving_bytes(shapes)
+    work = max(live + moment, solving) if spill else live + max(moment, solving)  # while a layer is solved, all is in the file
+    peak = measured.now + count * measured.features + result + work
     return MemoryPlan(batch_size=batch_size, spill=spill, peak_bytes=int(ROUND * peak), file_bytes=whole if spill else 0)
 
 
@@ -124,4 +130,4 @@ def measure_utterance(model: SpeechModel, plan: Plan, speech: CalibrationSpeech)
 
 
 def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
+    return f"{math.ceil(100 * count / (1 << 30)) / 100:.2f} GiB"
