@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/certificates.md")
+PAGES = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/certificates.md", ROOT / "docs/contexts.md")
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 METHODS = {
@@ -162,6 +162,30 @@ def runtimes(model: str) -> str:
     return _markdown(head, table)
 
 
+def processor(file: str) -> str:
+    """Name the processor that a result file's times were taken on."""
+    found = json.loads((RESULTS / file).read_text())
+    if isinstance(found["processor"], str):  # as files of earlier versions have it
+        return f"Times are those of one {found['processor']} machine whose model and instruction sets were not recorded."
+    sets = ", ".join(found["processor"]["instruction_sets"]) or "none of those that decide the speed of low bits"
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    return f"Processor: {found['processor']['name']} ({sets}), {threads}."
+
+
+def contexts() -> str:
+    """Show the seconds that a clip of each length takes, with whole windows and with short contexts."""
+    found = json.loads((RESULTS / "contexts.json").read_text())
+    lengths = next(iter(found["systems"].values()))["lengths"]
+    table = [
+        [name, one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
+         *(f"{times['whole_s']:.2f}" for times in one["lengths"].values()),
+         f"{one['words_of_original']} of {found['clips']}", str(one["loops"])]
+        for name, one in found["systems"].items()
+    ]  # fmt: skip
+    head = [f"Whisper {found['model']}", "context", "size MB", "memory MB", *(f"{length} s" for length in lengths)]
+    return _markdown([*head, "same words as the original", "new loops"], table)
+
+
 def _words(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -236,7 +260,8 @@ def certificates(unit: str = "utterance") -> str:
 
 
 TABLES: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (methods, options, runtimes, paired, parity, demo, demo_difference, certificates)
+    function.__name__: function
+    for function in (methods, options, runtimes, paired, parity, processor, contexts, demo, demo_difference, certificates)
 }
 
 

@@ -63,7 +63,13 @@ def main() -> None:
             start,
             tuned,
             calibration=arguments.speech / "calibration-wide",
-            settings=TuneSettings(steps=arguments.steps, rate=arguments.rate, float_rate=arguments.float_rate, context=arguments.context),
+            settings=TuneSettings(
+                steps=arguments.steps,
+                rate=arguments.rate,
+                float_rate=arguments.float_rate,
+                context=arguments.context,
+                look_every=arguments.look_every,
+            ),
             utterances=arguments.utterances,
             held_out=arguments.held_out,
             resume=True,
@@ -156,6 +162,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--float-rate", type=float)
+    parser.add_argument("--look-every", type=int, help="steps (default: six looks)")
     parser.add_argument("--utterances", type=int, default=192)
     parser.add_argument("--held-out", type=int, default=48)
     parser.add_argument("--runtime", default="torch")

@@ -41,6 +41,15 @@ def test_a_part_of_the_window_is_a_network_with_that_window(tiny: Whisper, posit
     assert tiny.decode(Encoded(states), None) == reference.decode(Encoded(wanted), None)
 
 
+@pytest.mark.parametrize(("seconds", "positions"), [(0.001, 1), (0.1, 5), (0.5, 25), (0.5, 26), (0.5, 41), (1.98, 99)])
+def test_features_of_a_part_are_those_of_the_whole_window_up_to_there(tiny: Whisper, seconds: float, positions: int) -> None:
+    recordings = [noise(seconds), 0.01 * noise(seconds / 2, 1)]
+    whole = tiny.shortened(tiny.features(recordings), positions)["input_features"]
+    short = tiny.short_features(recordings, positions)["input_features"]
+    assert short.shape == (2, 16, 2 * positions)
+    assert torch.allclose(short, whole, atol=1e-5)
+
+
 def test_the_whole_window_is_that_of_transformers(tiny: Whisper) -> None:
     features = tiny.features([noise(1.5)])
     assert torch.equal(tiny.shortened(features, 100)["input_features"], features["input_features"])

@@ -31,6 +31,7 @@ from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import Look, TuneSettings, default_rates
+from sottovoce.report.page import folder_page
 from sottovoce.tuning.looks import _measure, best_look
 from sottovoce.tuning.loss import divergence, relative_error
 from sottovoce.tuning.numbers import TunedNumbers, codes_digest
@@ -378,6 +379,16 @@ def test_the_command_and_what_inspect_shows(checkpoint: Path, speech_folder: Pat
     assert "the tuning" in shown
     assert "codes kept" in shown
     assert "tuned |" in (tmp_path / "t" / "README.md").read_text()
+
+
+def test_the_report_shows_both_folds(done: api.TuneResult) -> None:
+    page = folder_page(done.folder)
+    assert "<h2>Tuning</h2>" in page
+    assert f"the look after step {done.record.chosen} is kept" in page
+    chart = page[page.index('id="looks"') :]
+    chart = chart[: chart.index("</svg>")]
+    assert all(f">{name}<" in chart for name in ("held out", "seen", "kept", "full context"))
+    assert "short contexts" not in chart
 
 
 def test_quantize_can_tune_too(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:

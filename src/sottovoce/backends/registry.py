@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend
 from sottovoce.backends.compressed_tensors import COMPRESSED_TENSORS
+from sottovoce.backends.crispasr import CRISPASR
 from sottovoce.backends.mlx import MLX
 from sottovoce.backends.onnx_runtime import ONNX_RUNTIME
 from sottovoce.backends.pytorch import PYTORCH
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from sottovoce.quantization.target import Target
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (COMPRESSED_TENSORS, ONNX_RUNTIME, TRANSCRIBE_CPP, WHISPER_CPP, MLX, SHERPA_ONNX, PYTORCH)
+    backend.name: backend
+    for backend in (COMPRESSED_TENSORS, ONNX_RUNTIME, TRANSCRIBE_CPP, WHISPER_CPP, MLX, SHERPA_ONNX, CRISPASR, PYTORCH)
 }
 DEFAULT_TARGET = COMPRESSED_TENSORS.name
 DEFAULT_RUNTIME = PYTORCH.name

@@ -13,9 +13,9 @@ from typing import Literal
 
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import AudioError, ModelError, RecipeError
+from sottovoce.models.whisper import SAMPLES_PER_POSITION
 
-POSITIONS_PER_SECOND = 50  # of Whisper's encoder: a hop of 160 samples, halved in time by the second convolution
-SAMPLES_PER_POSITION = SAMPLE_RATE // POSITIONS_PER_SECOND
+POSITIONS_PER_SECOND = SAMPLE_RATE // SAMPLES_PER_POSITION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,8 +155,8 @@ class TorchRecognizer:
         parts, order, size = list[Encoded](), list[int](), self.encoder_batch
         for context, places in by_context(contexts).items():
             for first in range(0, len(places), size):
-                features = self.model.features([recordings[place] for place in places[first : first + size]])
-                parts.append(self.model.encode(features if context is None else self.model.shortened(features, context)))
+                own = [recordings[place] for place in places[first : first + size]]
+                parts.append(self.model.encode(self.model.features(own) if context is None else self.model.short_features(own, context)))
             order += places
         joined = Encoded.joined(parts)
         return joined if order == sorted(order) else joined[[order.index(place) for place in range(len(order))]]

@@ -107,6 +107,10 @@ class SpeechModel(ABC):
         del features, positions
         raise ModelError(f"{self.source}: a {self.network.config.model_type!r} model has no window of fixed length that could be shorter")
 
+    def short_features(self, recordings: Sequence[np.ndarray], positions: int) -> dict[str, Tensor]:
+        """Return the encoder inputs of recordings that are no longer than so many encoder positions, up to there."""
+        return self.shortened(self.features(recordings), positions)
+
     @abstractmethod
     def encode(self, features: dict[str, Tensor]) -> Encoded:
         """Return the encoder outputs of a batch; an utterance's do not depend on what it is batched with."""

@@ -1,6 +1,7 @@
 """Whisper and Distil-Whisper: 30 s log-mel frames in, text tokens after a prompt of special tokens out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,8 +95,16 @@ class Whisper(SpeechModel):
         return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        extracted = self.processor.feature_extractor(list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        return self._features(recordings)
+
+    def _features(self, recordings: Sequence[np.ndarray], **settings: Any) -> dict[str, Tensor]:
+        extracted = self.processor.feature_extractor(list(recordings), sampling_rate=SAMPLE_RATE, return_tensors="pt", **settings)
         return self.on_device({"input_features": extracted["input_features"]})
+
+    def short_features(self, recordings: Sequence[np.ndarray], positions: int) -> dict[str, Tensor]:
+        # A position more than is kept, so that no frame that is kept sees the mirrored end of what is transformed: the numbers are those
+        # of the whole window, in a part of the time.
+        return self.shortened(self._features(recordings, max_length=(positions + 1) * SAMPLES_PER_POSITION), positions)
 
     def _frame_mask(self, recordings: Sequence[np.ndarray]) -> Tensor:
         positions = self.network.config.max_source_positions

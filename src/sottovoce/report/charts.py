@@ -60,6 +60,22 @@ def heat_map(matrix: Sequence[Sequence[float]], parts: Sequence[str]) -> str:
     return _as_svg(figure)
 
 
+def look_chart(steps: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[float]]], chosen: int) -> str:
+    """Curves over the steps of a tuning, one panel each: `panels[title][series]` holds the KL at every look; `chosen`: the step kept."""
+    figure = _figure(4.8 * len(panels), 3.2)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+        for (name, values), (color, marker) in zip(series.items(), SERIES, strict=False):
+            axis.plot(steps, values, label=name, color=color, marker=marker, markersize=3.5, linewidth=1.2)
+        axis.axvline(chosen, color=INK, linewidth=0.8, linestyle="--", label="kept")
+        axis.set_ylim(bottom=0)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.set_ylabel("KL, nats per token")
+        axis.legend(frameon=False, fontsize="small")
+    return _as_svg(figure)
+
+
 def reliability_chart(diagrams: Mapping[str, Sequence[Sequence[float | None]]]) -> str:
     """Share of right words against mean confidence, per bin; `diagrams[name]` holds (confidence, share, count) of each bin."""
     figure = _figure(5.6, 4.2)

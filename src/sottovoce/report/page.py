@@ -24,10 +24,12 @@ from sottovoce.evaluation.transcripts import Transcript, read_transcripts
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.plan import Plan
-from sottovoce.report.charts import depth_chart, heat_map, inline, reliability_chart
+from sottovoce.quantization.tune_record import TuneRecord
+from sottovoce.report.charts import depth_chart, heat_map, inline, look_chart, reliability_chart
 from sottovoce.report.words import worst_first
 from sottovoce.system.atomic_files import written_whole
 from sottovoce.system.plain_data import from_plain, to_plain
+from sottovoce.tuning.words import sentences as tuning_sentences
 
 WORST = 40  # utterances shown
 # What the table of layers shows: key, heading, explanation, whether more is worse (None: neither).
@@ -111,6 +113,8 @@ def folder_page(
         ),
         together=together,
         heat_map=None if together is None else _heat_map(together, manifest.plan),
+        tuning=None if manifest.tune is None else tuning_sentences(manifest.tune),
+        looks=None if manifest.tune is None else _look_chart(manifest.tune),
         score=score,
         reference=reference,
         gate=gate(score, reference) if score and reference else None,
@@ -176,6 +180,17 @@ def _reliability(fitted: FittedConfidence | None) -> str | None:
     if fitted is None:
         return None
     return reliability_chart({name: getattr(fitted, key).bins for key, name in SCALINGS.items()})
+
+
+def _look_chart(record: TuneRecord) -> str:
+    """The looks of a tuning on both folds; at short contexts in a panel of its own."""
+    panels = {"full context": {"held out": [look.kl for look in record.looks], "seen": [look.seen_kl for look in record.looks]}}
+    if record.start.short_kl is not None:
+        panels["short contexts"] = {
+            "held out": [look.short_kl or 0.0 for look in record.looks],
+            "seen": [look.seen_short_kl or 0.0 for look in record.looks],
+        }
+    return look_chart([look.step for look in record.looks], panels, record.chosen)
 
 
 def _heat_map(found: ErrorTable, plan: Plan) -> str:

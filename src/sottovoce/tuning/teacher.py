@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sottovoce.errors import CalibrationError
-from sottovoce.evaluation.context import SAMPLES_PER_POSITION
 from sottovoce.evaluation.failures import text_loops
 from sottovoce.evaluation.kl_divergence import hidden_states
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.whisper import SAMPLES_PER_POSITION
 from sottovoce.quantization.calibration_set import CalibrationSpeech
 from sottovoce.system.progress import Progress
 

@@ -115,9 +115,7 @@ class OnnxRecognizer:
 
     def _encode(self, recordings: Sequence[np.ndarray], context: int | None) -> Any:
         """Encoder states as a value of the runtime, `[B, T, d]`."""
-        features = self.model.features(recordings)
-        if context is not None:
-            features = self.model.shortened(features, context)
+        features = self.model.features(recordings) if context is None else self.model.short_features(recordings, context)
         array = next(tensor for tensor in features.values() if tensor.is_floating_point()).numpy()
         return self._encoder.run_with_ort_values(None, {self._input: self._value(array)})[0]
 

@@ -1,6 +1,7 @@
 // One exported model: encoder, decoder with cache, greedy decoding. The same steps as `sottovoce transcribe` takes in ONNX Runtime.
 
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
+import { contextOf, shortened } from "./context.js";
 import { logMel } from "./mel.js";
 import { Tokenizer } from "./tokenizer.js";
 
@@ -76,9 +77,10 @@ export class Model {
     const texts = [], tokens = [];
     let encoderS = 0, decoderS = 0;
     const seconds = this.isWhisper ? this.frontEnd.chunk_length : LONGEST_S;
-    for (const piece of splitAtSilence(samples, seconds)) {
+    const pieces = splitAtSilence(samples, seconds);
+    for (const piece of pieces) {
       const began = performance.now();
-      const { last_hidden_state: states } = await this.encoder.run(this.features(piece));
+      const { last_hidden_state: states } = await this.encoder.run(this.features(piece, pieces.length === 1));
       const between = performance.now();
       const ids = await this.decode(states, await this.prompt(states, language));
       encoderS += (between - began) / 1000;
@@ -89,10 +91,13 @@ export class Model {
     return { text: texts.filter(Boolean).join(" "), tokens, encoderS, decoderS };
   }
 
-  features(samples) {
+  // `mayBeShort`: whether the encoder may stop when the clip does. Pieces of a long recording have whole windows.
+  features(samples, mayBeShort) {
     if (this.isWhisper) {
       const { feature_size: count, chunk_length: seconds } = this.frontEnd;
-      return { input_features: new ort.Tensor("float32", logMel(samples, count, seconds), [1, count, seconds * 100]) };
+      const positions = contextOf(samples.length, mayBeShort ? this.config.sottovoce_short_context : null, this.config.max_source_positions);
+      const frames = shortened(logMel(samples, count, seconds), count, positions);
+      return { input_features: new ort.Tensor("float32", frames, [1, count, frames.length / count]) };
     }
     const padded = new Float32Array(Math.max(samples.length, SHORTEST_RAW));
     padded.set(samples);

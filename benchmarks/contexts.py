@@ -1,0 +1,250 @@
+"""Measure short encoder contexts: seconds by the length of a clip, and what they do to the words.
+
+    python benchmarks/contexts.py --speech DIR --work SCRATCH [--folder FOLDER] [--context +16] [--seconds 1 3 5 8 12 20 29]
+
+DIR/dev-* hold the speech. A clip of so many seconds is cut from utterances of one set, one after the other with a pause of 0.3 s
+between them. FOLDER is a quantized folder of `bundled:MODEL`; without one, MODEL is rounded to 4 bits (symmetric, groups of 32), which no
+tuning prepared for short contexts. It runs in ONNX Runtime and whisper.cpp, with whole windows and with CONTEXT, beside the original in
+ONNX Runtime (float32) and, where the packages faster-whisper and ctranslate2 are installed, faster-whisper (int8). Every system runs in a
+process of its own, one after the other. Seconds: medians over the repeats, of one clip at a time after one warm-up, as means over the
+clips of one length. Words: of every system with those of the original, and of a short context with those of the same file with whole
+windows. Memory: peak of the process above what it held before the model was loaded.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from runtimes import FasterWhisper
+
+from sottovoce import api
+from sottovoce.backends.export import export
+from sottovoce.backends.onnx_runtime.writer import write_onnx
+from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.source import Source
+from sottovoce.bench.figures import STYLES
+from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.core.formats import format_named
+from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.data.load import load_data
+from sottovoce.errors import SottovoceError
+from sottovoce.evaluation.context import FULL, as_context
+from sottovoce.evaluation.failures import is_loop
+from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.recognizer import window_of
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.memory import memory_bytes, peak_memory_bytes
+from sottovoce.system.plain_data import to_plain
+from sottovoce.system.versions import environment, processor
+
+SETS = ("dev-librispeech", "dev-accented", "dev-home")
+PAUSE_S = 0.3
+TIMED = ("encoder_s", "decoder_s", "whole_s")
+ORIGINAL = "float32, ONNX Runtime"
+# Name: what is run, in which runtime, and whether with the short context.
+SYSTEMS: dict[str, tuple[str, str, bool]] = {
+    ORIGINAL: ("original", "onnxruntime", False),
+    "quantized, ONNX Runtime": ("quantized", "onnxruntime", False),
+    "quantized, ONNX Runtime, short": ("quantized", "onnxruntime", True),
+    "quantized, whisper.cpp": ("quantized", "whisper.cpp", False),
+    "quantized, whisper.cpp, short": ("quantized", "whisper.cpp", True),
+    "int8, faster-whisper": ("original", "ct2-int8", False),
+}
+
+
+def main() -> None:
+    """Make the files, measure every system that is not measured yet, and write the summary and its figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", required=True, type=Path)
+    parser.add_argument("--work", required=True, type=Path, help="for files and unfinished measurements")
+    parser.add_argument("--model", default="tiny.en", help="the bundled model that FOLDER was made of")
+    parser.add_argument("--folder", type=Path, help="a quantized folder that was tuned for short contexts")
+    parser.add_argument("--context", default="auto", help="auto: as FOLDER was tuned, else +64")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 3, 5, 8, 12, 20, 29])
+    parser.add_argument("--clips", type=int, default=3, help="of each length, from the sets in turn")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/contexts.json"))
+    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.worker:
+        _measure(arguments, arguments.worker)
+        return
+    for name, (_, runtime, _) in SYSTEMS.items():
+        if runtime == "ct2-int8" and importlib.util.find_spec("ctranslate2") is None:
+            print(f"{name}: left out, ctranslate2 is not installed", flush=True)
+            continue
+        try:
+            _file_of(arguments, name)
+        except SottovoceError as exc:  # a folder whose format one of the runtimes does not hold
+            print(f"{name}: left out, {exc}", flush=True)
+            continue
+        if not _result_file(arguments, name).is_file():
+            print(name, flush=True)
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    summary = _summary(arguments)
+    arguments.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _draw(summary, arguments.out.with_suffix(".svg"))
+
+
+def _result_file(arguments: argparse.Namespace, name: str) -> Path:
+    return Path(arguments.work / f"{name.replace(' ', '_').replace(',', '')}.json")
+
+
+def _quantized_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder that is measured; plain rounding is made once."""
+    if arguments.folder is not None:
+        return Path(arguments.folder)
+    folder = Path(arguments.work / "rounded")
+    if not folder.is_dir():
+        recipe = Recipe(method=method_named("rtn"), format=format_named("q4_0"))
+        api.quantize(f"bundled:{arguments.model}", folder, recipe=recipe, target="whisper.cpp")
+    return folder
+
+
+def _file_of(arguments: argparse.Namespace, name: str) -> Path | None:
+    """Return the file or folder that a system runs; make it if it is not there. None: the runtime takes the original as it lies."""
+    what, runtime, _ = SYSTEMS[name]
+    if runtime == "ct2-int8":
+        return None
+    file = Path(arguments.work / f"{what}.{'bin' if runtime == 'whisper.cpp' else 'onnx'}")
+    if file.exists():
+        return file
+    if what == "original":
+        write_onnx(Source(api.load(f"bundled:{arguments.model}"), {}), file)
+    else:
+        export(_quantized_folder(arguments), runtime, file, verify=False)
+    return file
+
+
+def _clips(arguments: argparse.Namespace) -> dict[float, list[np.ndarray]]:
+    """Return the clips of each length: utterances of one set with pauses, cut at that length, each beginning where the last one ended."""
+    streams = [iter(load_data(arguments.speech / name).utterances) for name in SETS]
+    pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
+    clips: dict[float, list[np.ndarray]] = {}
+    for seconds in arguments.seconds:
+        clips[seconds] = []
+        for number in range(arguments.clips):
+            parts, length, wanted = list[np.ndarray](), 0, int(seconds * SAMPLE_RATE)
+            while length < wanted:
+                parts += [next(streams[number % len(streams)]).samples(), pause]
+                length = sum(map(len, parts))
+            clips[seconds].append(np.concatenate(parts)[:wanted])
+    return clips
+
+
+def _measure(arguments: argparse.Namespace, name: str) -> None:
+    """Measure one system in this process, and write what was found to its file."""
+    clips, before = _clips(arguments), memory_bytes()
+    _, runtime, short = SYSTEMS[name]
+    file = _file_of(arguments, name)
+    if file is None:
+        recognizer: Any = FasterWhisper(arguments.model, "int8", arguments.threads, arguments.work)
+    else:
+        recognizer = open_runtime(runtime, file, arguments.threads)
+    context = FULL
+    if short:
+        tuned = read_manifest(_quantized_folder(arguments)).short_context
+        asked = arguments.context if arguments.context != "auto" else "+64" if tuned is None else f"+{tuned.margin}"
+        context = as_context(asked).resolve(window_of(recognizer), name)
+    rows = []
+    for seconds, recordings in clips.items():
+        for recording in recordings:
+            positions = context.of(len(recording), window_of(recognizer)) if short else None
+            runs = [_measure_clip(recognizer, recording, positions, arguments.threads) for _ in range(arguments.repeats + 1)][1:]
+            timed = {key: statistics.median(run[key] for run in runs) for key in TIMED}
+            rows.append({"seconds": seconds, "positions": positions, **timed, "text": runs[0]["text"]})
+    found = {
+        "context": str(context),
+        "bytes": recognizer.stored_bytes,
+        "memory_bytes": peak_memory_bytes() - before,
+        "clips": rows,
+    }
+    _result_file(arguments, name).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _measure_clip(recognizer: Any, clip: np.ndarray, positions: int | None, threads: int) -> dict[str, Any]:
+    """Measure the seconds of one clip; `positions` None: with the whole window."""
+    settings = {} if positions is None else {"contexts": [positions]}
+    batch = recognizer.recognize([clip], None, **settings)
+    encoder_s, decoder_s = batch.encoder_s, batch.decoder_s
+    if hasattr(recognizer, "_calls"):  # whisper.cpp reports one time for both: run its encoder once more, alone, in the same context
+        began = time.perf_counter()
+        recognizer._calls.whisper_encode(recognizer._context, 0, threads)
+        encoder_s = time.perf_counter() - began
+        decoder_s -= encoder_s
+    return {"encoder_s": encoder_s, "decoder_s": decoder_s, "whole_s": encoder_s + decoder_s, "text": batch.recognitions[0].text}
+
+
+def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what all systems took and wrote, with the machine that they ran on."""
+    found = {name: json.loads(file.read_text()) for name in SYSTEMS if (file := _result_file(arguments, name)).is_file()}
+    texts = {name: [normalize(clip["text"], "en") for clip in one["clips"]] for name, one in found.items()}
+    systems = {}
+    for name, one in found.items():
+        lengths = {}
+        for seconds in arguments.seconds:
+            own = [clip for clip in one["clips"] if clip["seconds"] == seconds]
+            lengths[f"{seconds:g}"] = {key: round(statistics.mean(clip[key] for clip in own), 4) for key in TIMED}
+        whole = name.removesuffix(", short")
+        systems[name] = {
+            "context": one["context"],
+            "bytes": one["bytes"],
+            "memory_bytes": one["memory_bytes"],
+            "lengths": lengths,
+            "words_of_original": sum(a == b for a, b in zip(texts[name], texts[ORIGINAL], strict=True)),
+            "words_of_whole_windows": sum(a == b for a, b in zip(texts[name], texts[whole], strict=True)),
+            "loops": sum(is_loop(a) and not is_loop(b) for a, b in zip(texts[name], texts[ORIGINAL], strict=True)),
+        }
+    manifest = read_manifest(_quantized_folder(arguments))
+    return {
+        "model": arguments.model,
+        "method": manifest.recipe.method.title,
+        "tuned": to_plain(manifest.short_context),
+        "clips_of_each_length": arguments.clips,
+        "clips": len(next(iter(texts.values()))),
+        "repeats": arguments.repeats,
+        "threads": arguments.threads,
+        "processor": to_plain(processor()),
+        "environment": environment(),
+        "systems": systems,
+    }
+
+
+def _draw(summary: dict[str, Any], file: Path) -> None:
+    """Draw the seconds of a clip against its length, a curve for each system. The same results give the same file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for (name, one), (color, marker) in zip(summary["systems"].items(), STYLES, strict=False):
+        lengths = [float(length) for length in one["lengths"]]
+        whole = [times["whole_s"] for times in one["lengths"].values()]
+        label = f"{name} ({one['context']})" if name.endswith("short") else name
+        axis.plot(lengths, whole, label=label, color=color, marker=marker, markersize=4, linewidth=1.2)
+    axis.set_xlabel("length of the clip (s)")
+    axis.set_ylabel("time for a clip (s)")
+    axis.set_xlim(0, None)
+    axis.set_ylim(0, None)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_title(f"{summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    with matplotlib.rc_context({"svg.hashsalt": "sottovoce"}):
+        figure.savefig(file, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

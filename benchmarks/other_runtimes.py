@@ -1,0 +1,223 @@
+"""Measure MLX and sherpa-onnx beside their own int8 files and faster-whisper: words, parity, size, processor time and memory.
+
+    python benchmarks/other_runtimes.py --speech DIR --work SCRATCH [--clips 6]
+
+DIR/calibration and DIR/dev-* hold the speech. Quantized folders and files are made once in SCRATCH, which takes most of the time; what
+is measured there is not measured again. Every system runs the first `--clips` utterances of each set in a process of its own, on one
+thread. Seconds are processor time of the process, all its threads together, so that other work on the machine hardly changes them.
+Memory: peak of the process above what it held before the model was loaded. sherpa-onnx tells no times of its parts: the encoder's is
+that of a recording of a tenth of a second, whose window is as long and which has no token.
+
+The int8 files of sherpa-onnx are made of the same float weights as its script `scripts/whisper/export-onnx.py` makes them:
+`quantize_dynamic` of all `MatMul`, QInt8.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sottovoce import api
+from sottovoce.backends.export import export
+from sottovoce.backends.registry import open_runtime, target_named
+from sottovoce.backends.sherpa_onnx.layout import FILES, TOKENS
+from sottovoce.backends.sherpa_onnx.writer import write_sherpa
+from sottovoce.backends.source import Source
+from sottovoce.data.load import load_data
+from sottovoce.evaluation.normalize import normalize
+from sottovoce.evaluation.recognizer import TorchRecognizer
+from sottovoce.evaluation.transcribe import transcribe_data
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.memory import memory_bytes, peak_memory_bytes
+from sottovoce.system.plain_data import from_plain, to_plain
+from sottovoce.system.versions import environment, processor
+
+SETS = ("dev-librispeech", "dev-accented", "dev-home")
+MODEL = "tiny.en"
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "fade-mlx-3bit": {"target": "mlx", "bits": 3, "group_size": 64},
+    "fade-sherpa-4bit": {"target": "sherpa-onnx", "bits": 4, "group_size": 32},
+}
+# Name: the quantized folder, if any, and what runs it. The first is what the words of all others are compared with.
+SYSTEMS: dict[str, tuple[str | None, str]] = {
+    "float32, PyTorch": (None, "torch"),
+    "3 bits FADE for MLX, PyTorch": ("fade-mlx-3bit", "torch"),
+    "3 bits FADE, mlx-whisper": ("fade-mlx-3bit", "mlx"),
+    "4 bits FADE for sherpa-onnx, PyTorch": ("fade-sherpa-4bit", "torch"),
+    "4 bits FADE, sherpa-onnx": ("fade-sherpa-4bit", "sherpa-onnx"),
+    "int8, sherpa-onnx": (None, "sherpa-onnx-int8"),
+    "int8, faster-whisper": (None, "ct2-int8"),
+}
+SIMULATED = {
+    "3 bits FADE, mlx-whisper": "3 bits FADE for MLX, PyTorch",
+    "4 bits FADE, sherpa-onnx": "4 bits FADE for sherpa-onnx, PyTorch",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", required=True, type=Path)
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--clips", type=int, default=6, help="utterances of each set")
+    parser.add_argument("--only", nargs="+", help="only these systems, for a first look")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/other_runtimes.json"))
+    parser.add_argument("--worker", metavar="SYSTEM", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.worker:
+        _work(arguments, arguments.worker)
+        return
+    for name, system in SYSTEMS.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        try:
+            _file_of(arguments, *system)
+        except Exception as exc:  # noqa: BLE001 - one system that cannot be made must not stop the others
+            print(f"{name} cannot be made: {type(exc).__name__}: {exc}", flush=True)
+            continue
+        if not _result_file(arguments, name).is_file():
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=False)
+            print(f"{name}: {'done' if done.returncode == 0 else 'failed'} in {time.perf_counter() - began:.0f} s", flush=True)
+    arguments.out.write_text(json.dumps(_summary(arguments), indent=1) + "\n")
+
+
+def _result_file(arguments: argparse.Namespace, system: str) -> Path:
+    return arguments.work / MODEL / f"results-{arguments.clips}" / f"{system.replace(' ', '_').replace(',', '')}.json"
+
+
+def _file_of(arguments: argparse.Namespace, quantization: str | None, runtime: str) -> Path | None:
+    """Return the folder that a system runs; make it if it is not there."""
+    work = arguments.work / MODEL
+    folder = work / quantization if quantization else None
+    if folder is not None and not folder.is_dir():
+        settings = dict(QUANTIZED[quantization])
+        target = target_named(settings.pop("target"))
+        calibration = arguments.speech / "calibration"
+        api.quantize(
+            f"bundled:{MODEL}", folder, recipe=Recipe(format=target.format(**settings)), target=target.name, calibration=calibration
+        )
+    if runtime in ("torch", "ct2-int8"):
+        return folder
+    file = work / f"{quantization or 'float'}.{runtime}"
+    if file.exists():
+        return file
+    if folder is not None:
+        export(folder, runtime, file, verify=False)
+    else:
+        file.mkdir(parents=True)
+        _sherpa_int8(file)
+    return file
+
+
+def _sherpa_int8(folder: Path) -> None:
+    """The float weights in the same graphs, quantized by ONNX Runtime's own dynamic quantization."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as floats:
+        write_sherpa(Source(api.load(f"bundled:{MODEL}"), {}), Path(floats))
+        for name in FILES["whisper"]:
+            model = onnx.load(Path(floats) / name)
+            halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name.endswith("/half")}
+            for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in halves]:
+                tensor = halves[node.input[0]]  # it looks for float32 weights
+                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float32"), node.output[0]))
+                model.graph.node.remove(node)
+            onnx.save(model, Path(floats) / name)
+            options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+            quantize_dynamic(
+                Path(floats) / name, folder / name, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], extra_options=options
+            )
+        (folder / TOKENS).write_bytes((Path(floats) / TOKENS).read_bytes())
+
+
+def _open(arguments: argparse.Namespace, system: str) -> Any:
+    quantization, runtime = SYSTEMS[system]
+    file = _file_of(arguments, quantization, runtime)
+    if runtime == "torch":
+        return TorchRecognizer(api.load(file or f"bundled:{MODEL}"))
+    if runtime == "ct2-int8":
+        from runtimes import FasterWhisper  # the script beside this one
+
+        return FasterWhisper(MODEL, "int8", 1, arguments.work / MODEL)
+    return open_runtime(runtime.removesuffix("-int8"), str(file), 1)
+
+
+def _work(arguments: argparse.Namespace, system: str) -> None:
+    time.perf_counter = time.process_time  # recognizers time their parts with it
+    before = memory_bytes()
+    recognizer = _open(arguments, system)
+    sets = {name: load_data(arguments.speech / name).take(arguments.clips) for name in SETS}
+    clip = next(iter(sets["dev-librispeech"])).samples()
+    recognizer.recognize([clip], None)  # warm-up
+    encoder_s, decoder_s, texts = 0.0, 0.0, {}
+    alone = 0.0
+    if "sherpa" in SYSTEMS[system][1]:
+        alone = min(recognizer.recognize([np.zeros(1600, np.float32)], None).decoder_s for _ in range(3))
+    for name, data in sets.items():
+        rows = []
+        for utterance in data:
+            found = transcribe_data(recognizer, replace(data, utterances=(utterance,)))  # one at a time, as all runtimes work
+            encoder_s, decoder_s = encoder_s + found.encoder_s + alone, decoder_s + found.decoder_s - alone
+            rows += found.transcripts
+        texts[name] = to_plain(tuple(rows))
+    result = {
+        "bytes": recognizer.stored_bytes,
+        "encoder_s": encoder_s,
+        "decoder_s": decoder_s,
+        "memory_bytes": peak_memory_bytes() - before,
+        "transcripts": texts,
+    }
+    file = _result_file(arguments, system)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result))
+
+
+def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
+    found = {name: json.loads(file.read_text()) for name in SYSTEMS if (file := _result_file(arguments, name)).is_file()}
+    transcripts = {
+        name: tuple(t for data in SETS for t in from_plain(tuple[Transcript, ...], result["transcripts"][data]))
+        for name, result in found.items()
+    }
+    tokenizer, systems = api.load(f"bundled:{MODEL}").processor.tokenizer, {}
+    for name, result in found.items():
+        original = next(iter(SYSTEMS))
+        score = score_transcripts(transcripts[name], None if name == original else transcripts.get(original))
+        tokens = sum(len(tokenizer(f" {t.text}", add_special_tokens=False).input_ids) + 1 for t in transcripts[name])  # with the end
+        row = {
+            "bytes": result["bytes"],
+            "wer": score.wer,
+            "capped_wer": score.capped_wer,
+            "loops": len(score.looped),
+            "encoder_s": result["encoder_s"],
+            "decoder_s": result["decoder_s"],
+            "ms_per_token": 1000 * result["decoder_s"] / tokens,
+            "memory_bytes": result["memory_bytes"],
+        }
+        if (simulated := SIMULATED.get(name)) in transcripts:
+            pairs = zip(transcripts[name], transcripts[simulated], strict=True)
+            row["same_words_as_pytorch"] = sum(normalize(a.text) == normalize(b.text) for a, b in pairs)
+        systems[name] = row
+    first = next(iter(transcripts.values()))
+    return {
+        "model": MODEL,
+        "utterances": len(first),
+        "audio_s": sum(transcript.duration_s for transcript in first),
+        "machine": {"processor": to_plain(processor()), "threads": 1, "environment": environment()},
+        "systems": systems,
+    }
+
+
+if __name__ == "__main__":
+    main()

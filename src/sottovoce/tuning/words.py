@@ -1,0 +1,24 @@
+"""What tuning did, in sentences: for the terminal and for the report."""
+
+from sottovoce.quantization.tune_record import TuneRecord
+
+
+def sentences(record: TuneRecord) -> list[str]:
+    """Say in sentences what tuning did."""
+    if record.chosen:
+        done = f"{record.numbers:,} scales and floating-point numbers tuned, codes kept; the look after step {record.chosen} is kept"
+    else:
+        done = "no look was better than the start, so the start is kept: the folder computes what it did before"
+    said = [
+        f"{done}; KL to {record.original} in nats per token, on {record.tokens} tokens of {len(record.held_out)} held-out utterances; "
+        f"rates {record.rate:.2g} (scales), {record.float_rate:.2g} (the rest)"
+    ]
+    if record.calibrated_on:
+        said.append(
+            f"{record.calibrated_on} held-out utterances are of speakers on whom the codes were calibrated, which flatters the start"
+        )
+    if record.chosen:
+        said.append("moved most: " + ", ".join(f"{one.name.removeprefix('model.')} {one.change:.2%}" for one in record.moved[:3]))
+    if record.best.loops:
+        said.append(f"loops where the original does not: {', '.join(record.best.loops)}")
+    return said
