@@ -2,10 +2,10 @@
 
 The peak is foreseen from one utterance, which is sent through the network once, and from the shapes of the layers:
 
-    peak = memory now + features + weights and codes of the result + activations of all passes (or of one batch, if they go to a file)
-           + the larger of what a forward pass of one batch takes for a moment and what solving the widest layer takes
+    peak = memory now + features + weights and codes of the result + activations of all passes + the larger of what a forward pass of one
+           batch takes for a moment and what solving the widest layer takes
 
-Activations in a file are not there while a layer is solved: then the larger of the two is taken after they are added to the first.
+With a file there are the activations of one batch in place of all, and once more while its pass runs.
 """
 
 import math
@@ -24,8 +24,9 @@ from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.spill import held_tensors
 from sottovoce.system.memory import keep_freed_memory, memory_bytes, peak_memory_bytes, reset_peak_memory
 
-SQUARES = 33  # matrices [in, in] in float64 while a layer is solved: moments of two folds and their sum, centered too, factors, copies
+SQUARES = 31  # matrices [in, in] in float64 while a layer is solved: moments of two folds and their sum, centered too, factors, copies
 OBLONGS = 24  # matrices [out, in] in float32: target, codes, scales and values of each, errors, candidates on the sampled rows
+LIBRARIES = 48 << 20  # what is taken once, by the first solve
 ROUND = 1.02  # for what is counted nowhere
 SLACK = 1.01  # of the limit that a refusal names: the next process may have a little more to begin with
 
@@ -88,8 +89,9 @@ def foresee(
     live = networks * min(batch_size, count) * measured.live if spill else whole
     result = sum(5 * rows * columns for rows, columns in shapes)  # float32 values and uint8 codes
     moment, solving = batch_size * measured.moment, solving_bytes(shapes)
-    work = max(live + moment, solving) if spill else live + max(moment, solving)  # while a layer is solved, all is in the file
-    peak = measured.now + count * measured.features + result + work
+    # While a layer is solved, all activations are in the file, but for a batch that was read back for the sums.
+    work = live + (max(live + moment, solving) if spill else max(moment, solving))
+    peak = measured.now + LIBRARIES + count * measured.features + result + work
     return MemoryPlan(batch_size=batch_size, spill=spill, peak_bytes=int(ROUND * peak), file_bytes=whole if spill else 0)
 
 
