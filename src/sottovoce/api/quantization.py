@@ -18,7 +18,8 @@ from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
+from sottovoce.quantization.memory_plan import MemoryPlan, plan_memory
 from sottovoce.quantization.pipeline import QuantizedModel, brought_home, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
 from sottovoce.quantization.plan import make_plan as plan_from_recipe
@@ -26,10 +27,14 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneSettings
 from sottovoce.system.devices import Placement
-from sottovoce.system.plain_data import to_plain
+from sottovoce.system.notices import notice
+from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.ranks import Ranks, is_leading, joined_ranks, refuse_ranks
 from sottovoce.system.versions import environment
+
+MEMORY = "memory"
+GIB = 1 << 30
 
 
 def make_plan(model: str | Path | SpeechModel, recipe: Recipe | None = None, *, target: str = DEFAULT_TARGET) -> Plan:
@@ -58,6 +63,7 @@ def quantize(
     resume: bool = False,
     target: str | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
+    max_memory: int | None = None,
     tune: TuneSettings | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
@@ -69,10 +75,13 @@ def quantize(
     `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
     the same inputs was stopped, if there is one. `tune`: also tune what is no code, on up to 192 utterances of `calibration` and looking
     at up to 48 others by other speakers (see `tune`). `placement`: where the forward passes and the solves run (see `find_placement`);
-    the result is on the CPU in any case, and so is the tuning. Started by torchrun, the processes share
-    the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
+    the result is on the CPU in any case, and so is the tuning. `max_memory`: bytes of main memory that each process may
+    take; smaller batches and a file for activations keep it below (see `quantization.memory_plan`). Started by torchrun, the processes
+    share the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
+    if max_memory is not None and placement.device.type != "cpu":
+        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
     if tune is not None:
         refuse_ranks("tuning")
     folder = Path(out).expanduser().absolute()
@@ -111,6 +120,7 @@ def quantize(
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
         "device": str(placement),
+        "max_memory": max_memory,
     }
     running = speech_model.placed(placement, keep_float32=True)
     if tune is not None:
@@ -125,8 +135,21 @@ def quantize(
             speech = prepare_speech(
                 running, sample, language=language, augmentation=augmentation, seed=seed, state=state, ranks=ranks, progress=progress
             )
+        spill = None
+        if max_memory is not None and speech is not None:
+            chosen = _memory_plan(running, plan, recipe, speech, max_memory, batch_size, state, ranks)
+            batch_size, spill = chosen.batch_size, folder.parent if chosen.spill else None
         result = quantize_model(
-            running, plan, recipe, speech, batch_size=batch_size, seed=seed, state=state, ranks=ranks, progress=progress
+            running,
+            plan,
+            recipe,
+            speech,
+            batch_size=batch_size,
+            seed=seed,
+            state=state,
+            ranks=ranks,
+            spill=spill,
+            progress=progress,
         )
         result = brought_home(result, speech_model)
         if not ranks.leads:
@@ -139,6 +162,30 @@ def quantize(
             )
         save_quantized(result, folder, overwrite=overwrite, history=history)
     return result
+
+
+def _memory_plan(
+    model: SpeechModel,
+    plan: Plan,
+    recipe: Recipe,
+    speech: CalibrationSpeech,
+    limit: int,
+    batch_size: int,
+    state: RunState,
+    ranks: Ranks,
+) -> MemoryPlan:
+    """Return the plan that a stopped run had, or make one; rank 0 decides for all. Say what it is."""
+    known = [from_plain(MemoryPlan, value) for value in state.values(MEMORY)] if isinstance(state, StoredRun) else []
+    made = known[0] if known else None
+    if ranks.leads and made is None:
+        made = plan_memory(model, plan, recipe.method, speech, limit, batch_size=batch_size, processes=ranks.size)
+        if isinstance(state, StoredRun):
+            state.add_value(MEMORY, to_plain(made))
+    found = from_plain(MemoryPlan, ranks.exchange(to_plain(made))[0])
+    if ranks.leads:
+        where = f", activations in a file of {found.file_bytes / GIB:.2f} GiB" if found.spill else ""
+        notice(f"memory: batches of {found.batch_size}{where}; {found.peak_bytes / GIB:.2f} GiB foreseen of {limit / GIB:.2f} GiB")
+    return found
 
 
 def _run(ranks: Ranks, folder: Path, *, resume: bool, overwrite: bool) -> AbstractContextManager[RunState]:

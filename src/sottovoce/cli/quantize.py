@@ -63,6 +63,11 @@ EXAMPLES = "\n".join(
 @batch_size_option
 @overwrite_option
 @resume_option
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="Main memory that each process may take, such as 8GiB: smaller batches and a file for activations keep it below.",
+)
 @placement_options
 @language_option
 @threads_option
@@ -86,6 +91,7 @@ def quantize(
     overwrite: bool,
     resume: bool,
     language: str | None,
+    max_memory: str | None,
     place: Callable[[], Placement],
     threads: int | None,
     as_json: bool,
@@ -102,6 +108,7 @@ def quantize(
     from sottovoce.cli.display_folder import print_plan, print_quantized
     from sottovoce.cli.display_tune import print_tuned
     from sottovoce.data.augment import Augmentation
+    from sottovoce.fitting.size import parse_size
     from sottovoce.quantization.plan_file import read_plan
     from sottovoce.quantization.tune_record import TuneSettings
     from sottovoce.system.plain_data import to_plain
@@ -141,6 +148,7 @@ def quantize(
             resume=resume,
             target=options.target,
             placement=placement,
+            max_memory=None if max_memory is None else parse_size(max_memory),
             tune=TuneSettings(context=context) if tune else None,
             progress=progress,
         )

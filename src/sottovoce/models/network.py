@@ -1,5 +1,6 @@
 """Copies of a network that share its weights, and quiet generation."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,15 +30,23 @@ class EncoderOutputs:
     def _remember(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         self._outputs.append(output)
 
-    def decoder_again(self) -> nn.Module:
+    def decoder_again(self, bring_back: Callable[[Sequence[Tensor]], None] = lambda _: None) -> nn.Module:
         """Return the network as it was at first, with its encoder returning what was remembered, in the same order and once.
+
+        `bring_back`: is given these tensors before they are used.
 
         Where nothing was remembered (the embedding is called before the encoder), return the whole network. Stop remembering.
         """
         self._hook.remove()
         if self._outputs:
             outputs, self._outputs = iter(self._outputs), []
-            self._again.get_submodule(self._encoder).forward = lambda *_args, **_kwargs: next(outputs)
+
+            def again(*_args: Any, **_kwargs: Any) -> Any:
+                output = next(outputs)
+                bring_back([tensor for tensor in output.values() if isinstance(tensor, Tensor)])
+                return output
+
+            self._again.get_submodule(self._encoder).forward = again
         return self._again
 
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 
 import torch
@@ -11,6 +12,7 @@ from sottovoce.errors import CalibrationError
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
 from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
+from sottovoce.quantization.spill import Spill
 from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
 from sottovoce.system.devices import solving_device
 from sottovoce.system.ranks import ALONE, Ranks
@@ -27,6 +29,7 @@ def collect_statistics(
     compensate_residual: bool = False,
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     ranks: Ranks = ALONE,
+    spill: Spill | None = None,
 ) -> Iterator[tuple[Layer, LayerStatistics]]:
     """Run the networks in lockstep and yield every layer with its statistics, in calling order.
 
@@ -34,14 +37,14 @@ def collect_statistics(
     changes in the quantized network's layer takes effect for all layers after it. Layers that receive the very same tensors share
     one `LayerStatistics`. `compensate_residual`: for layers that write into a residual stream, what the stream lacks counts as an
     error of their outputs (WaterSIC, arXiv 2603.04956). `before`: callbacks by module name, run when all passes are paused in front
-    of it. `ranks`: each has batches of its own, and rank 0 gets the statistics of all of them, the others of their own. Raises
-    `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
+    of it. `ranks`: each has batches of its own, and rank 0 gets the statistics of all of them, the others of their own.
+    `spill`: where paused passes leave their tensors. Raises `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerStatistics]] = []
     writers = {layer.residual: layer.name for layer in layers if compensate_residual and layer.residual is not None}
     residual_of: dict[str, PausedLayer] = {}  # by the layer that will write into it; the paused forward passes hold the same tensors
-    for paused in run_in_lockstep(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}):
+    for paused in run_in_lockstep(networks, [batch.inputs for batch in batches], {*by_name, *before, *writers}, spill):
         if paused.name in before:
             before[paused.name]()
             continue
@@ -54,7 +57,7 @@ def collect_statistics(
         known = next((statistics for other, statistics in recent if other.same(identity)), None)
         if known is None:
             residual = residual_of.pop(layer.name, None)
-            known = _accumulate(paused, batches, layer, _projection(networks[0], layer, residual), magnitudes, residual, ranks)
+            known = _accumulate(paused, batches, layer, _projection(networks[0], layer, residual), magnitudes, residual, ranks, spill)
             del residual
             recent.append((identity, known))
         del paused
@@ -90,44 +93,47 @@ def _accumulate(
     magnitudes: bool,
     residual: PausedLayer | None,
     ranks: Ranks,
+    spill: Spill | None,
 ) -> LayerStatistics:
-    width, device = paused.inputs[0][0].shape[-1], paused.inputs[0][0].device
+    with _loaded(paused, None, 0, spill):
+        width, device = paused.inputs[0][0].shape[-1], paused.inputs[0][0].device
     sums = solving_device(device)
     if projection is not None:
         projection = projection.to(device)
     accumulators = (MomentAccumulator(width, projection, sums), MomentAccumulator(width, projection, sums))
     samples, quantized_samples, residual_samples, magnitude = (dict[int, Tensor]() for _ in range(4))
     for i, batch in enumerate(batches):
-        seen = [paused.inputs[0][i], paused.inputs[-1][i]]
-        same = seen[0] is seen[1] or torch.equal(*seen)
-        if residual is not None:
-            seen += [residual.inputs[0][i], residual.inputs[-1][i]]
-        if layer.positions == "all":
-            # Whatever their shape: such batches hold one utterance, without padding.
-            seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
-            weights = torch.ones(seen[0].shape[:-1])
-        else:
-            weights = batch.weights[layer.positions]
-        if seen[0].shape[:-1] != weights.shape:
-            raise CalibrationError(
-                f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
-            )
-        for fold in (0, 1):
-            counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
-            root = weights[counted].sqrt().unsqueeze(1).to(device)
-            counted = counted.to(device)
-            quantized_rows = _rows(seen[1], counted, root)
-            rows = quantized_rows if same else _rows(seen[0], counted, root)
-            error = None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
-            accumulators[fold].add(rows, quantized_rows, root, error, group=batch.group)
-            place = 2 * batch.number + fold
-            if magnitudes:
-                magnitude[place] = (quantized_rows.abs() * root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
-            every = max(1, len(rows) // SAMPLED_ROWS)
-            samples[place] = rows[::every].to(sums, copy=True)
-            quantized_samples[place] = samples[place] if same else quantized_rows[::every].to(sums, copy=True)
-            if error is not None:
-                residual_samples[place] = error[::every].to(sums, copy=True)
+        with _loaded(paused, residual, i, spill):
+            seen = [paused.inputs[0][i], paused.inputs[-1][i]]
+            same = seen[0] is seen[1] or torch.equal(*seen)
+            if residual is not None:
+                seen += [residual.inputs[0][i], residual.inputs[-1][i]]
+            if layer.positions == "all":
+                # Whatever their shape: such batches hold one utterance, without padding.
+                seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
+                weights = torch.ones(seen[0].shape[:-1])
+            else:
+                weights = batch.weights[layer.positions]
+            if seen[0].shape[:-1] != weights.shape:
+                raise CalibrationError(
+                    f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
+                )
+            for fold in (0, 1):
+                counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
+                root = weights[counted].sqrt().unsqueeze(1).to(device)
+                counted = counted.to(device)
+                quantized_rows = _rows(seen[1], counted, root)
+                rows = quantized_rows if same else _rows(seen[0], counted, root)
+                error = None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
+                accumulators[fold].add(rows, quantized_rows, root, error, group=batch.group)
+                place = 2 * batch.number + fold
+                if magnitudes:
+                    magnitude[place] = (quantized_rows.abs() * root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
+                every = max(1, len(rows) // SAMPLED_ROWS)
+                samples[place] = rows[::every].to(sums, copy=True)
+                quantized_samples[place] = samples[place] if same else quantized_rows[::every].to(sums, copy=True)
+                if error is not None:
+                    residual_samples[place] = error[::every].to(sums, copy=True)
         if batch.closes:
             for accumulator in accumulators:
                 accumulator.close_group()
@@ -135,7 +141,8 @@ def _accumulate(
         accumulator.close_group()
         if not bool(torch.isfinite(accumulator.hessian).all()):
             raise CalibrationError(
-                f"{layer.name}: its inputs hold NaN or infinite values{_culprits(paused, batches)}; check the audio and the model's weights"
+                f"{layer.name}: its inputs hold NaN or infinite values{_culprits(paused, batches, spill)}; "
+                "check the audio and the model's weights"
             )
         accumulator.join(ranks)
     folds = accumulators[0].finish(), accumulators[1].finish()
@@ -151,13 +158,19 @@ def _accumulate(
     )
 
 
-def _culprits(paused: PausedLayer, batches: Sequence[Batch]) -> str:
+def _loaded(paused: PausedLayer, residual: PausedLayer | None, batch: int, spill: Spill | None) -> AbstractContextManager[None]:
+    """Have what the layer sees of one batch in memory."""
+    rows = [*paused.inputs, *(residual.inputs if residual is not None else ())]
+    return nullcontext() if spill is None else spill.loaded([row[batch] for row in rows])
+
+
+def _culprits(paused: PausedLayer, batches: Sequence[Batch], spill: Spill | None) -> str:
     """Name the utterances whose values are not finite."""
     found = list[str]()
     for i, batch in enumerate(batches):
         for row in paused.inputs:
-            states = row[i].reshape(len(batch.folds), -1)
-            bad = ~torch.isfinite(states).all(1)
+            with _loaded(paused, None, i, spill):
+                bad = ~torch.isfinite(row[i].reshape(len(batch.folds), -1)).all(1)
             found += [name for name, is_bad in zip(batch.names, bad.tolist(), strict=False) if is_bad and name not in found]
     return f" in {', '.join(found)}" if found else ""
 

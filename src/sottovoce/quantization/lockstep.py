@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import CalibrationError
+from sottovoce.quantization.spill import Spill, held_tensors
+from sottovoce.system.memory import release_freed_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +31,17 @@ class PausedLayer:
     inputs: list[list[Tensor]]
 
 
-def run_in_lockstep(networks: Sequence[nn.Module], batches: Sequence[dict[str, Any]], targets: Collection[str]) -> Iterator[PausedLayer]:
+def run_in_lockstep(
+    networks: Sequence[nn.Module],
+    batches: Sequence[dict[str, Any]],
+    targets: Collection[str],
+    spill: Spill | None = None,
+    watch: Callable[[Any], None] | None = None,
+) -> Iterator[PausedLayer]:
     """Yield a `PausedLayer` for each target module, in calling order. The networks share module names; run without gradients.
+
+    `spill`: where paused passes leave their tensors; the inputs of a `PausedLayer` are then empty outside of
+    `spill.loaded`. `watch`: is shown the frame of every pass when it pauses.
 
     Once every target was visited, the forward passes are abandoned where they stand.
     Raises `CalibrationError` if the coroutines part ways, if a target is called twice in one pass, or if one is never called.
@@ -44,7 +55,14 @@ def run_in_lockstep(networks: Sequence[nn.Module], batches: Sequence[dict[str, A
     try:
         while len(visited) < len(targets):
             # Batch by batch, so that what one network has just computed for a batch is there for the next network.
-            stops = list(zip(*[[row[b].switch() for row in walkers] for b in range(len(batches))], strict=True))
+            if spill is not None:  # pieces between what stays are of no use to the next, larger tensors
+                release_freed_memory()
+            stops = list(zip(*[_walk_on([row[b] for row in walkers], spill) for b in range(len(batches))], strict=True))
+            for walker in (walker for row in walkers for walker in row):
+                if watch is not None:
+                    watch(walker.gr_frame)
+            if spill is not None:
+                release_freed_memory()
             name = _common_name(stops, visited, targets)
             visited.add(name)
             # Only the generator's caller holds the inputs while everybody waits.
@@ -57,6 +75,16 @@ def run_in_lockstep(networks: Sequence[nn.Module], batches: Sequence[dict[str, A
             for walker in row:
                 if walker and not walker.dead:
                     walker.throw(greenlet.GreenletExit)
+
+
+def _walk_on(walkers: Sequence[Any], spill: Spill | None) -> list[Any]:
+    """Let the passes of all networks on one batch go on to their next stops."""
+    if spill is None:
+        return [walker.switch() for walker in walkers]
+    spill.bring_back(held_tensors([walker.gr_frame for walker in walkers]))
+    stops = [walker.switch() for walker in walkers]
+    spill.park([walker.gr_frame for walker in walkers])
+    return stops
 
 
 def _compute_once(networks: Sequence[nn.Module]) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -24,6 +25,7 @@ from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.sequential import DIAGNOSTIC_UTTERANCES, LayerObserver, quantize_sequentially
+from sottovoce.quantization.spill import Spill
 from sottovoce.system.devices import brought_home as network_brought_home
 from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.progress import Progress, silent
@@ -81,6 +83,7 @@ def quantize_model(
     seed: int = 0,
     state: RunState | None = None,
     ranks: Ranks = ALONE,
+    spill: Path | None = None,
     progress: Progress = silent,
     on_layer: LayerObserver | None = None,
 ) -> QuantizedModel:
@@ -89,6 +92,7 @@ def quantize_model(
     `speech` is needed by every method but RTN; `seed` is what it was sampled by, for the record. `state`: what a stopped run of the
     same inputs has finished; it is given what this run finishes (by the methods that go layer by layer; the others do all layers at
     once). `ranks`: processes that share the utterances; all of them return the same codes, and rank 0's `state` counts.
+    `spill`: a folder for the activations of paused passes, which then take no memory.
     `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached
     exactly once or its inputs are not finite.
     """
@@ -129,6 +133,7 @@ def quantize_model(
                 state=state or RunState(),
                 ranks=ranks,
                 few=few,
+                spill=None if spill is None else partial(Spill, spill),
                 progress=progress,
                 on_layer=on_layer,
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sottovoce.core.error_metrics import relative_weight_error
 from sottovoce.core.fade import NO_CORRECTION, diagnostic_strengths, held_out_choice, reliability_score
@@ -22,6 +22,7 @@ from sottovoce.quantization.methods import GPTQ, QEP
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.sharding import broadcast_layer, broadcast_layers
+from sottovoce.quantization.spill import Spill
 from sottovoce.quantization.statistics import LayerStatistics
 from sottovoce.system.progress import Progress
 from sottovoce.system.ranks import Ranks
@@ -57,14 +58,15 @@ def quantize_sequentially(
     state: RunState,
     ranks: Ranks,
     few: Sequence[Batch],
+    spill: Callable[[Sequence[nn.Module]], Spill] | None,
     progress: Progress,
     on_layer: LayerObserver | None = None,
 ) -> tuple[Any, dict[str, LayerResult]]:
     """Run GPTQ or what is built on it: each layer is quantized when both networks have reached it, and installed at once.
 
-    `few`: batches of the pass for the rule "diagnostic". `ranks`: each has batches of its own; rank 0 solves, and tells the others. Layers
-    that `state` has (rank 0's) are installed as they are; further ones are shown to `on_layer`, then added to it. Return the network and
-    its layers.
+    `few`: batches of the pass for the rule "diagnostic". `spill`: makes the file for paused activations, where there is to be one.
+    `ranks`: each has batches of its own; rank 0 solves, and tells the others. Layers that `state` has (rank 0's) are installed as they are;
+    further ones are shown to `on_layer`, then added to it. Return the network and its layers.
     """
     network: Any = share_weights(model.network)
     layers = planned_layers(model, plan)
@@ -108,19 +110,24 @@ def quantize_sequentially(
         encoded = EncoderOutputs(network, model.encoder)
 
         def quantize_tied(layer: Layer = tied) -> None:
-            for _, statistics in collect_statistics([encoded.decoder_again()], batches, [layer], ranks=ranks):
+            again = encoded.decoder_again() if kept is None else encoded.decoder_again(kept.bring_back)
+            for _, statistics in collect_statistics([again], batches, [layer], ranks=ranks, spill=kept):
                 quantize(layer, statistics, head_embedding_weight)
 
         before[model.embedding] = quantize_tied
     networks = [model.network, network] if method.n_networks == 2 else [network]
+    kept = None if spill is None else spill([model.network, network])
     missing = [layer for layer in layers if layer.name not in finished or layer is tied]
     compensate = isinstance(method, QEP) and method.compensate_residual
-    for layer, statistics in collect_statistics(networks, batches, missing, compensate_residual=compensate, before=before, ranks=ranks):
+    walk = collect_statistics(networks, batches, missing, compensate_residual=compensate, before=before, ranks=ranks, spill=kept)
+    for layer, statistics in walk:
         if layer is tied:
             head = finished.pop(layer.name)  # last in the order of calls
             finished[layer.name] = with_final_statistics(head, model.module(layer.name).weight, statistics)
         else:
             quantize(layer, statistics)
+    if kept is not None:
+        kept.forget()
     progress("", len(layers), len(layers))
     return network, finished
 
