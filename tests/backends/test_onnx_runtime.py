@@ -1,6 +1,7 @@
 """The ONNX folder: against PyTorch step by step, and by what is in it."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.recipe import Recipe, encoder_rule
+from sottovoce.system.versions import Processor, processor, sums_of_bytes_saturate
 from tests.conftest import make_tiny, quantized
 
 
@@ -206,6 +208,8 @@ def test_an_8_bit_encoder_holds_the_very_numbers(int8_encoder: tuple[QuantizedMo
 
 
 def test_an_8_bit_encoder_computes_what_pytorch_does_with_inputs_rounded_to_uint8(int8_encoder: tuple[QuantizedModel, Path]) -> None:
+    if sums_of_bytes_saturate(processor()):
+        pytest.skip("sums of bytes saturate on this processor")
     result, folder = int8_encoder
     features = result.model.features(recordings(1))
 
@@ -223,6 +227,22 @@ def test_an_8_bit_encoder_computes_what_pytorch_does_with_inputs_rounded_to_uint
         handle.remove()
     got = encoded(folder, features)
     assert distance(got, wanted) < 2e-3 < distance(got, exact) < 0.1
+
+
+def test_a_processor_whose_sums_saturate_is_named(
+    int8_encoder: tuple[QuantizedModel, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Processor(name="old", instruction_sets=("avx2",)), Processor(name="new", instruction_sets=("avx2", "avx_vnni"))
+    assert sums_of_bytes_saturate(old)
+    assert not sums_of_bytes_saturate(new)
+    assert not sums_of_bytes_saturate(Processor(name="a telephone", instruction_sets=("asimd",)))
+    write_onnx(open_source(int8_encoder[0]), tmp_path / "exact", activations="float32")
+    for found, folder, said in ((old, int8_encoder[1], True), (new, int8_encoder[1], False), (old, tmp_path / "exact", False)):
+        caplog.clear()
+        monkeypatch.setattr("sottovoce.backends.onnx_runtime.runtime.processor_here", lambda found=found: found)
+        with caplog.at_level(logging.WARNING, logger="sottovoce"):
+            open_runtime("onnx", folder, 1)
+        assert any("may saturate on this processor" in record.getMessage() for record in caplog.records) == said
 
 
 def test_an_8_bit_encoder_leaves_inputs_alone_on_request(int8_encoder: tuple[QuantizedModel, Path], tmp_path: Path) -> None:

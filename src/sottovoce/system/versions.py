@@ -37,6 +37,15 @@ def processor() -> Processor:
     return Processor(name=platform.processor() or platform.machine(), instruction_sets=())
 
 
+def sums_of_bytes_saturate(found: Processor) -> bool:
+    """Whether a processor adds products of unsigned and signed bytes in 16 bits: x86 without VNNI instructions.
+
+    ONNX Runtime documents it under "When and why do I need to try U8U8?" (onnxruntime.ai, Quantize ONNX models).
+    """
+    sets = set(found.instruction_sets)
+    return "avx2" in sets and sets.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def parse_cpuinfo(text: str) -> Processor:
     """Read the first processor of a `/proc/cpuinfo`, as x86 ("model name", "flags") and ARM ("Features") write it."""
     values = dict[str, str]()

@@ -15,8 +15,12 @@ from sottovoce.errors import DataError, ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow, ShortContext, by_context
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model, window_of_model
 from sottovoce.models.load import FAMILIES
+from sottovoce.system.notices import notice
 from sottovoce.system.plain_data import from_plain
+from sottovoce.system.versions import processor as processor_here
+from sottovoce.system.versions import sums_of_bytes_saturate
 
+BYTES_OPERATOR = b"DynamicQuantizeMatMul"
 BATCH = 8  # utterances decoded together, where the family pads them to one length
 
 
@@ -52,6 +56,11 @@ class OnnxRecognizer:
             )
         except Exception as exc:
             raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
+        if sums_of_bytes_saturate(processor_here()) and BYTES_OPERATOR in (self._folder / ENCODER).read_bytes():
+            notice(
+                f"{folder}: its encoder multiplies bytes, whose sums may saturate on this processor (x86 without VNNI instructions), which "
+                "costs words; compare with `sottovoce evaluate --against`, or export it with --activations float32"
+            )
         self.model = FAMILIES[config.model_type](settings, processor, self.source)
         self.max_duration_s = self.model.max_duration_s
         names = {value.name: value.shape for value in self._decoder.get_inputs()}
