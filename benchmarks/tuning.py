@@ -68,6 +68,7 @@ def main() -> None:
                 rate=arguments.rate,
                 float_rate=arguments.float_rate,
                 context=arguments.context,
+                full_share=arguments.full_share,
                 look_every=arguments.look_every,
             ),
             utterances=arguments.utterances,
@@ -96,10 +97,11 @@ def main() -> None:
     }
     report["tuning"].pop("speech")  # ids and hashes; the command gives the same
     report["tuning"].pop("held_out")
-    for name in SETS:
+    out = arguments.out / f"{arguments.name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    for name in arguments.sets:
         report["sets"][name] = measured(arguments, {"start": start, "tuned": tuned}, name)
-        out = arguments.out / f"{arguments.name}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -159,6 +161,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--head-bits", type=int, default=None)
     parser.add_argument("--calibration-utterances", type=int, default=48)
     parser.add_argument("--context", choices=["full", "short"], default="full")
+    parser.add_argument("--full-share", type=float, default=TuneSettings().full_share, help="of utterances, with --context short")
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--float-rate", type=float)
@@ -167,6 +170,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=48)
     parser.add_argument("--runtime", default="torch")
     parser.add_argument("--contexts", nargs="+", default=["full"])
+    parser.add_argument("--sets", nargs="*", default=SETS, help="to measure on; none: only the record of the tuning is written")
     parser.add_argument("--limit", type=int, default=None, help="utterances of each dev set (default: all)")
     parser.add_argument("--kl", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--threads", type=int, default=1)

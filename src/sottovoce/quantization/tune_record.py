@@ -19,7 +19,8 @@ class TuneSettings:
 
     `steps` of `batch_size` utterances. `rate`: the largest relative step of a scale; `float_rate`: of norms, biases and position tables, in
     units of each tensor's root mean square; None: by the width of the codes (`default_rates`). `context`: "full", or "short" for an encoder
-    that may stop when the speech stops. `look_every`: steps between looks at held-out speech (None: six looks). `sampled`: share of
+    that may stop when the speech stops; then `full_share` of the utterances keep the full context (with a tenth it got worse, see
+    docs/tuning.md). `look_every`: steps between looks at held-out speech (None: six looks). `sampled`: share of
     transcripts that are sampled from the original, in place of its greedy ones. `encoder_weight`: of the encoder's relative squared error;
     `prior`: of the mean squared move, beside the KL in nats. Raises `RecipeError` for a value out of range.
     """
@@ -29,6 +30,7 @@ class TuneSettings:
     rate: float | None = None
     float_rate: float | None = None
     context: Context = "full"
+    full_share: float = 0.25
     look_every: int | None = None
     sampled: float = 0.2
     encoder_weight: float = 1.0
@@ -46,8 +48,9 @@ class TuneSettings:
         for name in ("encoder_weight", "prior"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name} = {getattr(self, name):g} is out of range; 0 or more")
-        if not 0 <= self.sampled <= 1:
-            raise RecipeError(f"sampled = {self.sampled:g} is out of range; 0 to 1")
+        for name in ("sampled", "full_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} = {getattr(self, name):g} is out of range; 0 to 1")
         if self.context not in ("full", "short"):
             raise RecipeError(f"context = {self.context!r} is not known; 'full' or 'short'")
 
@@ -60,7 +63,7 @@ class TuneSettings:
 def default_rates(code_bits: float) -> tuple[float, float]:
     """Return `rate` and `float_rate` for codes of so many bits on average.
 
-    From 4 bits on a rate of 2e-3 makes things worse, while at 2 bits it is what helps; see docs/tuning.md.
+    The coarser the codes, the farther scales have to go: 2e-3 at 2 bits, 2e-4 from 4 bits on; see docs/tuning.md.
     """
     low, high = CODE_BITS
     share = min(1.0, max(0.0, (code_bits - low) / (high - low)))

@@ -15,7 +15,6 @@ LAST_RATE = 0.01  # of the largest, at the end
 MARGINS = (8, 128)  # encoder positions beyond the end of a recording, drawn evenly on a logarithmic scale
 LOOK_MARGIN = 16  # at looks
 SMALLEST = 100  # encoder positions of a context
-FULL_SHARE = 0.1  # of recordings that keep the full context while short ones are trained
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def exercises(model: SpeechModel, lessons: Sequence[Lesson], settings: TuneSetti
             lesson = lessons[order[-1]]
             which = int(len(lesson.transcripts) > 1 and chance.random() < settings.sampled)
             context = None
-            if settings.context == "short" and chance.random() >= FULL_SHARE:
+            if settings.context == "short" and chance.random() >= settings.full_share:
                 margin = math.exp(chance.uniform(*map(math.log, MARGINS)))
                 context = short_context(model, len(lesson.recording), round(margin))
             step.append(Exercise(order.pop(), which, context))
