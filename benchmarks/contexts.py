@@ -9,8 +9,8 @@ Runtime (float32) and, where the package ctranslate2 is installed, faster-whispe
 process of its own, for its words and memory (peak of the process above what it held before the model was loaded). Then one process holds
 all systems, and each clip goes through one after the other, so that other work on the machine slows all of them. Seconds: means over the
 clips of one length, of the least of the repeats for each clip; `cpu_s` is time of the processor, which other work on the machine changes
-least, the others are of the clock. whisper.cpp tells no times of its parts: its encoder runs once more, alone. Words: of every system with
-those of the original, and of a short context with those of the same file with whole windows.
+least; with --clock, times of the clock stand beside it. whisper.cpp tells no times of its parts: its encoder runs once more, alone. Words:
+of every system with those of the original, and of a short context with those of the same file with whole windows.
 """
 
 import argparse
@@ -64,7 +64,7 @@ SYSTEMS: dict[str, tuple[str, str, bool]] = {
 
 
 def main() -> None:
-    """Make the files, measure every system that is not measured yet, and write the summary and its figure."""
+    """Measure, and write the summary and its figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path, help="for files and unfinished measurements")
@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/contexts.json"))
+    parser.add_argument("--clock", action="store_true", help="keep times of the clock too, encoder and decoder apart: for a quiet machine")
+    parser.add_argument("--summary-only", action="store_true", help="of what a stopped run had measured")
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -83,6 +85,16 @@ def main() -> None:
     if arguments.worker:
         _measure(arguments, arguments.worker)
         return
+    if not arguments.summary_only:
+        _measure_all(arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    summary = _summary(arguments)
+    arguments.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _draw(summary, arguments.out.with_suffix(".svg"))
+
+
+def _measure_all(arguments: argparse.Namespace) -> None:
+    """Make the files, and measure what is not measured yet."""
     for name, (_, runtime, _) in SYSTEMS.items():
         if runtime == "ct2-int8" and importlib.util.find_spec("ctranslate2") is None:
             print(f"{name}: left out, ctranslate2 is not installed", flush=True)
@@ -97,10 +109,6 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=True)
     print("times", flush=True)
     _time(arguments)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    summary = _summary(arguments)
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    _draw(summary, arguments.out.with_suffix(".svg"))
 
 
 def _result_file(arguments: argparse.Namespace, name: str) -> Path:
@@ -233,9 +241,10 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     systems = {}
     for name, one in found.items():
         lengths = {}
-        for length in (f"{seconds:g}" for seconds in arguments.seconds):
+        for length in dict.fromkeys(row["length"] for row in times):
             own = [row["systems"][name] for row in times if row["length"] == length]
-            lengths[length] = {key: round(statistics.mean(clip[key] for clip in own), 4) for key in own[0]}
+            kept = [key for key in own[0] if arguments.clock or key == "cpu_s"]
+            lengths[length] = {key: round(statistics.mean(clip[key] for clip in own), 4) for key in kept}
         whole = name.removesuffix(", short")
         systems[name] = {
             "context": one["context"],
