@@ -25,7 +25,16 @@ from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
-from sottovoce.errors import CalibrationError, CheckpointError, DataError, ModelError, OutputError, RecipeError, SottovoceError
+from sottovoce.errors import (
+    CalibrationError,
+    CheckpointError,
+    DataError,
+    MachineError,
+    ModelError,
+    OutputError,
+    RecipeError,
+    SottovoceError,
+)
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
@@ -66,6 +75,12 @@ def lessons_of(original: SpeechModel, speech_folder: Path, *, sampled: bool = Tr
     data = load_data(speech_folder).take(count)
     speech = prepare(original, data, language=None, state=RunState(), progress=lambda *_: None)
     return make_lessons(original, speech, sampled=sampled, seed=0, doing="listening", progress=lambda *_: None)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MachineError, match="tuning runs in one process, and torchrun has started 2"):
+        api.tune(tmp_path / "q", tmp_path / "out", calibration=tmp_path)
 
 
 def test_it_comes_nearer_and_says_how_far(done: api.TuneResult, checkpoint: Path) -> None:

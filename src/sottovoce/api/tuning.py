@@ -24,6 +24,7 @@ from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneRecord, TuneSettings, default_rates
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.ranks import refuse_ranks
 from sottovoce.system.versions import environment
 from sottovoce.tuning.numbers import TunedNumbers
 from sottovoce.tuning.run import Tuning
@@ -67,8 +68,10 @@ def tune(
     if none is better. `against`: the original (default: the one that the folder names). `settings`: steps, rates, context. `resume`: go on
     where the same tuning was stopped. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` and leaves `out` as it was: `CheckpointError` for what is no quantized folder or is tuned already,
-    `ModelError` for an original that is missing or another model, `CalibrationError` for speech that is too little.
+    `ModelError` for an original that is missing or another model, `CalibrationError` for speech that is too little,
+    `MachineError` under torchrun.
     """
+    refuse_ranks("tuning")
     folder, settings = Path(out).expanduser().absolute(), settings or TuneSettings()
     refuse_existing(folder, overwrite=overwrite)
     start, history = open_quantized(checkpoint)
