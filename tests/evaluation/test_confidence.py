@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from sottovoce.evaluation.confidence import (
     log_odds,
     word_confidences,
 )
-from sottovoce.evaluation.recognizer import TorchRecognizer, refuse_words
+from sottovoce.evaluation.recognizer import TorchRecognizer, WordlessRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
 from tests.conftest import make_tiny
@@ -154,13 +153,14 @@ def test_scaled_word_confidences(speech_folder: Path) -> None:
 
 
 def test_a_runtime_without_word_boundaries_says_so() -> None:
-    class Wordless(TorchRecognizer):
-        def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-            refuse_words("a.bin", "whisper.cpp")
+    class Wordless(WordlessRecognizer, TorchRecognizer):
+        runtime = "whisper.cpp"
 
     transcript = Transcript(id="a", text="x", tokens=(65,), duration_s=1.0, log_probabilities=(-0.1,))
+    recognizer = Wordless(make_tiny())
+    recognizer.source = "a.bin"
     with pytest.raises(ModelError, match=r"a\.bin: whisper\.cpp does not tell how its tokens make words; .* torch or onnx"):
-        word_confidences(Wordless(make_tiny()), transcript)
+        word_confidences(recognizer, transcript)
 
 
 def test_the_command_fits_stores_and_applies(

@@ -10,10 +10,10 @@ from sottovoce.data.folds import assign_folds
 from sottovoce.errors import CalibrationError
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
-from sottovoce.models.network import share_weights
 from sottovoce.quantization.calibration_set import PositionWeights, make_batches
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.lockstep import run_in_lockstep
+from sottovoce.system.devices import share_weights
 from tests.conftest import make_tiny
 
 

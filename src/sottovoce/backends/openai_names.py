@@ -1,5 +1,7 @@
 """OpenAI's names of Whisper's tensors, which whisper.cpp, mlx-whisper and sherpa-onnx keep (openai/whisper, `whisper/model.py`)."""
 
+from typing import Any
+
 _TOP = {
     "conv1": "conv1",
     "conv2": "conv2",
@@ -33,3 +35,19 @@ def openai_name(parameter: str) -> str:
     if rest in _TOP:
         return f"{half}.{_TOP[rest]}"
     return f"{half}.{rest}"
+
+
+def openai_dimensions(config: Any) -> dict[str, int]:
+    """Return OpenAI's `ModelDimensions` of a Whisper by their names there."""
+    return {
+        "n_mels": config.num_mel_bins,
+        "n_audio_ctx": config.max_source_positions,
+        "n_audio_state": config.d_model,
+        "n_audio_head": config.encoder_attention_heads,
+        "n_audio_layer": config.encoder_layers,
+        "n_vocab": config.vocab_size,
+        "n_text_ctx": config.max_target_positions,
+        "n_text_state": config.d_model,
+        "n_text_head": config.decoder_attention_heads,
+        "n_text_layer": config.decoder_layers,
+    }

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.held_out import HeldOutSpeech
-from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.devices import share_weights
 from sottovoce.system.progress import Progress, silent
 
 TOP_TOKENS = 256  # kept one by one

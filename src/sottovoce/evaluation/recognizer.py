@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -231,8 +231,22 @@ def split_words_of_model(model: SpeechModel, tokens: Sequence[int], values: Sequ
     return [(text, own) for word, own in words if (text := model.text(word))]
 
 
-def refuse_words(source: str, runtime: str) -> NoReturn:
-    """Raise the `ModelError` of a runtime whose tokens cannot be put together to words."""
-    raise ModelError(
-        f"{source}: {runtime} does not tell how its tokens make words; take word confidences in the runtime torch or onnx instead"
-    )
+class WordlessRecognizer:
+    """What runtimes have in common that have no procedure for long recordings and do not tell how their tokens make words.
+
+    `runtime`: as it is called. Long recordings are cut at silence, as for every model without timestamps.
+    """
+
+    source: str
+    runtime: ClassVar[str]
+
+    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
+        del recording, language
+        return None
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        del tokens, values
+        raise ModelError(
+            f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or onnx "
+            "instead"
+        )

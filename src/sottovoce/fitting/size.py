@@ -11,12 +11,12 @@ from sottovoce.backends.layer_bytes import zero_weight
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.save import save_quantized
 from sottovoce.errors import RecipeError
-from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.install import round_floats_to_float16
 from sottovoce.quantization.pipeline import QuantizedModel, Timing
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.devices import share_weights
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
 FACTORS = {None: 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

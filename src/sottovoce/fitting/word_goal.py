@@ -36,14 +36,13 @@ class WordGoal:
         """Transcribe `data` with `model` and return how much more its error rate is than the original's."""
         transcripts = transcribe_data(model, data, language=self.language, progress=progress).transcripts
         score = score_transcripts(transcripts, self.original[data.name], language=self.language)
-        reference = score_transcripts(self.original[data.name], language=self.language)
         paired = score.paired
         assert isinstance(paired, Paired)  # noqa: S101 - a reference system was given
         return WordIncrease(
-            points=100 * (score.rate - reference.rate),
+            points=100 * paired.difference,
             low=100 * paired.low,
             high=100 * paired.high,
-            original_rate=100 * reference.rate,
+            original_rate=100 * (score.rate - paired.difference),
             metric=score.metric,
             utterances=len(transcripts),
         )

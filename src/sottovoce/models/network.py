@@ -1,4 +1,4 @@
-"""Copies of a network that share its weights, and quiet generation."""
+"""What an encoder returned, kept for a second run of its decoder, and quiet generation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,12 +7,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from sottovoce.models.decoding import measured_config
-from sottovoce.system.devices import sharing_copy
-
-
-def share_weights(network: nn.Module) -> nn.Module:
-    """Return a copy of `network` with modules of its own that share all tensors; replace a parameter to change only the copy."""
-    return sharing_copy(network)
+from sottovoce.system.devices import share_weights
 
 
 class EncoderOutputs:

@@ -6,13 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from sottovoce.models.batching import Batch
-from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.install import planned_layers, round_all_layers
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.sharding import broadcast_tensor
+from sottovoce.system.devices import share_weights
 from sottovoce.system.progress import Progress
 from sottovoce.system.ranks import Ranks
 

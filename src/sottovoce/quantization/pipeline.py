@@ -13,7 +13,6 @@ from sottovoce.data.dataset import Share
 from sottovoce.data.folds import assign_folds
 from sottovoce.errors import CalibrationError, MachineError
 from sottovoce.models.batching import Batch
-from sottovoce.models.network import share_weights
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.awq import quantize_with_awq
 from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches, plan_pieces
@@ -27,6 +26,7 @@ from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.sequential import DIAGNOSTIC_UTTERANCES, LayerObserver, quantize_sequentially
 from sottovoce.quantization.spill import Spill
 from sottovoce.system.devices import brought_home as network_brought_home
+from sottovoce.system.devices import share_weights
 from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.ranks import ALONE, Ranks

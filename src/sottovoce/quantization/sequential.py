@@ -13,7 +13,7 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.rtn import rtn
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
-from sottovoce.models.network import EncoderOutputs, share_weights
+from sottovoce.models.network import EncoderOutputs
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.install import install_layer, planned_layers
@@ -24,6 +24,7 @@ from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.sharding import broadcast_layer, broadcast_layers
 from sottovoce.quantization.spill import Spill
 from sottovoce.quantization.statistics import LayerStatistics
+from sottovoce.system.devices import share_weights
 from sottovoce.system.progress import Progress
 from sottovoce.system.ranks import Ranks
 

@@ -108,7 +108,7 @@ def placed(network: nn.Module, placement: Placement, *, keep_float32: bool = Fal
     """
     if placement.is_plain:
         return network
-    copied = sharing_copy(network)
+    copied = share_weights(network)
     rounded_later = keep_float32 and placement.dtype != torch.float32
     first, moved = next(network.parameters()), dict[tuple[int, torch.device], Tensor]()
 
@@ -141,7 +141,7 @@ def placed(network: nn.Module, placement: Placement, *, keep_float32: bool = Fal
 
 def brought_home(network: nn.Module, original: nn.Module) -> nn.Module:
     """Return the parameters of `network` on the CPU, in a copy of `original`, from which it was placed."""
-    copied, known = sharing_copy(original), dict[int, nn.Parameter]()
+    copied, known = share_weights(original), dict[int, nn.Parameter]()
     for name, module in copied.named_modules():
         for key, parameter in network.get_submodule(name)._parameters.items():
             if parameter is not None:
@@ -150,8 +150,8 @@ def brought_home(network: nn.Module, original: nn.Module) -> nn.Module:
     return copied
 
 
-def sharing_copy(network: nn.Module) -> nn.Module:
-    """Return a copy of `network` with modules of its own that share all tensors."""
+def share_weights(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` with modules of its own that share all tensors; replace a parameter to change only the copy."""
     return copy.deepcopy(network, {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]})
 
 

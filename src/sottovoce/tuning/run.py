@@ -57,7 +57,7 @@ class Tuning:
         *,
         seed: int,
     ) -> None:
-        self.original, self.numbers, self.settings, self._rates = original, numbers, settings, rates
+        self.original, self.numbers, self.settings = original, numbers, settings
         self._training, self._held_out, self._seen = training, held_out, training[:SEEN]
         self._steps = exercises(original, training, settings, seed)
         self._student = Student(numbers)

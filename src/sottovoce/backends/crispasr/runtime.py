@@ -11,13 +11,14 @@ from sottovoce.backends.crispasr.layout import MODEL, NAME, TOKENIZER
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.system.stderr import captured_stderr
 
 
-class CrispAsrRecognizer:
+class CrispAsrRecognizer(WordlessRecognizer):
     """CrispASR, one recording after the other. It stops at 6.5 tokens a second, and where a short phrase comes four times in a row."""
 
+    runtime = NAME
     max_duration_s = 30.0
     window = EncoderWindow(refusal="Moonshine has no window of fixed length, so there is none to shorten")
 
@@ -48,15 +49,6 @@ class CrispAsrRecognizer:
             text = " ".join(segment.text.strip() for segment in segments).strip()
             found.append(Recognition(text=text, tokens=(), ended=True))
         return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=time.perf_counter() - began)
-
-    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
-        """Cut at silence, as for every model without timestamps."""
-        del recording, language
-        return None
-
-    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-        del tokens, values
-        refuse_words(self.source, NAME)
 
 
 def _check_gguf(file: Path) -> None:

@@ -10,15 +10,16 @@ import numpy as np
 from sottovoce.backends.mlx.layout import CONFIG, WEIGHTS
 from sottovoce.errors import ExportError, MissingDependencyError, ModelError
 from sottovoce.evaluation.context import EncoderWindow
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 
 SAMPLES = 480_000  # of 30 s
 
 
-class MlxRecognizer:
+class MlxRecognizer(WordlessRecognizer):
     """mlx-whisper, one recording after the other. MLX itself chooses device and threads."""
 
+    runtime = "mlx"
     max_duration_s = 30.0
     window = EncoderWindow(refusal="mlx-whisper always runs the encoder on its whole window")
 
@@ -82,15 +83,6 @@ class MlxRecognizer:
             ended=len(result.tokens) < room,
             language=result.language,
         )
-
-    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
-        """Cut at silence, as for every model without timestamps."""
-        del recording, language
-        return None
-
-    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-        del tokens, values
-        refuse_words(self.source, "mlx")
 
 
 def _require_mlx() -> tuple[Any, Any, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -9,7 +10,7 @@ from safetensors.numpy import save
 from sottovoce.backends.backend import StoredType
 from sottovoce.backends.mlx.layout import CONFIG, NAME, WEIGHTS
 from sottovoce.backends.mlx.matrices import quantization, refusal, stored_type, to_mlx
-from sottovoce.backends.openai_names import openai_name
+from sottovoce.backends.openai_names import openai_dimensions, openai_name
 from sottovoce.backends.openai_vocabulary import require_openai_like
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
@@ -50,18 +51,9 @@ def write_mlx(source: Source, folder: Path) -> dict[str, StoredType]:
     if heads:  # which heads follow the speech, for timestamps of words
         tensors["alignment_heads"] = np.asarray(heads, np.int64)
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "mlx"}))
-    content = {
+    content: dict[str, Any] = {
         "model_type": "whisper",
-        "n_mels": config.num_mel_bins,
-        "n_audio_ctx": config.max_source_positions,
-        "n_audio_state": config.d_model,
-        "n_audio_head": config.encoder_attention_heads,
-        "n_audio_layer": config.encoder_layers,
-        "n_vocab": config.vocab_size,
-        "n_text_ctx": config.max_target_positions,
-        "n_text_state": config.d_model,
-        "n_text_head": config.decoder_attention_heads,
-        "n_text_layer": config.decoder_layers,
+        **openai_dimensions(config),
     }
     if kinds:
         content["quantization"] = quantization(next(iter(kinds)))

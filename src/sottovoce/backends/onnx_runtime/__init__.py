@@ -23,7 +23,8 @@ def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str |
     return refusal(NAME, number_format, in_features)
 
 
-def _stored(number_format: NumberFormat) -> StoredType:
+def stored(number_format: NumberFormat) -> StoredType:
+    """Return how the operators store a format."""
     from sottovoce.backends.onnx_runtime.operators import stored_type
 
     return stored_type(number_format)
@@ -35,7 +36,8 @@ def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredTy
     return write_onnx(source, folder, activations)
 
 
-def _tensor_bytes(weight: QuantizedTensor, part: str) -> int:
+def tensor_bytes(weight: QuantizedTensor, part: str) -> int:
+    """Return the bytes of a weight in a graph."""
     from sottovoce.backends.onnx_runtime.layers import stored_bytes
 
     return stored_bytes(weight, head=part == "head")
@@ -67,9 +69,9 @@ ONNX_RUNTIME = Backend(
     open=_open,
     extra="onnx",
     packages=("onnxruntime",),
-    stored=_stored,
+    stored=stored,
     write=_write,
-    tensor_bytes=_tensor_bytes,
+    tensor_bytes=tensor_bytes,
     file_name="{}-onnx",
     is_folder=True,
     find_library=_find_library,

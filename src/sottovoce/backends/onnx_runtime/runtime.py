@@ -1,5 +1,6 @@
 """A folder of ONNX files in ONNX Runtime: greedy decoding with the key-value cache."""
 
+import mmap
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +57,7 @@ class OnnxRecognizer:
             )
         except Exception as exc:
             raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
-        if sums_of_bytes_saturate(processor_here()) and BYTES_OPERATOR in (self._folder / ENCODER).read_bytes():
+        if sums_of_bytes_saturate(processor_here()) and _multiplies_bytes(self._folder / ENCODER):
             notice(
                 f"{folder}: its encoder multiplies bytes, whose sums may saturate on this processor (x86 without VNNI instructions), which "
                 "costs words; compare with `sottovoce evaluate --against`, or export it with --activations float32"
@@ -170,6 +171,12 @@ class OnnxRecognizer:
 
     def _value(self, array: np.ndarray) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _multiplies_bytes(graph: Path) -> bool:
+    """Whether the graph names the operator; the file, which may be large, is not read into memory."""
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(BYTES_OPERATOR) >= 0
 
 
 def _require_runtime() -> Any:

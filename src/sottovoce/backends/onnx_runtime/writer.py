@@ -23,7 +23,7 @@ from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTE
 from sottovoce.backends.onnx_runtime.operators import stored_type
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError
-from sottovoce.models.network import share_weights
+from sottovoce.system.devices import share_weights
 from sottovoce.system.plain_data import to_plain
 
 FAMILIES = ("moonshine", "whisper")

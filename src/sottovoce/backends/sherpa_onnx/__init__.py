@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.onnx_runtime import stored, tensor_bytes
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
     from sottovoce.core.number_format import NumberFormat
-    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 
@@ -22,22 +22,10 @@ def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str |
     return refusal(NAME, number_format, in_features)
 
 
-def _stored(number_format: NumberFormat) -> StoredType:
-    from sottovoce.backends.onnx_runtime.operators import stored_type
-
-    return stored_type(number_format)
-
-
 def _write(source: Source, folder: Path, activations: str) -> dict[str, StoredType]:
     from sottovoce.backends.sherpa_onnx.writer import write_sherpa
 
     return write_sherpa(source, folder, activations)
-
-
-def _tensor_bytes(weight: QuantizedTensor, part: str) -> int:
-    from sottovoce.backends.onnx_runtime.layers import stored_bytes
-
-    return stored_bytes(weight, head=part == "head")
 
 
 def _open(model: str, threads: int) -> Recognizer:
@@ -58,9 +46,9 @@ SHERPA_ONNX = Backend(
     open=_open,
     extra="sherpa",
     packages=("sherpa-onnx",),
-    stored=_stored,
+    stored=stored,
     write=_write,
-    tensor_bytes=_tensor_bytes,
+    tensor_bytes=tensor_bytes,
     file_name="{}-sherpa",
     is_folder=True,
     activations=("int8", "float32"),

@@ -11,7 +11,7 @@ from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError, MissingDependencyError, ModelError
 from sottovoce.evaluation.context import EncoderWindow
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 from sottovoce.system.stderr import captured_stderr
 
@@ -24,9 +24,10 @@ LONGEST_S = {"whisper": 30.0 - SHORTEST_TAIL_S, "moonshine": 30.0}
 WANTED_METADATA = ("n_mels", "n_text_layer", "n_text_ctx", "n_text_state", "n_vocab", "sot", "eot", "sot_sequence", "no_timestamps")
 
 
-class SherpaRecognizer:
+class SherpaRecognizer(WordlessRecognizer):
     """sherpa-onnx, one recording after the other."""
 
+    runtime = NAME
     window = EncoderWindow(refusal="sherpa-onnx runs the encoder on whole windows here")
 
     def __init__(self, folder: str | Path, threads: int) -> None:
@@ -127,15 +128,6 @@ class SherpaRecognizer:
         if (spoken := language or DEFAULT_LANGUAGE) not in self._languages:
             raise ModelError(f"{self.source}: this model does not know the language {language!r}; give a code such as 'en' or 'de'")
         return spoken
-
-    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
-        """Cut at silence, as for every model without timestamps."""
-        del recording, language
-        return None
-
-    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-        del tokens, values
-        refuse_words(self.source, NAME)
 
 
 def _reason(log: str) -> str:

@@ -10,6 +10,7 @@ from sottovoce.backends.onnx_runtime.graph import export_graph, exporting
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.backends.onnx_runtime.operators import stored_type
 from sottovoce.backends.onnx_runtime.writer import halved, require_onnx, save_graph, with_operators, write_graphs
+from sottovoce.backends.openai_names import openai_dimensions
 from sottovoce.backends.openai_vocabulary import require_openai_like, special_tokens, token_bytes
 from sottovoce.backends.sherpa_onnx.graph import (
     DECODER_INPUTS,
@@ -68,21 +69,12 @@ def _write_whisper(onnx: Any, source: Source, folder: Path, activations: str) ->
 
 def metadata(source: Source) -> dict[str, str]:
     """Return what sherpa-onnx reads of the encoder's metadata, under the names of its script. Raises `ExportError`."""
-    config, special = source.config, special_tokens(source)
+    special = special_tokens(source)
     languages = special.languages
     begin = [special.start, languages["en"], special.transcribe] if special.multilingual else [special.start]
     numbers = {
         "version": 1,
-        "n_mels": config.num_mel_bins,
-        "n_audio_ctx": config.max_source_positions,
-        "n_audio_state": config.d_model,
-        "n_audio_head": config.encoder_attention_heads,
-        "n_audio_layer": config.encoder_layers,
-        "n_vocab": config.vocab_size,
-        "n_text_ctx": config.max_target_positions,
-        "n_text_state": config.d_model,
-        "n_text_head": config.decoder_attention_heads,
-        "n_text_layer": config.decoder_layers,
+        **openai_dimensions(source.config),
         "sot": special.start,
         "sot_index": 0,
         "eot": special.end,

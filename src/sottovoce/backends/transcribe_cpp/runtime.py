@@ -8,14 +8,15 @@ import numpy as np
 
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
 
 
-class TranscribeCppRecognizer:
+class TranscribeCppRecognizer(WordlessRecognizer):
     """Greedy, without timestamps and without temperature fallback, so that it is comparable with the others."""
 
+    runtime = "transcribe.cpp"
     max_duration_s = 30.0
     window = EncoderWindow(refusal="transcribe.cpp always runs the encoder on its whole window")
 
@@ -65,15 +66,6 @@ class TranscribeCppRecognizer:
             encoder_s += (result.timings.mel_ms + result.timings.encode_ms) / 1000
             decoder_s += result.timings.decode_ms / 1000
         return RecognitionBatch(recognitions=found, encoder_s=encoder_s, decoder_s=decoder_s)
-
-    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
-        """Cut at silence, as for every model without timestamps."""
-        del recording, language
-        return None
-
-    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-        del tokens, values
-        refuse_words(self.source, "transcribe.cpp")
 
 
 def _library() -> Any:

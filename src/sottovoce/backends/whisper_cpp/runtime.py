@@ -10,7 +10,7 @@ import numpy as np
 from sottovoce.backends.whisper_cpp.header import read_header
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, refuse_words
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
 
@@ -28,9 +28,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class WhisperCppRecognizer:
+class WhisperCppRecognizer(WordlessRecognizer):
     """whisper.cpp, one recording after the other."""
 
+    runtime = "whisper.cpp"
     max_duration_s = 30.0
 
     def __init__(self, file: str | Path, threads: int) -> None:
@@ -112,12 +113,3 @@ class WhisperCppRecognizer:
             )
             seconds += time.perf_counter() - began
         return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=seconds)
-
-    def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
-        """Cut at silence, as for every model without timestamps."""
-        del recording, language
-        return None
-
-    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-        del tokens, values
-        refuse_words(self.source, "whisper.cpp")
