@@ -7,8 +7,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.core.affine import Affine
 from sottovoce.errors import CalibrationError, OutputError
 from sottovoce.quantization.recipe import Recipe
+from tests.forked import Forked
 
 KILLS = int(os.environ.get("SOTTOVOCE_KILLS", "3"))
 RECIPE = Recipe(format=Affine(bits=3, group_size=32))
@@ -43,9 +42,13 @@ api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), ca
 """
 
 
-def start(model: Path, speech: Path, out: Path, *, resume: bool, at: int = -1) -> subprocess.Popen[str]:
-    arguments = [str(model), str(speech), str(out), "resume" if resume else "anew", str(at)]
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+def start(model: Path, speech: Path, out: Path, logs: Path, *, resume: bool, at: int = -1) -> Forked:
+    return Forked(SCRIPT, [model, speech, out, "resume" if resume else "anew", at], logs)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -55,24 +58,23 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(model_folder: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    process = start(model_folder, speech_folder, out, resume=False)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    code, _, errors = start(model_folder, speech_folder, out, tmp_path_factory.mktemp("logs"), resume=False).finish()
+    assert code == 0, errors
     assert [path.name for path in out.parent.iterdir()] == ["out"]  # nothing is left beside it
     return contents(out)
 
 
 @pytest.mark.parametrize("at", [1, 20, LAYERS - 1] if KILLS < 50 else range(1, LAYERS))
-def test_killed_at_a_layers_border(at: int, model_folder: Path, speech_folder: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_killed_at_a_layers_border(
+    at: int, model_folder: Path, speech_folder: Path, tmp_path: Path, logs: Path, undisturbed: dict[str, str]
+) -> None:
     out = tmp_path / "out"
-    killed = start(model_folder, speech_folder, out, resume=False, at=at)
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    killed = start(model_folder, speech_folder, out, logs, resume=False, at=at).finish()
+    assert killed[0] == -signal.SIGKILL
     assert not out.exists()
     assert len(list((tmp_path / ".out.unfinished").glob("layer-*"))) == at
-    resumed = start(model_folder, speech_folder, out, resume=True)
-    printed, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0
+    code, printed, errors = start(model_folder, speech_folder, out, logs, resume=True).finish()
+    assert code == 0, errors
     assert "transcribing" not in printed  # what is known is not made again
     assert len([line for line in printed.splitlines() if line.startswith(("model.", "proj_out"))]) == LAYERS - at
     assert contents(out) == undisturbed
@@ -84,58 +86,54 @@ def test_killed_at_random_moments(
     model_folder: Path,
     speech_folder: Path,
     tmp_path: Path,
+    logs: Path,
     undisturbed: dict[str, str],
     record_property: Callable[[str, object], None],
 ) -> None:
     moments = random.Random(5)  # noqa: S311 - moments to kill at, no secret
     for trial in range(KILLS):
         out = tmp_path / str(trial) / "out"
-        process = start(model_folder, speech_folder, out, resume=True)
-        assert process.stdout is not None
-        process.stdout.readline()  # it has begun
-        time.sleep(1.2 * moments.random())
-        process.kill()
-        process.communicate()
-        again = start(model_folder, speech_folder, out, resume=True)
-        _, errors = again.communicate(timeout=120)
-        # Unless it had finished before it was killed.
-        assert again.returncode == 0 or "exists already" in errors, errors
+        with start(model_folder, speech_folder, out, logs, resume=True) as process:
+            process.wait_for_print()  # it has begun
+            time.sleep(1.2 * moments.random())
+        code, _, errors = start(model_folder, speech_folder, out, logs, resume=True).finish()
+        assert code == 0 or "exists already" in errors, errors  # unless it had finished before it was killed
         assert contents(out) == undisturbed
     record_property("kills", KILLS)
 
 
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Where the tests run in the background, Ctrl-C is ignored, and their children would inherit that.
+COMMAND = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("sottovoce", run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_asked_to_stop_it_says_how_to_go_on(name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sottovoce", "quantize", model_folder, tmp_path / "out", "--group-size", "32"]
-    command += ["--calibration", speech_folder, "--batch-size", "1", "--threads", "1", "--frame-subsampling", "1"]
+def test_asked_to_stop_it_says_how_to_go_on(
+    name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path, logs: Path
+) -> None:
+    command = ["quantize", model_folder, tmp_path / "out", "--group-size", "32", "--calibration", speech_folder, "--batch-size", "1"]
+    command += ["--threads", "1", "--frame-subsampling", "1"]
     unfinished = tmp_path / ".out.unfinished"
     for _ in range(5):  # on a busy machine it may be done before it is asked
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        # Where the tests run in the background, Ctrl-C is ignored, and their children would inherit that.
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=_heed_interrupts,  # noqa: PLW1509
-        )
+        process = Forked(COMMAND, command, logs)
         deadline = time.monotonic() + 60
-        while len(list(unfinished.glob("layer-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        while len(list(unfinished.glob("layer-*"))) < 2 and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
-        process.send_signal(getattr(signal, name))
-        _, errors = process.communicate(timeout=60)
-        if process.returncode != 0:
+        process.send(getattr(signal, name))
+        ended, _, errors = process.finish()
+        if ended != 0:
             break
-    assert process.returncode == code, errors
+    assert ended == code, errors
     assert "--resume continues" in errors
     assert list(unfinished.glob("layer-*"))
-    again = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "--resume continues it, --overwrite starts again" in again.stderr
-    assert subprocess.run([*map(str, command), "--resume"], capture_output=True, check=False).returncode == 0
+    ended, _, errors = Forked(COMMAND, command, logs).finish()
+    assert ended == 1
+    assert "--resume continues it, --overwrite starts again" in errors
+    assert Forked(COMMAND, [*command, "--resume"], logs).finish()[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -211,17 +209,16 @@ except OutputError as exc:
 
 
 @pytest.mark.parametrize("most", [100, 12000, 40000] if KILLS >= 50 else [12000])
-def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path, speech_folder: Path, tmp_path: Path, logs: Path) -> None:
     """Simulated by a limit on the size of files: transcripts, a layer, the output itself do not fit."""
     out = tmp_path / "out"
     api.quantize(model_folder, out, recipe=Recipe(method=RECIPE.method, format=Affine(bits=4, group_size=32)), calibration=speech_folder)
     before = contents(out)
-    arguments = [str(model_folder), str(speech_folder), str(out), str(most)]
-    full = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, check=False)
-    assert full.returncode == 7, full.stderr
-    assert "writing failed" in full.stdout
+    code, printed, errors = Forked(FULL, [model_folder, speech_folder, out, most], logs).finish()
+    assert code == 7, errors
+    assert "writing failed" in printed
     assert contents(out) == before
-    arguments[-1] = str(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    assert subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, check=False).returncode == 0
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    assert Forked(FULL, [model_folder, speech_folder, out, no_limit], logs).finish()[0] == 0
     assert json.loads((out / "sottovoce.json").read_text())["recipe"]["format"]["bits"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
