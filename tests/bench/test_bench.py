@@ -39,6 +39,7 @@ from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.models.load import load_model
 from sottovoce.system.versions import environment, processor
+from tests.forked import Forked
 
 RECIPE = """
 models = [{model!r}]
@@ -102,21 +103,20 @@ def test_a_finished_bench_computes_nothing_again(bench_root: Path, undisturbed: 
 
 
 def test_killed_and_started_again_it_ends_the_same(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sottovoce", "bench", bench_root / "recipe.toml", "--out", tmp_path / "out"]
+    command = ["bench", bench_root / "recipe.toml", "--out", tmp_path / "out", "--threads", "1"]
     moments = random.Random(4)  # noqa: S311 - moments to kill at, no secret
     for _ in range(KILLS):
-        process = subprocess.Popen([*map(str, command), "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = Forked(command, tmp_path / "logs")
         cells = tmp_path / "out" / "cells"
         count = len(list(cells.glob("*.json"))) if cells.is_dir() else 0
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if cells.is_dir() and len(list(cells.glob("*.json"))) > count + moments.randrange(4):
                 break
             time.sleep(0.01)
         time.sleep(0.3 * moments.random())
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert subprocess.run([*map(str, command), "--threads", "1"], capture_output=True, check=False).returncode == 0
+        process.kill()
+    assert Forked(command, tmp_path / "logs").finish()[0] == 0
     assert contents(tmp_path / "out") == contents(undisturbed)
     assert compact(tmp_path / "out") == compact(undisturbed)
 

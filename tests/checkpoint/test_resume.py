@@ -48,7 +48,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(model: Path, speech: Path, out: Path, logs: Path, *, resume: bool, at: int = -1) -> Forked:
-    return Forked(SCRIPT, [model, speech, out, "resume" if resume else "anew", at], logs)
+    return Forked([model, speech, out, "resume" if resume else "anew", at], logs, SCRIPT)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -102,14 +102,6 @@ def test_killed_at_random_moments(
     record_property("kills", KILLS)
 
 
-# Where the tests run in the background, Ctrl-C is ignored, and their children would inherit that.
-COMMAND = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("sottovoce", run_name="__main__")
-"""
-
-
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_asked_to_stop_it_says_how_to_go_on(
     name: str, code: int, model_folder: Path, speech_folder: Path, tmp_path: Path, logs: Path
@@ -119,7 +111,7 @@ def test_asked_to_stop_it_says_how_to_go_on(
     unfinished = tmp_path / ".out.unfinished"
     for _ in range(5):  # on a busy machine it may be done before it is asked
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        process = Forked(COMMAND, command, logs)
+        process = Forked(command, logs)
         deadline = time.monotonic() + 60
         while len(list(unfinished.glob("layer-*"))) < 2 and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -130,10 +122,10 @@ def test_asked_to_stop_it_says_how_to_go_on(
     assert ended == code, errors
     assert "--resume continues" in errors
     assert list(unfinished.glob("layer-*"))
-    ended, _, errors = Forked(COMMAND, command, logs).finish()
+    ended, _, errors = Forked(command, logs).finish()
     assert ended == 1
     assert "--resume continues it, --overwrite starts again" in errors
-    assert Forked(COMMAND, [*command, "--resume"], logs).finish()[0] == 0
+    assert Forked([*command, "--resume"], logs).finish()[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -214,11 +206,11 @@ def test_a_full_disk_is_an_error_and_costs_nothing(most: int, model_folder: Path
     out = tmp_path / "out"
     api.quantize(model_folder, out, recipe=Recipe(method=RECIPE.method, format=Affine(bits=4, group_size=32)), calibration=speech_folder)
     before = contents(out)
-    code, printed, errors = Forked(FULL, [model_folder, speech_folder, out, most], logs).finish()
+    code, printed, errors = Forked([model_folder, speech_folder, out, most], logs, FULL).finish()
     assert code == 7, errors
     assert "writing failed" in printed
     assert contents(out) == before
     no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    assert Forked(FULL, [model_folder, speech_folder, out, no_limit], logs).finish()[0] == 0
+    assert Forked([model_folder, speech_folder, out, no_limit], logs, FULL).finish()[0] == 0
     assert json.loads((out / "sottovoce.json").read_text())["recipe"]["format"]["bits"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

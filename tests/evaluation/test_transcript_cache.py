@@ -1,11 +1,8 @@
 """Many files, of which some are broken; and runs that were stopped on the way."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +22,7 @@ from sottovoce.evaluation.recognizer import RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from tests.conftest import make_tiny
+from tests.forked import Forked
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -93,17 +91,15 @@ def test_killed_on_the_way_nothing_is_made_twice(model_folder: Path, speech_fold
     for i in range(12 * 8):
         shutil.copy(speech_folder / f"u{i % 12}.wav", folder / f"r{i:03d}.wav")
     saved, cache = tmp_path / "hypotheses.jsonl", tmp_path / ".hypotheses.jsonl.unfinished"
-    command = [sys.executable, "-m", "sottovoce", "transcribe", str(model_folder), str(folder), "--save", str(saved)]
-    command += ["--threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command, logs = ["transcribe", model_folder, folder, "--threads", "1", "--save"], tmp_path / "logs"
+    process = Forked([*command, saved], logs)
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         if cache.is_file() and cache.read_text().count("\n") > 1:
             break
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.returncode == -signal.SIGKILL:
+    process.kill()
+    if process.finish()[0] == -signal.SIGKILL:
         with cache.open("a") as file:
             file.write('["half a li')
         made = cache.read_text().count("\n") - 1
@@ -111,10 +107,10 @@ def test_killed_on_the_way_nothing_is_made_twice(model_folder: Path, speech_fold
         data = load_data(folder)
         known = TranscriptCache(saved, json.loads(cache.read_text().splitlines()[0])).known
         assert len(known) == made
-        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert Forked([*command, saved], logs).finish()[0] == 0
         assert len(data) == len(read_transcripts(saved))
     whole = tmp_path / "whole.jsonl"
-    subprocess.run([*command[:-3], str(whole), "--threads", "1"], capture_output=True, check=True)
+    assert Forked([*command, whole], logs).finish()[0] == 0
     assert saved.read_bytes() == whole.read_bytes()
 
 

@@ -1,6 +1,5 @@
 """Several processes quantize together: the same bytes as one, and one sentence when something is wrong."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.sharding import _from_bytes, _to_bytes
 from sottovoce.system.ranks import ALONE, refuse_ranks
+from tests.forked import Forked
 
 UTTERANCES = 24  # three groups of eight
 
@@ -35,7 +35,7 @@ def speech(speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def start(model: Path, out: Path, speech: Path, size: int, *more: str, seeds: tuple[int, ...] = (0, 0)) -> list[subprocess.Popen[str]]:
+def start(model: Path, out: Path, speech: Path, size: int, *more: str, seeds: tuple[int, ...] = (0, 0)) -> list[Forked]:
     """Start the processes as torchrun would, but so that each can be ended by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,16 +43,15 @@ def start(model: Path, out: Path, speech: Path, size: int, *more: str, seeds: tu
     found = []
     for rank in range(size):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, "OMP_NUM_THREADS": "1"}
-        arguments = [str(model), str(out), "--calibration", str(speech), "--threads", "1", "--seed", str(seeds[rank]), *more]
-        command = [sys.executable, "-m", "sottovoce", "quantize", *arguments]
-        found.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        environment = {name: str(value) for name, value in ranks.items()}
+        command = ["quantize", model, out, "--calibration", speech, "--threads", "1", "--seed", seeds[rank], *more]
+        found.append(Forked(command, out.parent / f"logs-{rank}", environment=environment))
     return found
 
 
-def outcome(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str, str]:
-    texts = [process.communicate(timeout=300) for process in processes]
-    return [process.returncode for process in processes], "".join(out for out, _ in texts), "".join(err for _, err in texts)
+def outcome(processes: list[Forked]) -> tuple[list[int], str, str]:
+    ended = [process.finish(within_s=300) for process in processes]
+    return [code for code, _, _ in ended], "".join(out for _, out, _ in ended), "".join(err for _, _, err in ended)
 
 
 def content(folder: Path) -> bytes:
@@ -94,9 +93,9 @@ def test_a_process_that_dies_ends_the_others_at_once_and_the_run_goes_on(model_f
     leader, other = start(model_folder, out, speech, 2)
     unfinished = tmp_path / ".out.unfinished"
     while not list(unfinished.glob("layer-*")):
-        assert leader.poll() is None, leader.stderr and leader.stderr.read()
+        assert leader.is_alive(), leader.finish()
         time.sleep(0.02)
-    other.send_signal(signal.SIGKILL)
+    other.send(signal.SIGKILL)
     died = time.monotonic()
     codes, _, errors = outcome([leader, other])
     assert time.monotonic() - died < 60
