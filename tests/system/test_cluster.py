@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sottovoce import api
+from sottovoce.cli.evaluate import transcribe
 from sottovoce.cli.main import main
 from sottovoce.errors import DataError, MissingDependencyError, RecipeError
 from sottovoce.system.cluster import Cluster, joined_cluster
@@ -25,6 +26,22 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: pyte
         pass
     done = CliRunner().invoke(main, ["transcribe", "nothing", "a.wav", "--ray"])
     assert done.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (["model", "a.wav", "--ray"], "local"),
+        (["--ray", "model", "a.wav"], "local"),
+        (["--ray", "bundled:tiny.en", "a.wav"], "local"),
+        (["--ray", "head-node:6379", "model", "a.wav"], "head-node:6379"),
+        (["--ray", "ray://10.0.0.1:10001", "model", "a.wav"], "ray://10.0.0.1:10001"),
+        (["--ray=auto", "model", "a.wav"], "auto"),
+        (["model", "a.wav"], None),
+    ],
+)
+def test_what_follows_is_an_address_only_if_it_looks_like_one(words: list[str], address: str | None) -> None:
+    assert transcribe.make_context("transcribe", words).params["ray"] == address
 
 
 def test_no_cluster_is_none() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import ANY_BACKEND, json_option, print_json, ray_option, set_threads
+from sottovoce.cli.options import ANY_BACKEND, WithRay, json_option, print_json, ray_option, set_threads
 from sottovoce.cli.recipe_options import WIDTHS
 
 
-@click.command()
+@click.command(cls=WithRay)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results. A stopped bench continues there.")
 @click.option(

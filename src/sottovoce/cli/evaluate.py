@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    WithRay,
     context_option,
     exit_for_unusable,
     fallback_option,
@@ -38,7 +39,7 @@ tolerance_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=WithRay)
 @click.argument("model")
 @click.argument("data")
 @click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
@@ -137,7 +138,7 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
     _finish(content, ours, reference, gate, tolerance)
 
 
-@click.command()
+@click.command(cls=WithRay)
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True)
 @save_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -120,6 +121,20 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_PLACEMENT_OPTIONS):
         with_options = option(with_options)
     return with_options
+
+
+_RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[^/\s]+:\d{1,5}")
+
+
+class WithRay(click.Command):
+    """A command with `ray_option`. What follows `--ray` is its address only if it looks like one: it may be a model or a recording."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        for i, word in enumerate(words):
+            if word == "--ray" and not (i + 1 < len(words) and _RAY_ADDRESS.fullmatch(words[i + 1])):
+                words[i] = "--ray=local"
+        return super().parse_args(ctx, words)
 
 
 ray_option = click.option(
