@@ -55,7 +55,9 @@ def test_quantize_inspect_transcribe_evaluate(model_folder: Path, speech_folder:
     assert len(manifest["calibration"]["utterances"]) == 12
     keys = {"strength", "vulnerability", "calibration_gain", "reliability", "inherited_error", "added_error"}
     assert all(keys <= row.keys() and row["added_error"] is not None for row in manifest["layers"])
-    assert "all checksums right" in run("inspect", out)[1]
+    shown = run("inspect", out)[1]
+    assert "all checksums right" in shown
+    assert "added error against its worst case" in shown
     code, printed, _ = run("transcribe", out, speech_folder / "u0.wav", "--json")
     assert code == 0
     assert json.loads(printed)[0]["duration_s"] == 0.75

@@ -1,5 +1,6 @@
 """Formats by name: in commands, rules, plans and benches; what each costs, who holds it, and what is said where it does not fit."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_bits_per_weight_are_those_of_the_stored_tensors(name: str) -> None:
             from sottovoce.backends.ggml_blocks import to_blocks
 
             assert to_blocks("w", quantized)[1].nbytes * 8 / weight.numel() == known.bits_per_weight
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_largest_step_is_the_widest_gap_between_levels(name: str) -> None:
+    number_format, width = NAMED[name], 512
+    quantized = rtn(torch.randn(2, width, generator=torch.Generator().manual_seed(1)), number_format)
+    levels = [number_format.decode(torch.full((2, width), code), quantized.parameters) for code in range(1 << number_format.code_bits)]
+    gaps = [(above - below).abs() for below, above in itertools.pairwise(levels)]
+    torch.testing.assert_close(number_format.largest_step(quantized.parameters, width), torch.stack(gaps).amax(0), rtol=1e-4, atol=1e-6)
 
 
 def test_holders_are_what_the_records_say() -> None:

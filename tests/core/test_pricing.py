@@ -69,9 +69,11 @@ def test_without_clipping_gptq_stays_below_the_worst_case(act_order: bool) -> No
     parameters = number_format.fit(weight)
     parameters["scale"] = 4 * parameters["scale"]  # room for what compensation adds to a weight
     columns = column_weights(hessian, DAMPING, act_order=act_order, importance=False)
-    result = gptq(weight, hessian, number_format, damping=DAMPING, act_order=act_order, parameters=parameters).weight
+    found = gptq(weight, hessian, number_format, damping=DAMPING, act_order=act_order, parameters=parameters)
+    result = found.weight
     measured = output_energy(weight - result.dequantize(), hessian.damped(DAMPING).double())
     scale = parameters["scale"].double().repeat_interleave(32, 1)
     worst = float((columns.weights * scale.square().sum(0)).sum()) / 4
     assert worst / 12 < measured < worst
+    assert found.worst_case == pytest.approx(worst, rel=1e-6)
     assert output_energy(weight - result.dequantize(), hessian.matrix.double()) < measured  # damping only adds

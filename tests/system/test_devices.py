@@ -1,6 +1,7 @@
 """Networks on other devices: nothing mixes devices, and the results are the CPU's."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 from click.testing import CliRunner
 
 from sottovoce import api
+from sottovoce.api.tuning import draw, tune_quantized
 from sottovoce.cli.main import main
+from sottovoce.core.affine import Affine
 from sottovoce.data.dataset import DataSet
 from sottovoce.errors import MachineError, RecipeError
 from sottovoce.evaluation.fallback import Fallback
@@ -20,8 +23,11 @@ from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_sp
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import QuantizedModel, brought_home
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.run_state import RunState
+from sottovoce.quantization.tune_record import TuneRecord, TuneSettings
 from sottovoce.system import devices
 from sottovoce.system.devices import Placement, find_placement, placed
+from sottovoce.system.progress import silent
 from tests.conftest import make_tiny, make_tiny_moonshine, quantized
 from tests.pretended_device import DEVICE, PretendedDevice, PretendedTensor
 
@@ -109,6 +115,36 @@ def test_labels_and_divergence_on_a_device(speech_folder: object) -> None:
         there = HeldOutSpeech(running, RECORDINGS, TRANSCRIPTS, [None] * 4)
         found = there.mean_divergence(other.placed(Placement(device=DEVICE)))
     assert found == pytest.approx(held.mean_divergence(other), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [small_whisper, small_moonshine])
+def test_tuning_never_mixes_devices(make: Callable[[], SpeechModel], speech_folder: object) -> None:
+    """On the pretended device everything but the decoding of weights is computed as on the CPU, so the moves are the same."""
+    model = make()
+    start = quantized(model, Recipe(method=METHODS["rtn"], format=Affine(bits=2, group_size=32)))
+    data, settings = api.recognition.load_data(str(speech_folder)), TuneSettings(steps=2, rate=5e-3, float_rate=5e-3, look_every=1)
+    folds = draw([data], None, weighting="hours", utterances=4, held_out=2, seed=0)
+
+    def tune_on(placement: Placement) -> tuple[QuantizedModel, TuneRecord]:
+        result, record, _ = tune_quantized(
+            start, model, folds, settings, seed=0, language=None, state=RunState(), placement=placement, progress=silent
+        )
+        return result, record
+
+    expected, record = tune_on(Placement())
+    with PretendedDevice() as device:
+        found, there = tune_on(Placement(device=DEVICE))
+    assert device.calls > 1000
+    assert there.looks[-1].kl == pytest.approx(record.looks[-1].kl, rel=1e-3)
+    assert there.looks[-1].kl != there.looks[0].kl
+    assert found.model.placement.is_plain
+    for name, tensor in found.model.network.state_dict().items():
+        torch.testing.assert_close(tensor, expected.model.network.state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
+def test_tuning_is_in_float32(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="the placement is cpu, bfloat16; give a device alone"):
+        api.tune(tmp_path / "q", tmp_path / "out", calibration=tmp_path, placement=Placement(dtype=torch.bfloat16))
 
 
 def api_data(folder: object) -> DataSet:

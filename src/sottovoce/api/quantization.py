@@ -75,7 +75,7 @@ def quantize(
     `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
     the same inputs was stopped, if there is one. `tune`: also tune what is no code, on up to 192 utterances of `calibration` and looking
     at up to 48 others by other speakers (see `tune`). `placement`: where the forward passes and the solves run (see `find_placement`);
-    the result is on the CPU in any case, and so is the tuning. `max_memory`: bytes of main memory that each process may
+    the result is on the CPU in any case; tuning computes on the device in float32. `max_memory`: bytes of main memory that each process may
     take; smaller batches and a file for activations keep it below (see `quantization.memory_plan`). Started by torchrun, the processes
     share the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
@@ -158,7 +158,15 @@ def quantize(
         if tune is not None:
             folds = draw(tuned_on, result.calibration, weighting=weighting, seed=seed)
             result, _, history = tune_quantized(
-                result, speech_model, folds, tune, seed=seed, language=language, state=state, progress=progress
+                result,
+                speech_model,
+                folds,
+                tune,
+                seed=seed,
+                language=language,
+                state=state,
+                placement=Placement(device=placement.device),
+                progress=progress,
             )
         save_quantized(result, folder, overwrite=overwrite, history=history)
     return result

@@ -16,12 +16,13 @@ from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
-from sottovoce.errors import CheckpointError, ModelError
+from sottovoce.errors import CheckpointError, MachineError, ModelError
 from sottovoce.evaluation.context import ShortContext
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.pipeline import CalibrationRecord, QuantizedModel, Timing, calibration_record
+from sottovoce.quantization.pipeline import CalibrationRecord, QuantizedModel, Timing, brought_home, calibration_record
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneRecord, TuneSettings, default_rates
+from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.ranks import refuse_ranks
@@ -59,6 +60,7 @@ def tune(
     language: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
 ) -> TuneResult:
     """Tune what is no code in the quantized folder `checkpoint` so that it follows its original, and write the folder `out`.
@@ -66,12 +68,14 @@ def tune(
     Scales and minima of quantized layers, norms, biases and tables of positions move; codes stay. `calibration`: speech, without
     transcripts: `utterances` are trained on, and `held_out` others, by other speakers, are looked at; the best look is kept, and the start
     if none is better. `against`: the original (default: the one that the folder names). `settings`: steps, rates, context. `resume`: go on
-    where the same tuning was stopped. Same inputs and seed give the same bytes.
+    where the same tuning was stopped. `placement`: the device that computes, in float32. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` and leaves `out` as it was: `CheckpointError` for what is no quantized folder or is tuned already,
     `ModelError` for an original that is missing or another model, `CalibrationError` for speech that is too little,
-    `MachineError` under torchrun.
+    `MachineError` under torchrun, and for a placement in another number type or with offloaded weights.
     """
     refuse_ranks("tuning")
+    if placement != Placement(device=placement.device):
+        raise MachineError(f"tuning trains float32 numbers that stay on the device, and the placement is {placement}; give a device alone")
     folder, settings = Path(out).expanduser().absolute(), settings or TuneSettings()
     refuse_existing(folder, overwrite=overwrite)
     start, history = open_quantized(checkpoint)
@@ -88,11 +92,12 @@ def tune(
         "seed": seed,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
+        "device": str(placement),
     }
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
         result, record, more = tune_quantized(
-            start, original, folds, settings, seed=seed, language=language, state=state, progress=progress
+            start, original, folds, settings, seed=seed, language=language, state=state, placement=placement, progress=progress
         )
         chosen_on = tuple(dict.fromkeys((*history.chosen_on, *more.chosen_on)))
         save_quantized(result, folder, overwrite=overwrite, history=replace(more, fit=history.fit, chosen_on=chosen_on))
@@ -178,9 +183,11 @@ def tune_quantized(
     seed: int,
     language: str | None,
     state: RunState,
+    placement: Placement,
     progress: Progress,
 ) -> tuple[QuantizedModel, TuneRecord, History]:
-    """Tune a result in memory. Return the tuned one, the record, and what its manifest tells more."""
+    """Tune a result in memory. Return the tuned one, on the CPU, the record, and what its manifest tells more."""
+    original = original.placed(placement)
     training = prepare(original, folds.training, language=language, state=state, progress=progress)
     held_out = prepare(original, folds.held_out, language=language, state=state, progress=progress)
     taught = make_lessons(original, training, sampled=settings.sampled > 0, seed=seed, doing="listening to the original", progress=progress)
@@ -188,7 +195,8 @@ def tune_quantized(
     bits = sum(layer.weights * layer.format.code_bits for layer in start.plan.layers) / start.plan.weights
     rate, float_rate = default_rates(bits)
     rates = (settings.rate or rate, settings.float_rate or float_rate)
-    numbers = TunedNumbers(start.model, start.weights)
+    running = start.model.placed(placement)
+    numbers = TunedNumbers(running, start.weights)
     tuned = Tuning(original, numbers, taught, looked_at, settings, rates, seed=seed).run(state, progress)
     record = TuneRecord(
         settings=settings,
@@ -206,7 +214,8 @@ def tune_quantized(
         tokens=token_count(looked_at),
     )
     short = settings.context == "short" and tuned.best.step > 0
-    result = replace(start, model=start.model.with_network(tuned.network), weights=tuned.weights)
+    weights = {name: weight.cpu() for name, weight in tuned.weights.items()}
+    result = brought_home(replace(start, model=running.with_network(tuned.network), weights=weights), start.model)
     history = History(
         tune=record,
         short_context=ShortContext(margin=LOOK_MARGIN, smallest=SMALLEST) if short else None,

@@ -115,6 +115,8 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
         sizes = (f"{report.bits_per_weight:.4g}", figure(report.code_entropy))
         table.add_row(report.name.removeprefix("model."), title, *sizes, *cells)
     terminal.print(table)
+    if said := against_worst_case(manifest.layers):
+        terminal.print(said, highlight=False)
     for certificate in manifest.certificates:
         said = " ".join(sentences(certificate))
         terminal.print(f"certificate ({certificate.runtime}, {megabytes(certificate.bytes)}): {said}", highlight=False)
@@ -123,6 +125,20 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
     if manifest.tune is not None:
         print_tuned(manifest.tune, f"{folder}: the tuning")
     terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
+
+
+def against_worst_case(reports: Sequence[LayerReport]) -> str | None:
+    """Say how the errors that codes add compare with the most that they can be where nothing clips; None: no layer knows."""
+    shares = sorted(
+        (report.added_error / report.worst_case, report.name) for report in reports if report.added_error is not None and report.worst_case
+    )
+    if not shares:
+        return None
+    share, name = shares[-1]
+    return (
+        "added error against its worst case (every weight half a step off, no code clipped): median "
+        f"{shares[len(shares) // 2][0]:.2f}, largest {share:.2f} ({name.removeprefix('model.')})"
+    )
 
 
 def print_formats(known: Sequence[KnownFormat]) -> None:

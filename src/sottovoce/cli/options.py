@@ -87,14 +87,15 @@ batch_size_option = click.option("--batch-size", type=click.IntRange(1), default
 resume_option = click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if sottovoce wrote it.")
 
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="[cpu|cuda|cuda:N|mps|auto]",
+    help="Where PyTorch computes; auto: a GPU if there is one.",
+)
 _PLACEMENT_OPTIONS = (
-    click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        metavar="[cpu|cuda|cuda:N|mps|auto]",
-        help="Where PyTorch computes; auto: a GPU if there is one.",
-    ),
+    device_option,
     click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16"]),

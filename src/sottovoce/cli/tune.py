@@ -9,6 +9,7 @@ import click
 
 from sottovoce.cli.options import (
     calibration_weights_option,
+    device_option,
     json_option,
     language_option,
     overwrite_option,
@@ -36,6 +37,7 @@ from sottovoce.cli.options import (
 @overwrite_option
 @resume_option
 @language_option
+@device_option
 @threads_option
 @json_option
 def tune(
@@ -55,6 +57,7 @@ def tune(
     overwrite: bool,
     resume: bool,
     language: str | None,
+    device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -70,6 +73,7 @@ def tune(
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_tune import print_tuned
     from sottovoce.quantization.tune_record import TuneSettings
+    from sottovoce.system.devices import find_placement
     from sottovoce.system.plain_data import to_plain
 
     set_threads(threads)
@@ -88,6 +92,7 @@ def tune(
             language=language,
             overwrite=overwrite,
             resume=resume,
+            placement=find_placement(device),
             progress=progress,
         )
     if as_json:

@@ -87,6 +87,10 @@ class AffineMinimum(NumberFormat):
         size = in_features // parameters["scale"].shape[-1]
         return tuple(parameters[name].float().repeat_interleave(size, -1) for name in ("scale", "minimum"))
 
+    def largest_step(self, parameters: Parameters, in_features: int) -> Tensor:
+        """Return the scale of every weight."""
+        return self.expand(parameters, in_features)[0].abs()
+
     def nearest(self, weight: Tensor, *expanded: Tensor) -> Tensor:
         scale, minimum = expanded
         return torch.round((weight - minimum) / scale).clamp_(0, self.max_code)

@@ -22,11 +22,16 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class GptqResult:
-    """`damping` is what was used in the end, in units of the mean diagonal; `dead` counts columns that never see an input."""
+    """`damping` is what was used in the end, in units of the mean diagonal; `dead` counts columns that never see an input.
+
+    `worst_case`: what `tr(E H E^T)` cannot exceed if no weight is further than half a step from a level when its turn comes, that is, if
+    nothing clips: `sum_i (1 / U_ii^2) sum_r s_ri^2 / 4`, with the largest steps `s` of the final parameters.
+    """
 
     weight: QuantizedTensor
     damping: float
     dead: int
+    worst_case: float
 
 
 def gptq(
@@ -72,7 +77,9 @@ def gptq(
             refitted = QuantizedTensor.from_codes(codes, parameters, number_format)
             if (error := output_energy(weight - refitted.dequantize(), matrix)) < least:
                 best, least = refitted, error
-    return GptqResult(best, used, int(dead.sum()))
+    steps = torch.where(dead, 0.0, number_format.largest_step(best.parameters, weight.shape[1]))[..., columns]
+    worst = steps.square().sum(0, dtype=torch.float64) / factor.diagonal().double().square()
+    return GptqResult(best, used, int(dead.sum()), float(worst.sum()) / 4)
 
 
 def round_columns(

@@ -86,6 +86,16 @@ class NumberFormat(ABC):
         del target, codes, parameters, hessian
         return None
 
+    def largest_step(self, parameters: Parameters, in_features: int) -> Tensor:
+        """Return the largest distance between neighboring levels of every weight, float32 `[..., out, in]`."""
+        expanded = self.expand(parameters, in_features)
+        below = self.values(torch.zeros_like(expanded[0]), *expanded)
+        largest = torch.zeros_like(below)
+        for code in range(1, 1 << self.code_bits):
+            above = self.values(torch.full_like(below, code), *expanded)
+            largest, below = torch.maximum(largest, (above - below).abs()), above
+        return largest
+
     def nearest_stored(self, name: str, value: Tensor) -> Tensor:
         """Return the nearest values of the parameter `name`, one of `factors` or `offsets`, that a file holds; float32, same shape."""
         raise NotImplementedError(f"{type(self).__name__} names {name!r} as one that may change, and does not say how it is stored")

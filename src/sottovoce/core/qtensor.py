@@ -46,9 +46,13 @@ class QuantizedTensor:
         """Return the tensors for a file, by suffix."""
         return self.format.pack(self.codes, self.parameters)
 
+    def to(self, device: torch.device) -> "QuantizedTensor":
+        """Return the same on another device."""
+        return QuantizedTensor(self.codes.to(device), {name: tensor.to(device) for name, tensor in self.parameters.items()}, self.format)
+
     def cpu(self) -> "QuantizedTensor":
         """Return the same on the CPU, where packing, files and hashes are."""
-        return QuantizedTensor(self.codes.cpu(), {name: tensor.cpu() for name, tensor in self.parameters.items()}, self.format)
+        return self.to(torch.device("cpu"))
 
     @property
     def shape(self) -> tuple[int, int]:

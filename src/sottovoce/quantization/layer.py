@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sottovoce.core.error_metrics import code_entropy, outlier_ratio, relative_output_error, relative_weight_error
+from sottovoce.core.error_metrics import code_entropy, outlier_ratio, output_energy, relative_output_error, relative_weight_error
 from sottovoce.core.fade import CANDIDATES, NO_CORRECTION, CrossFit, calibration_gain, cross_fit, held_out_choice, reliability_score
 from sottovoce.core.gptq import gptq
 from sottovoce.core.hessian import Hessian
@@ -44,6 +44,7 @@ class LayerReport:
     held_out_gain: float | None = None  # the output error that the correction removes on utterances it was not learnt on
     rounded_error: float | None = None  # what RTN adds to the target
     added_error: float | None = None  # what the chosen codes add to the same target
+    worst_case: float | None = None  # of `added_error`, if nothing clips (see `core.gptq`)
     calibration_gain: float | None = None  # see `core.fade`
     reliability: float | None = None  # see `core.fade`; held out where the folds were used, else in-sample
     inherited_error: float | None = None  # what earlier layers' errors do to this layer's output
@@ -139,6 +140,7 @@ def quantize_layer(
     hessian = views.float32.hessian.matrix
     rounded_error = relative_output_error(target, round_to_nearest(target, parameters, number_format).dequantize(), hessian)
     added_error = relative_output_error(target, values, hessian)
+    energy = output_energy(target, hessian)
     vulnerability = relative_weight_error(weight[some], rtn(weight[some], number_format).dequantize())
     report = LayerReport(
         **_data_free(layer, weight, result.weight, vulnerability),
@@ -148,6 +150,7 @@ def quantize_layer(
         held_out_gain=fit.gain if isinstance(method, QEP) and method.strength == "cross-fit" else None,
         rounded_error=rounded_error,
         added_error=added_error,
+        worst_case=result.worst_case / energy if energy > 0 else None,
         calibration_gain=calibration_gain(added_error, rounded_error),
         reliability=reliability_score(held_out.calibrated_error, held_out.rounded_error)
         if held_out

@@ -30,8 +30,9 @@ class TunedNumbers:
     """
 
     def __init__(self, model: SpeechModel, weights: Mapping[str, QuantizedTensor]) -> None:
-        """`model` computes with the dequantized `weights` (by layer), and with float16 numbers elsewhere."""
-        self.model, self.weights = model, dict(weights)
+        """`model` computes with the dequantized `weights` (by layer), and with float16 numbers elsewhere; moves lie where it computes."""
+        device = model.placement.device
+        self.model, self.weights = model, {name: weight.to(device) for name, weight in weights.items()}
         self.scales = {name: first_moves(weight) for name, weight in self.weights.items()}
         self._start = float_parameters(model, self.weights)
         self._unit = {name: tensor.square().mean().sqrt().clamp(min=LEAST_SIZE) for name, tensor in self._start.items()}
@@ -114,7 +115,7 @@ def codes_digest(weights: Mapping[str, QuantizedTensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].codes.contiguous().numpy().tobytes())
+        digest.update(weights[name].codes.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

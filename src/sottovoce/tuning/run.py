@@ -148,7 +148,7 @@ class Tuning:
         for i, (move, best) in enumerate(zip(self.numbers.all(), self._best, strict=True)):
             kept = self._optimizer.state[move]
             tensors |= {f"{i}.move": move.detach(), f"{i}.best": best, f"{i}.first": kept["exp_avg"], f"{i}.second": kept["exp_avg_sq"]}
-        state.set_tensors(STATE, tensors, {"step": step, "looks": to_plain(self._looks)})
+        state.set_tensors(STATE, {name: tensor.cpu() for name, tensor in tensors.items()}, {"step": step, "looks": to_plain(self._looks)})
 
     def _resume(self, state: RunState) -> int:
         """Take over what a stopped run had; return the next step."""
@@ -158,13 +158,13 @@ class Tuning:
         tensors, about = found
         moves = self.numbers.all()
         self.numbers.restore([tensors[f"{i}.move"] for i in range(len(moves))])
-        self._best = [tensors[f"{i}.best"] for i in range(len(moves))]
+        self._best = [tensors[f"{i}.best"].to(move.device) for i, move in enumerate(moves)]
         self._looks = list(from_plain(tuple[Look, ...], about["looks"]))
         step = int(about["step"])
         for i, move in enumerate(moves):
             self._optimizer.state[move] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"{i}.first"].clone(),
-                "exp_avg_sq": tensors[f"{i}.second"].clone(),
+                "exp_avg": tensors[f"{i}.first"].clone().to(move.device),
+                "exp_avg_sq": tensors[f"{i}.second"].clone().to(move.device),
             }
         return step
