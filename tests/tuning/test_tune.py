@@ -41,13 +41,14 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import Look, TuneSettings, default_rates
 from sottovoce.report.page import folder_page
-from sottovoce.tuning.looks import _measure, best_look
+from sottovoce.tuning.looks import best_look, measure
 from sottovoce.tuning.loss import divergence, relative_error
 from sottovoce.tuning.numbers import TunedNumbers, codes_digest
 from sottovoce.tuning.run import Tuning
 from sottovoce.tuning.schedule import Exercise, exercises, rate_share, short_context
 from sottovoce.tuning.speech import prepare, split
 from sottovoce.tuning.teacher import Lesson, make_lessons, token_count
+from sottovoce.tuning.words import sentences
 from tests.conftest import make_tiny, make_tiny_moonshine, quantized
 from tests.models.zoo import make_qwen
 
@@ -207,7 +208,7 @@ def test_losses_against_slow_sums() -> None:
 def test_looks_measure_the_mean_over_tokens(speech_folder: Path) -> None:
     original, other = make_tiny(), make_tiny(seed=1)
     lessons = lessons_of(original, speech_folder, sampled=False)
-    total, count = 0.0, 0
+    total, ratio, count = 0.0, 0.0, 0
     for lesson in lessons:
         features = original.features([lesson.recording])["input_features"]
         prompt = original.teacher_forcing([[]], None)[0]["decoder_input_ids"][0].tolist()
@@ -216,13 +217,16 @@ def test_looks_measure_the_mean_over_tokens(speech_folder: Path) -> None:
             torch.log_softmax(model.network(input_features=features, decoder_input_ids=ids).logits[0].double(), -1).tolist()
             for model in (original, other)
         ]
-        for p, q in list(zip(*rows, strict=True))[len(prompt) - 1 :]:
+        for i, (p, q) in enumerate(list(zip(*rows, strict=True))[len(prompt) - 1 :]):
             total += math.fsum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
             count += 1
-    measured, loops = _measure(original, other, lessons, short=False, listen=True)
+            if i < len(lesson.transcripts[0]):
+                ratio += q[lesson.transcripts[0][i]] - p[lesson.transcripts[0][i]]
+    measured = measure(original, other, lessons, listen=True)
     assert count == token_count(lessons)
-    assert measured == pytest.approx(total / count, rel=1e-4)
-    assert set(loops) <= {lesson.id for lesson in lessons}
+    assert measured.kl == pytest.approx(total / count, rel=1e-4)
+    assert measured.log_ratio == pytest.approx(ratio / (count - len(lessons)), rel=1e-4)
+    assert set(measured.loops) <= {lesson.id for lesson in lessons}
 
 
 def test_lessons_are_the_originals_and_sampled_ones_are_seeded(speech_folder: Path) -> None:
@@ -394,6 +398,16 @@ def test_the_command_and_what_inspect_shows(checkpoint: Path, speech_folder: Pat
     assert "the tuning" in shown
     assert "codes kept" in shown
     assert "tuned |" in (tmp_path / "t" / "README.md").read_text()
+
+
+def test_a_model_that_is_surer_than_its_original_is_named(done: api.TuneResult) -> None:
+    record = done.record
+    assert record.best.seen_log_ratio is not None
+    for ratio, said in ((0.02, True), (-0.02, False), (None, False)):
+        looks = tuple(replace(look, seen_log_ratio=ratio) for look in record.looks)
+        text = " ".join(sentences(replace(record, looks=looks)))
+        assert ("it has drifted" in text) == said
+        assert ("by 0.0200 nats per token" in text) == said
 
 
 def test_the_report_shows_both_folds(done: api.TuneResult) -> None:

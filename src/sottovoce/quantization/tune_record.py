@@ -74,14 +74,16 @@ def default_rates(code_bits: float) -> tuple[float, float]:
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """A look at held-out speech after `step` steps. KL to the original in nats per token: `kl` on held-out speech and `seen_kl` on some
-    that was trained on, at the full context; `short_kl`, `seen_short_kl`: at short ones, if that is what is tuned for. `loops`: ids of
-    held-out recordings that loop where the original does not."""
+    that was trained on, at the full context; `short_kl`, `seen_short_kl`: at short ones, if that is what is tuned for. `seen_log_ratio`:
+    mean of `log q - log p` at the tokens of the original's transcripts of speech that was trained on; above 0 the model is surer of them
+    than the original. `loops`: ids of held-out recordings that loop where the original does not."""
 
     step: int
     kl: float
     seen_kl: float
     short_kl: float | None = None
     seen_short_kl: float | None = None
+    seen_log_ratio: float | None = None
     loops: tuple[str, ...] = ()
 
 

@@ -1,6 +1,7 @@
 """Looks at held-out speech: the KL at every token of the original's transcripts, and loops in what the tuned model itself says."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -34,15 +35,18 @@ def look(
     For short contexts every other utterance is taken at a short one, its length and 16 positions, and the rest at the full one.
     """
     if context == "full":
-        kl, loops = _measure(original, model, held_out, short=False, listen=True)
-        seen_kl, _ = _measure(original, model, seen, short=False, listen=False)
-        return Look(step=step, kl=kl, seen_kl=seen_kl, loops=loops)
-    short_kl, short_loops = _measure(original, model, held_out[0::2], short=True, listen=True)
-    kl, loops = _measure(original, model, held_out[1::2], short=False, listen=True)
-    seen_short_kl, _ = _measure(original, model, seen[0::2], short=True, listen=False)
-    seen_kl, _ = _measure(original, model, seen[1::2], short=False, listen=False)
+        new, known = measure(original, model, held_out, listen=True), measure(original, model, seen)
+        return Look(step=step, kl=new.kl, seen_kl=known.kl, seen_log_ratio=known.log_ratio, loops=new.loops)
+    new, short = measure(original, model, held_out[1::2], listen=True), measure(original, model, held_out[0::2], short=True, listen=True)
+    known, known_short = measure(original, model, seen[1::2]), measure(original, model, seen[0::2], short=True)
     return Look(
-        step=step, kl=kl, seen_kl=seen_kl, short_kl=short_kl, seen_short_kl=seen_short_kl, loops=tuple(sorted({*short_loops, *loops}))
+        step=step,
+        kl=new.kl,
+        seen_kl=known.kl,
+        short_kl=short.kl,
+        seen_short_kl=known_short.kl,
+        seen_log_ratio=known.log_ratio,
+        loops=tuple(sorted({*short.loops, *new.loops})),
     )
 
 
@@ -61,11 +65,21 @@ def _aim(one: Look) -> float:
     return one.kl if one.short_kl is None else one.short_kl
 
 
-def _measure(
-    original: SpeechModel, model: SpeechModel, lessons: Sequence[Lesson], *, short: bool, listen: bool
-) -> tuple[float, tuple[str, ...]]:
-    """The mean KL over the tokens of greedy transcripts, and the ids of recordings that loop where the original's transcript does not."""
-    total, tokens, loops = 0.0, 0, list[str]()
+@dataclass(frozen=True)
+class Measured:
+    """Means over the tokens of greedy transcripts, in nats: `kl`, ends included; `log_ratio`: of `log q - log p` at the tokens themselves.
+
+    `loops`: ids of recordings that loop where the original's transcript does not; none where nothing was listened to.
+    """
+
+    kl: float
+    log_ratio: float
+    loops: tuple[str, ...]
+
+
+def measure(original: SpeechModel, model: SpeechModel, lessons: Sequence[Lesson], *, short: bool = False, listen: bool = False) -> Measured:
+    """Compare `model` with the original on its greedy transcripts. `short`: at short contexts; `listen`: decode, and look for loops."""
+    total, ratio, tokens, words, loops = 0.0, 0.0, 0, 0, list[str]()
     head = model.module(model.head)
     waiting: list[tuple[Lesson, Encoded]] = []
     for lesson in lessons:
@@ -73,7 +87,11 @@ def _measure(
         encoded = encode(model, lesson, context)
         (states,) = predicting_states(model, encoded, [lesson.transcripts[0]], lesson.language)
         log_q = torch.log_softmax(head(states).float(), dim=-1)
-        total += float(divergence(lesson.log_probabilities(original, 0), log_q).double())
+        log_p = lesson.log_probabilities(original, 0)
+        total += float(divergence(log_p, log_q).double())
+        spoken = torch.tensor(lesson.transcripts[0], dtype=torch.int64, device=log_q.device).unsqueeze(1)
+        ratio += float((log_q[: len(spoken)].gather(1, spoken) - log_p[: len(spoken)].gather(1, spoken)).double().sum())
+        words += len(spoken)
         tokens += len(log_q)
         if not listen or lesson.loops:
             continue
@@ -85,7 +103,7 @@ def _measure(
             loops += _loops(model, waiting)
             waiting = []
     loops += _loops(model, waiting)
-    return total / max(1, tokens), tuple(sorted(loops))
+    return Measured(total / max(1, tokens), ratio / max(1, words), tuple(sorted(loops)))
 
 
 def _loops(model: SpeechModel, heard: Sequence[tuple[Lesson, Encoded]]) -> list[str]:

@@ -19,6 +19,11 @@ def sentences(record: TuneRecord) -> list[str]:
         )
     if record.chosen:
         said.append("moved most: " + ", ".join(f"{one.name.removeprefix('model.')} {one.change:.2%}" for one in record.moved[:3]))
+    if record.chosen and (record.best.seen_log_ratio or 0.0) > 0:
+        said.append(
+            f"it has drifted: of the original's transcripts of speech that it was trained on, it is surer than the original itself, by "
+            f"{record.best.seen_log_ratio:.4f} nats per token; more speech, or fewer steps, would keep it nearer"
+        )
     if record.best.loops:
         said.append(f"loops where the original does not: {', '.join(record.best.loops)}")
     return said
