@@ -21,10 +21,10 @@ from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifes
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
-from sottovoce.errors import DataError, OutputError, RecipeError
+from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.certificate import Certificate, read_certificate, write_certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
-from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks
+from sottovoce.evaluation.looks import default_ledger
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
@@ -215,20 +215,6 @@ def test_a_second_look_with_another_setting_is_counted(
     ledger.write_text("{}\n")
     with pytest.raises(DataError, match="ledger of looks"):
         look(quantized)
-
-
-def test_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "a" / "looks.jsonl"
-    add_look(file, "one", ["x", "y"])
-    add_look(file, "one", ["y", "x"])
-    add_look(file, "two", ["z"])
-    assert [earlier_looks(file, "three", names) for names in (["x"], ["x", "z"], ["w"])] == [1, 2, 0]
-    assert earlier_looks(file, "one", ["y"]) == 0
-    with pytest.raises(OutputError, match="--ledger"):
-        add_look(tmp_path, "one", ["x"])
-    monkeypatch.delenv("SOTTOVOCE_LEDGER")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert default_ledger() == tmp_path / "sottovoce" / "looks.jsonl"
 
 
 def test_a_file_of_another_runtime(held_out: Path, speech_folder: Path, tmp_path: Path) -> None:

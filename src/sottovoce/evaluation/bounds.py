@@ -126,7 +126,7 @@ def _wealth(losses: np.ndarray, weights: np.ndarray, bets: np.ndarray, rates: np
 def _divergence(x: float, y: float) -> float:
     """x ln(x / y) + (1 - x) ln((1 - x) / (1 - y)), for 0 <= x <= y < 1."""
     first = x * math.log(x / y) if x > 0 else 0.0
-    return first + ((1 - x) * math.log((1 - x) / (1 - y)) if x < 1 else 0.0)
+    return first + (1 - x) * math.log((1 - x) / (1 - y))
 
 
 _FACTORIALS: dict[int, np.ndarray] = {}
