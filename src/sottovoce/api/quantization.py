@@ -20,6 +20,7 @@ from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
 from sottovoce.quantization.memory_plan import MemoryPlan, plan_memory
+from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel, brought_home, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
 from sottovoce.quantization.plan import make_plan as plan_from_recipe
@@ -82,6 +83,8 @@ def quantize(
     """
     if max_memory is not None and placement.device.type != "cpu":
         raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
+    if max_memory is not None and recipe is not None and isinstance(recipe.method, GPTQ) and recipe.method.curvature:
+        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
     if tune is not None:
         refuse_ranks("tuning")
     folder = Path(out).expanduser().absolute()

@@ -46,6 +46,7 @@ class RecipeOptions:
     act_order: bool | None
     absorb_bias: bool | None
     compensate_residual: bool | None
+    curvature: float | None
     padding_weight: float
     frame_subsampling: int
 
@@ -114,6 +115,12 @@ _OPTIONS = (
         help="Correct for the error of the residual stream, or for a layer's own inputs alone.",
     ),
     click.option(
+        "--curvature",
+        type=float,
+        metavar="SHARE",
+        help="Share of a position's weight that follows how much the end loss minds an error there, 0 to 1 (default: 0).",
+    ),
+    click.option(
         "--padding-weight",
         type=float,
         default=0.0,
@@ -179,6 +186,7 @@ def recipe_from(options: RecipeOptions) -> Recipe:
         "act_order": options.act_order,
         "absorb_bias": options.absorb_bias,
         "compensate_residual": options.compensate_residual,
+        "curvature": options.curvature,
     }
     return Recipe(
         method=method_named(options.method, **{name: value for name, value in changes.items() if value is not None}),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sottovoce.errors import CalibrationError
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
+from sottovoce.quantization.curvature import PositionFactors
 from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
 from sottovoce.quantization.spill import Spill
 from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
@@ -30,6 +31,7 @@ def collect_statistics(
     before: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     ranks: Ranks = ALONE,
     spill: Spill | None = None,
+    factors: PositionFactors | None = None,
 ) -> Iterator[tuple[Layer, LayerStatistics]]:
     """Run the networks in lockstep and yield every layer with its statistics, in calling order.
 
@@ -38,7 +40,8 @@ def collect_statistics(
     one `LayerStatistics`. `compensate_residual`: for layers that write into a residual stream, what the stream lacks counts as an
     error of their outputs (WaterSIC, arXiv 2603.04956). `before`: callbacks by module name, run when all passes are paused in front
     of it. `ranks`: each has batches of its own, and rank 0 gets the statistics of all of them, the others of their own.
-    `spill`: where paused passes leave their tensors. Raises `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
+    `spill`: where paused passes leave their tensors. `factors`: what the weights of positions are multiplied with. Raises
+    `CalibrationError` as `run_in_lockstep` does, and for NaN in a layer's inputs.
     """
     by_name = {layer.name: layer for layer in layers}
     recent: list[tuple[_Identity, LayerStatistics]] = []
@@ -57,7 +60,17 @@ def collect_statistics(
         known = next((statistics for other, statistics in recent if other.same(identity)), None)
         if known is None:
             residual = residual_of.pop(layer.name, None)
-            known = _accumulate(paused, batches, layer, _projection(networks[0], layer, residual), magnitudes, residual, ranks, spill)
+            known = _accumulate(
+                paused,
+                batches,
+                layer,
+                _projection(networks[0], layer, residual),
+                magnitudes,
+                residual,
+                ranks,
+                spill,
+                None if factors is None else factors[layer.name],
+            )
             del residual
             recent.append((identity, known))
         del paused
@@ -94,6 +107,7 @@ def _accumulate(
     residual: PausedLayer | None,
     ranks: Ranks,
     spill: Spill | None,
+    factors: Sequence[Tensor] | None,
 ) -> LayerStatistics:
     with _loaded(paused, None, 0, spill):
         width, device = paused.inputs[0][0].shape[-1], paused.inputs[0][0].device
@@ -118,6 +132,8 @@ def _accumulate(
                 raise CalibrationError(
                     f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
                 )
+            if factors is not None:
+                weights = weights * factors[i].reshape(weights.shape)
             for fold in (0, 1):
                 counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
                 root = weights[counted].sqrt().unsqueeze(1).to(device)

@@ -87,11 +87,16 @@ class GPTQ(Method):
     scale_refits: int = 0
     # Whether the mean output error goes into the bias, where there is one (bias correction, arXiv 1906.04721).
     absorb_bias: bool = False
+    # Share of the weight of each position, 0 to 1, that follows how much the end loss minds an error there (GuidedQuant, arXiv
+    # 2505.07004); above 0 it costs one more pass of the original, forwards and backwards. See `quantization.curvature`.
+    curvature: float = 0.0
 
     def __post_init__(self) -> None:
         _check_positive("damping", self.damping)
         if not 0 <= self.scale_refits <= MOST_SCALE_REFITS:
             raise RecipeError(f"scale_refits {self.scale_refits!r} is out of range; 0 to {MOST_SCALE_REFITS}")
+        if not 0 <= self.curvature <= 1:
+            raise RecipeError(f"curvature {self.curvature!r} is out of range; 0 to 1")
         if self.damping == HELD_OUT and not self.act_order:
             raise RecipeError("held-out damping needs act_order, whose scales are fixed beforehand")
         if self.hessian_weighted_scales and not self.act_order:

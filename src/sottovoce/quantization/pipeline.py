@@ -89,8 +89,8 @@ def quantize_model(
 ) -> QuantizedModel:
     """Quantize `model` in memory as `plan` says, by the method of `recipe`; `model` itself stays as it is.
 
-    `speech` is needed by every method but RTN; `seed` is what it was sampled by, for the record. `state`: what a stopped run of the
-    same inputs has finished; it is given what this run finishes (by the methods that go layer by layer; the others do all layers at
+    `speech` is needed by every method but RTN; `seed` is what it was sampled by, for the record and for draws. `state`: what a stopped run
+    of the same inputs has finished; it is given what this run finishes (by the methods that go layer by layer; the others do all layers at
     once). `ranks`: processes that share the utterances; all of them return the same codes, and rank 0's `state` counts.
     `spill`: a folder for the activations of paused passes, which then take no memory.
     `on_layer`: is shown every layer that these methods finish. Raises `CalibrationError` if a planned layer is not reached
@@ -130,6 +130,7 @@ def quantize_model(
                 method,
                 batches,
                 head_embedding_weight=recipe.head_embedding_weight,
+                seed=seed,
                 state=state or RunState(),
                 ranks=ranks,
                 few=few,

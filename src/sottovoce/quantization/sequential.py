@@ -16,6 +16,7 @@ from sottovoce.models.layers import Layer
 from sottovoce.models.network import EncoderOutputs
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.collect import collect_statistics
+from sottovoce.quantization.curvature import PositionFactors, position_factors
 from sottovoce.quantization.install import install_layer, planned_layers
 from sottovoce.quantization.layer import LayerResult, quantize_layer, with_final_statistics
 from sottovoce.quantization.methods import GPTQ, QEP
@@ -56,6 +57,7 @@ def quantize_sequentially(
     batches: Sequence[Batch],
     *,
     head_embedding_weight: float,
+    seed: int,
     state: RunState,
     ranks: Ranks,
     few: Sequence[Batch],
@@ -65,9 +67,10 @@ def quantize_sequentially(
 ) -> tuple[Any, dict[str, LayerResult]]:
     """Run GPTQ or what is built on it: each layer is quantized when both networks have reached it, and installed at once.
 
-    `few`: batches of the pass for the rule "diagnostic". `spill`: makes the file for paused activations, where there is to be one.
-    `ranks`: each has batches of its own; rank 0 solves, and tells the others. Layers that `state` has (rank 0's) are installed as they are;
-    further ones are shown to `on_layer`, then added to it. Return the network and its layers.
+    `few`: batches of the pass for the rule "diagnostic". `seed`: of the curvature, where the method weighs by it. `spill`: makes the file
+    for paused activations, where there is to be one. `ranks`: each has batches of its own; rank 0 solves, and tells the others. Layers that
+    `state` has (rank 0's) are installed as they are; further ones are shown to `on_layer`, then added to it.
+    Return the network and its layers.
     """
     network: Any = share_weights(model.network)
     layers = planned_layers(model, plan)
@@ -103,6 +106,10 @@ def quantize_sequentially(
         install_layer(model, network, layer, finished[layer.name])
         state.add_layer(layer.name, finished[layer.name])
 
+    factors: PositionFactors | None = None
+    if method.curvature and len(finished) < len(layers):
+        factors = position_factors(model, batches, layers, share=method.curvature, seed=seed, progress=progress)
+
     # A head that is also the token embedding is quantized when the decoder is about to look its first tokens up: so the decoder's
     # layers see the embedding as it will be, and correct for it. Its inputs come from a decoder that is not quantized yet.
     tied = next((layer for layer in layers if layer.name == model.head and model.tied), None)
@@ -112,7 +119,7 @@ def quantize_sequentially(
 
         def quantize_tied(layer: Layer = tied) -> None:
             again = encoded.decoder_again() if kept is None else encoded.decoder_again(kept.bring_back)
-            for _, statistics in collect_statistics([again], batches, [layer], ranks=ranks, spill=kept):
+            for _, statistics in collect_statistics([again], batches, [layer], ranks=ranks, spill=kept, factors=factors):
                 quantize(layer, statistics, head_embedding_weight)
 
         before[model.embedding] = quantize_tied
@@ -120,7 +127,9 @@ def quantize_sequentially(
     kept = None if spill is None else spill([model.network, network])
     missing = [layer for layer in layers if layer.name not in finished or layer is tied]
     compensate = isinstance(method, QEP) and method.compensate_residual
-    walk = collect_statistics(networks, batches, missing, compensate_residual=compensate, before=before, ranks=ranks, spill=kept)
+    walk = collect_statistics(
+        networks, batches, missing, compensate_residual=compensate, before=before, ranks=ranks, spill=kept, factors=factors
+    )
     for layer, statistics in walk:
         if layer is tied:
             head = finished.pop(layer.name)  # last in the order of calls
