@@ -2,8 +2,8 @@
 
     python benchmarks/curvature.py --speech DIR --work SCRATCH [--bits 3 2] [--shares 0 0.5 1] [--utterances 64] [--limit 40]
 
-DIR holds the speech: `calibration` and the three dev sets, of which the first LIMIT utterances are measured: mean KL to the original in nats
-per token, teacher-forced on its own transcripts. What SCRATCH has is not made again.
+DIR holds the speech: `calibration` and the three dev sets, of which the first LIMIT utterances are measured: mean KL to the original in
+nats per token, teacher-forced on its own transcripts. What SCRATCH has is not made again.
 """
 
 import argparse
