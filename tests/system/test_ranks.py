@@ -21,12 +21,12 @@ from sottovoce.quantization.sharding import _from_bytes, _to_bytes
 from sottovoce.system.ranks import ALONE, refuse_ranks
 from tests.forked import Forked
 
-UTTERANCES = 24  # three groups of eight
+UTTERANCES = 32  # four groups of eight
 
 
 @pytest.fixture(scope="module")
 def speech(speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The twelve recordings twice, the second time with other texts."""
+    """The twelve recordings again and again, each time with other texts."""
     folder = tmp_path_factory.mktemp("ranks")
     rows = []
     for i in range(UTTERANCES):
@@ -35,7 +35,7 @@ def speech(speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def start(model: Path, out: Path, speech: Path, size: int, *more: str, seeds: tuple[int, ...] = (0, 0)) -> list[Forked]:
+def start(model: Path, out: Path, speech: Path, size: int, *more: str, seeds: tuple[int, ...] = ()) -> list[Forked]:
     """Start the processes as torchrun would, but so that each can be ended by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,7 +44,7 @@ def start(model: Path, out: Path, speech: Path, size: int, *more: str, seeds: tu
     for rank in range(size):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {name: str(value) for name, value in ranks.items()}
-        command = ["quantize", model, out, "--calibration", speech, "--threads", "1", "--seed", seeds[rank], *more]
+        command = ["quantize", model, out, "--calibration", speech, "--threads", "1", "--seed", seeds[rank] if seeds else 0, *more]
         found.append(Forked(command, out.parent / f"logs-{rank}", environment=environment))
     return found
 
@@ -58,11 +58,11 @@ def content(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def by_one_process(model: Path, out: Path, speech: Path, method: str) -> bytes:
+def by_one_process(model: Path, out: Path, speech: Path, method: str, target: str | None = "torch") -> bytes:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        api.quantize(model, out, recipe=Recipe(method=METHODS[method]), target="torch", calibration=speech)
+        api.quantize(model, out, recipe=Recipe(method=METHODS[method]), target=target, calibration=speech)
     finally:
         torch.set_num_threads(before)
     return content(out)
@@ -86,6 +86,12 @@ def test_torchrun_gives_the_bytes_of_one_process(method: str, model_folder: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model.encoder.layers.0.fc1") <= 2  # the tables of one process, not of two
     assert content(tmp_path / "two") == by_one_process(model_folder, tmp_path / "one", speech, method)
+
+
+def test_four_processes_give_the_bytes_of_one(model_folder: Path, speech: Path, tmp_path: Path) -> None:
+    codes, _, errors = outcome(start(model_folder, tmp_path / "four", speech, 4))
+    assert codes == [0] * 4, errors
+    assert content(tmp_path / "four") == by_one_process(model_folder, tmp_path / "one", speech, "fade", target=None)
 
 
 def test_a_process_that_dies_ends_the_others_at_once_and_the_run_goes_on(model_folder: Path, speech: Path, tmp_path: Path) -> None:
