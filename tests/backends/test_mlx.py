@@ -236,7 +236,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("whisper")
-def test_the_commands(tmp_path: Path, small: Whisper) -> None:
+def test_the_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: Whisper) -> None:
     """Quantize with the target, export, and transcribe what was written."""
     import soundfile
 
@@ -250,6 +250,12 @@ def test_the_commands(tmp_path: Path, small: Whisper) -> None:
     assert run.exit_code == 0, run.stderr
     assert json.loads(run.stdout)["backend"] == "mlx"
     assert json.loads((folder / "config.json").read_text())["quantization"] == {"group_size": 64, "bits": 3}
-    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).standard_normal(8000) * 0.1, 16000)
-    run = CliRunner().invoke(main, ["transcribe", str(folder), str(tmp_path / "noise.wav"), "--json"])
+    (tmp_path / "speech").mkdir()
+    soundfile.write(tmp_path / "speech" / "noise.wav", np.random.default_rng(0).standard_normal(8000) * 0.1, 16000)
+    run = CliRunner().invoke(main, ["transcribe", str(folder), str(tmp_path / "speech" / "noise.wav"), "--json"])
     assert run.exit_code == 0, run.stderr
+    monkeypatch.setenv("SOTTOVOCE_LEDGER", str(tmp_path / "looks.jsonl"))
+    certified = ["certify", str(folder), "--against", str(tmp_path / "model"), "--folder", out, "--audio", str(tmp_path / "speech")]
+    run = CliRunner().invoke(main, [*certified, "--json"])
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)["runtime"] == "mlx"

@@ -205,7 +205,7 @@ def test_a_missing_package_is_named_with_its_extra(folder: Path, monkeypatch: py
         open_runtime("sherpa-onnx", folder, 1)
 
 
-def test_the_commands(tmp_path: Path, source: Source) -> None:
+def test_the_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Source) -> None:
     pytest.importorskip("sherpa_onnx")
     import soundfile
 
@@ -219,7 +219,13 @@ def test_the_commands(tmp_path: Path, source: Source) -> None:
     run = CliRunner().invoke(main, ["export", out, "sherpa-onnx", str(folder), "--no-verify", "--json"])
     assert run.exit_code == 0, run.stderr
     assert json.loads(run.stdout)["backend"] == "sherpa-onnx"
-    soundfile.write(tmp_path / "noise.wav", noise(2, 0), 16000)
-    run = CliRunner().invoke(main, ["transcribe", str(folder), str(tmp_path / "noise.wav"), "--json"])
+    (tmp_path / "speech").mkdir()
+    soundfile.write(tmp_path / "speech" / "noise.wav", noise(2, 0), 16000)
+    run = CliRunner().invoke(main, ["transcribe", str(folder), str(tmp_path / "speech" / "noise.wav"), "--json"])
     assert run.exit_code == 0, run.stderr
+    monkeypatch.setenv("SOTTOVOCE_LEDGER", str(tmp_path / "looks.jsonl"))
+    certified = ["certify", str(folder), "--against", str(tmp_path / "model"), "--folder", out, "--audio", str(tmp_path / "speech")]
+    run = CliRunner().invoke(main, [*certified, "--json"])
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)["runtime"] == "sherpa-onnx"
     assert target_named("sherpa").format() == Affine()
