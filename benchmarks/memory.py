@@ -38,7 +38,7 @@ from sottovoce.system.memory import peak_memory_bytes, reset_peak_memory
 MIB = 1 << 20
 
 
-def random_whisper(width: int) -> Whisper:
+def random_whisper(width: int, *, layers: int = 1, heads: int = 4) -> Whisper:
     """Return a Whisper with random weights and a vocabulary of bytes."""
     torch.manual_seed(0)
     vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -48,9 +48,10 @@ def random_whisper(width: int) -> Whisper:
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(token, special=True) for token in special]})
     start, silent = (tokenizer.convert_tokens_to_ids(special[i]) for i in (0, 2))
     config = WhisperConfig(
-        vocab_size=len(tokenizer), num_mel_bins=80, d_model=width, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width, max_source_positions=1500,
-        max_target_positions=64, pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, init_std=0.1,
+        vocab_size=len(tokenizer), num_mel_bins=80, d_model=width, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=heads, decoder_attention_heads=heads, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
+        max_source_positions=1500, max_target_positions=64, pad_token_id=end, bos_token_id=end, eos_token_id=end,
+        decoder_start_token_id=start, init_std=0.1,
     )  # fmt: skip
     network = WhisperForConditionalGeneration(config).eval().requires_grad_(False)
     network.generation_config = GenerationConfig(
