@@ -12,6 +12,7 @@ measures the words of an exported file at encoder contexts.
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
 from sottovoce.cli.console import quiet_libraries
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.fitting.speech import held_out_speech
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
@@ -119,20 +122,40 @@ def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str)
     systems: dict[str, Any] = {"original": original}
     for system, folder in folders.items():
         systems[system] = exported(arguments, folder)
+    heard = dict[str, Sequence[Transcript]]()
     for system, model in systems.items():
         for context in arguments.contexts:
             if system == "original" and context != "full":
                 continue
-            score = api.evaluate(model, data, context=context).score
-            found["words"][f"{system}, {context}"] = {
+            name_here = f"{system}, {context}"
+            heard[name_here] = api.evaluate(model, data, context=context).transcription.transcripts
+            score = score_transcripts(heard[name_here])
+            found["words"][name_here] = {
                 "words": score.words,
                 "wer_percent": 100 * score.wer,
                 "capped_wer_percent": 100 * score.capped_wer,
                 "errors": score.substitutions + score.insertions + score.deletions,
                 "looped": list(score.looped),
+                "against": {
+                    other: paired(heard[name_here], heard[other])
+                    for other in dict.fromkeys(("original, full", f"{system}, full"))
+                    if other in heard and other != name_here
+                },
             }
             print(name, system, context, f"{100 * score.wer:.2f} ({100 * score.capped_wer:.2f}), {len(score.looped)} loops", flush=True)
     return found
+
+
+def paired(ours: Sequence[Transcript], others: Sequence[Transcript]) -> dict[str, Any]:
+    """The difference of word error rates in points, with its interval, and the loops that only ours have."""
+    compared = score_transcripts(ours, others).paired
+    assert compared is not None
+    added = set(score_transcripts(ours).looped) - set(score_transcripts(others).looped)
+    return {
+        "difference_points": 100 * compared.difference,
+        "interval_points": [100 * compared.low, 100 * compared.high],
+        "loops_added": sorted(added),
+    }
 
 
 def exported(arguments: argparse.Namespace, folder: Path) -> Path:
