@@ -185,7 +185,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--calibration-utterances", type=int, default=48)
     parser.add_argument("--context", choices=["full", "short"], default="full")
     parser.add_argument("--full-share", type=float, default=TuneSettings().full_share, help="of utterances, with --context short")
-    parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--float-rate", type=float)
     parser.add_argument("--look-every", type=int, help="steps (default: six looks)")

@@ -193,13 +193,13 @@ def tune_quantized(
     taught = make_lessons(original, training, sampled=settings.sampled > 0, seed=seed, doing="listening to the original", progress=progress)
     looked_at = make_lessons(original, held_out, sampled=False, seed=seed, doing="listening to the original, held out", progress=progress)
     bits = sum(layer.weights * layer.format.code_bits for layer in start.plan.layers) / start.plan.weights
-    rate, float_rate = default_rates(bits)
+    rate, float_rate = default_rates(bits, settings.context)
     rates = (settings.rate or rate, settings.float_rate or float_rate)
     running = start.model.placed(placement)
     numbers = TunedNumbers(running, start.weights)
     tuned = Tuning(original, numbers, taught, looked_at, settings, rates, seed=seed).run(state, progress)
     record = TuneRecord(
-        settings=settings,
+        settings=replace(settings, steps=settings.n_steps),
         rate=rates[0],
         float_rate=rates[1],
         original=original.source,

@@ -29,9 +29,11 @@ from sottovoce.cli.options import (
 @click.option("--context", type=click.Choice(["full", "short"]), default="full", show_default=True, help="What the encoder works through.")
 @click.option("--utterances", type=click.IntRange(2), default=192, show_default=True, help="Utterances to train on.")
 @click.option("--held-out", type=click.IntRange(2), default=48, show_default=True, help="Others, by other speakers, to look at.")
-@click.option("--steps", type=click.IntRange(1), default=128, show_default=True, help="Steps of 4 utterances.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of 4 utterances (default: 128, or 288 for short contexts).")
 @click.option("--rate", type=float, help="Largest relative step of a scale (default: by the bits, 2e-3 at 2 to 2e-4 at 4).")
-@click.option("--float-rate", type=float, help="Largest relative step of norms, biases, positions (default: 1e-3 at 2 bits to 5e-4 at 4).")
+@click.option(
+    "--float-rate", type=float, help="Largest relative step of norms, biases, positions (default: 1e-3; 5e-4 at 4 bits and full contexts)."
+)
 @click.option("--look-every", type=click.IntRange(1), help="Steps between looks at held-out speech (default: six looks).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample, the order and the sampled transcripts.")
 @overwrite_option
@@ -49,7 +51,7 @@ def tune(
     context: Literal["full", "short"],
     utterances: int,
     held_out: int,
-    steps: int,
+    steps: int | None,
     rate: float | None,
     float_rate: float | None,
     look_every: int | None,

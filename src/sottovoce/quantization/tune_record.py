@@ -11,26 +11,28 @@ Context = Literal["full", "short"]
 CODE_BITS = (2.0, 4.0)  # between these, default rates are interpolated on a logarithmic scale
 RATES = (2e-3, 2e-4)  # of scales, at 2 and 4 bits
 FLOAT_RATES = (1e-3, 5e-4)  # of what is no code, at 2 and 4 bits
+SHORT_FLOAT_RATE = 1e-3  # of what is no code, for short contexts: positions have to go far
+STEPS: dict[Context, int] = {"full": 128, "short": 288}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
     """How a quantized model is tuned.
 
-    `steps` of `batch_size` utterances. `rate`: the largest relative step of a scale; `float_rate`: of norms, biases and position tables, in
-    units of each tensor's root mean square; None: by the width of the codes (`default_rates`). `context`: "full", or "short" for an encoder
-    that may stop when the speech stops; then `full_share` of the utterances keep the full context (with a tenth it got worse, see
-    docs/tuning.md). `look_every`: steps between looks at held-out speech (None: six looks). `sampled`: share of
-    transcripts that are sampled from the original, in place of its greedy ones. `encoder_weight`: of the encoder's relative squared error;
-    `prior`: of the mean squared move, beside the KL in nats. Raises `RecipeError` for a value out of range.
+    `steps` of `batch_size` utterances; None: 128, or 288 for short contexts. `rate`: the largest relative step of a scale; `float_rate`: of
+    norms, biases and position tables, in units of each tensor's root mean square; None: by the width of the codes (`default_rates`).
+    `context`: "full", or "short" for an encoder that may stop when the speech stops; then `full_share` of the utterances keep the full
+    context (with a tenth it got worse, see docs/tuning.md). `look_every`: steps between looks at held-out speech (None: six looks).
+    `sampled`: share of transcripts that are sampled from the original, in place of its greedy ones. `encoder_weight`: of the encoder's
+    relative squared error; `prior`: of the mean squared move, beside the KL in nats. Raises `RecipeError` for a value out of range.
     """
 
-    steps: int = 128
+    steps: int | None = None
     batch_size: int = 4
     rate: float | None = None
     float_rate: float | None = None
     context: Context = "full"
-    full_share: float = 0.25
+    full_share: float = 0.3
     look_every: int | None = None
     sampled: float = 0.2
     encoder_weight: float = 1.0
@@ -57,10 +59,15 @@ class TuneSettings:
     @property
     def steps_between_looks(self) -> int:
         """Steps from one look at held-out speech to the next."""
-        return self.look_every or -(-self.steps // 6)
+        return self.look_every or -(-self.n_steps // 6)
+
+    @property
+    def n_steps(self) -> int:
+        """The steps that are taken."""
+        return self.steps or STEPS[self.context]
 
 
-def default_rates(code_bits: float) -> tuple[float, float]:
+def default_rates(code_bits: float, context: Context = "full") -> tuple[float, float]:
     """Return `rate` and `float_rate` for codes of so many bits on average.
 
     The coarser the codes, the farther scales have to go: 2e-3 at 2 bits, 2e-4 from 4 bits on; see docs/tuning.md.
@@ -68,7 +75,7 @@ def default_rates(code_bits: float) -> tuple[float, float]:
     low, high = CODE_BITS
     share = min(1.0, max(0.0, (code_bits - low) / (high - low)))
     rate, float_rate = (first ** (1 - share) * last**share for first, last in (RATES, FLOAT_RATES))
-    return rate, float_rate
+    return rate, max(float_rate, SHORT_FLOAT_RATE) if context == "short" else float_rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ class Tuning:
     def run(self, state: RunState, progress: Progress) -> Tuned:
         """Take all steps, or those that a stopped run has left over. Raises `CalibrationError` for a loss that is no number."""
         first = self._resume(state)
-        total, between = self.settings.steps, self.settings.steps_between_looks
+        total, between = self.settings.n_steps, self.settings.steps_between_looks
         with keep_freed_memory():
             if not self._looks:
                 self._look(0, progress)
@@ -88,7 +88,7 @@ class Tuning:
 
     def _step(self, step: int) -> None:
         with torch.enable_grad():
-            share = rate_share(step, self.settings.steps)
+            share = rate_share(step, self.settings.n_steps)
             for group, rate in zip(self._optimizer.param_groups, self._group_rates, strict=True):
                 group["lr"] = rate * share
             self._optimizer.zero_grad(set_to_none=True)
@@ -124,7 +124,7 @@ class Tuning:
         return kl, relative_error(encoded.states[0, : len(lesson.encoder_states)], lesson.encoder_states)
 
     def _look(self, step: int, progress: Progress) -> None:
-        progress(self._doing(), step, self.settings.steps)
+        progress(self._doing(), step, self.settings.n_steps)
         network, _ = self.numbers.stored()
         model = self.numbers.model.with_network(network)
         self._looks.append(look(self.original, model, self._held_out, self._seen, self.settings.context, step))

@@ -39,7 +39,7 @@ def exercises(model: SpeechModel, lessons: Sequence[Lesson], settings: TuneSetti
     """Return the exercises of every step. Each utterance comes once before any comes again."""
     chance = random.Random(f"tune {seed}")  # noqa: S311 - a reproducible draw, no secret
     order, steps = list[int](), list[list[Exercise]]()
-    for _ in range(settings.steps):
+    for _ in range(settings.n_steps):
         step = list[Exercise]()
         for _ in range(min(settings.batch_size, len(lessons))):
             if not order:
