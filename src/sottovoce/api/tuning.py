@@ -29,7 +29,7 @@ from sottovoce.system.ranks import refuse_ranks
 from sottovoce.system.versions import environment
 from sottovoce.tuning.numbers import TunedNumbers
 from sottovoce.tuning.run import Tuning
-from sottovoce.tuning.schedule import LOOK_MARGIN, SMALLEST
+from sottovoce.tuning.schedule import MARGIN, SMALLEST
 from sottovoce.tuning.speech import Folds, prepare, split
 from sottovoce.tuning.teacher import make_lessons, token_count
 
@@ -218,7 +218,7 @@ def tune_quantized(
     result = brought_home(replace(start, model=running.with_network(tuned.network), weights=weights), start.model)
     history = History(
         tune=record,
-        short_context=ShortContext(margin=LOOK_MARGIN, smallest=SMALLEST) if short else None,
+        short_context=ShortContext(margin=MARGIN, smallest=SMALLEST) if short else None,
         chosen_on=held_out.hashes,
     )
     return result, record, history

@@ -11,7 +11,7 @@ from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.tune_record import Context, Look
 from sottovoce.tuning.loss import divergence
-from sottovoce.tuning.schedule import LOOK_MARGIN, short_context
+from sottovoce.tuning.schedule import MARGIN, short_context
 from sottovoce.tuning.teacher import Lesson
 
 DECODER_BATCH = 8  # utterances decoded at once
@@ -32,7 +32,7 @@ def look(
 ) -> Look:
     """Measure `model` on both folds, and listen to it on the held-out one.
 
-    For short contexts every other utterance is taken at a short one, its length and 16 positions, and the rest at the full one.
+    For short contexts every other utterance is taken at a short one, its length and 64 positions, and the rest at the full one.
     """
     if context == "full":
         new, known = measure(original, model, held_out, listen=True), measure(original, model, seen)
@@ -83,7 +83,7 @@ def measure(original: SpeechModel, model: SpeechModel, lessons: Sequence[Lesson]
     head = model.module(model.head)
     waiting: list[tuple[Lesson, Encoded]] = []
     for lesson in lessons:
-        context = short_context(model, len(lesson.recording), LOOK_MARGIN) if short else None
+        context = short_context(model, len(lesson.recording), MARGIN) if short else None
         encoded = encode(model, lesson, context)
         (states,) = predicting_states(model, encoded, [lesson.transcripts[0]], lesson.language)
         log_q = torch.log_softmax(head(states).float(), dim=-1)

@@ -13,7 +13,7 @@ from sottovoce.tuning.teacher import Lesson
 WARM_UP = 0.1  # share of the steps in which the rate rises
 LAST_RATE = 0.01  # of the largest, at the end
 MARGINS = (8, 128)  # encoder positions beyond the end of a recording, drawn evenly on a logarithmic scale
-LOOK_MARGIN = 16  # at looks
+MARGIN = 64  # at looks, and for which a folder then says that it is tuned: 1.3 s
 SMALLEST = 100  # encoder positions of a context
 
 
