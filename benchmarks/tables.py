@@ -259,9 +259,41 @@ def certificates(unit: str = "utterance") -> str:
     )  # fmt: skip
 
 
+def tuned(name: str) -> str:
+    """Show a model before and after tuning: KL and words on each set, at each encoder context."""
+    found = json.loads((RESULTS / f"tuning/{name}.json").read_text())
+    table = []
+    for system in next(iter(found["sets"].values()))["words"]:
+        row, kind = [system], system.partition(",")[0]
+        for data in SETS:
+            own = found["sets"][data]
+            kl = own["kl"].get(kind) if system.endswith("full") else None
+            words = own["words"][system]
+            loops = len(words["looped"])
+            row += [
+                "" if kl is None else f"{kl:.3f}",
+                f"{words['capped_wer_percent']:.1f}" + (f", {loops} loop{'s' * (loops > 1)}" if loops else ""),
+            ]
+        table.append(row)
+    with_kl = any(own["kl"] for own in found["sets"].values())
+    head = ["system, context", *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))]
+    if not with_kl:
+        head, table = [head[0], *head[2::2]], [[row[0], *row[2::2]] for row in table]
+    return _markdown(head, table)
+
+
+def growth() -> str:
+    """Show how time and memory of quantizing grow: the exponents."""
+    found = json.loads((RESULTS / "growth.json").read_text())["exponents"]
+    titles = {"forward_s": "one forward pass", "moments_s": "sums", "solve_s": "solves", "total_s": "all", "peak_mib": "peak memory"}
+    return _markdown(
+        ["grows with", *titles.values()], [[axis, *(f"{powers[name]:.2f}" for name in titles)] for axis, powers in found.items()]
+    )
+
+
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (methods, options, runtimes, paired, parity, processor, contexts, demo, demo_difference, certificates)
+    for function in (methods, options, runtimes, paired, parity, processor, contexts, demo, demo_difference, certificates, tuned, growth)
 }
 
 

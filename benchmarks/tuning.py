@@ -119,13 +119,13 @@ def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str)
         found["kl"] = {system: speech.mean_divergence(api.load(folder)) for system, folder in folders.items()}
         del speech
         print(name, found["kl"], flush=True)
-    systems: dict[str, Any] = {"original": original}
-    for system, folder in folders.items():
-        systems[system] = exported(arguments, folder)
+    systems: dict[str, Any] = {"original": original} | {
+        system: exported(arguments, folder) for system, folder in folders.items() if system in arguments.systems
+    }
     heard = dict[str, Sequence[Transcript]]()
     for system, model in systems.items():
         for context in arguments.contexts:
-            if system == "original" and context != "full":
+            if system not in arguments.systems or (system == "original" and context != "full"):
                 continue
             name_here = f"{system}, {context}"
             heard[name_here] = api.evaluate(model, data, context=context).transcription.transcripts
@@ -192,6 +192,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--utterances", type=int, default=192)
     parser.add_argument("--held-out", type=int, default=48)
     parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--systems", nargs="+", default=["original", "start", "tuned"], help="whose words are measured")
     parser.add_argument("--contexts", nargs="+", default=["full"])
     parser.add_argument("--sets", nargs="*", default=SETS, help="to measure on; none: only the record of the tuning is written")
     parser.add_argument("--limit", type=int, default=None, help="utterances of each dev set (default: all)")
