@@ -172,9 +172,9 @@ def processor(file: str) -> str:
     return f"Processor: {found['processor']['name']} ({sets}), {threads}."
 
 
-def contexts() -> str:
+def contexts(name: str = "contexts") -> str:
     """Show the processor seconds that a clip of each length takes, with whole windows and with short contexts."""
-    found = json.loads((RESULTS / "contexts.json").read_text())
+    found = json.loads((RESULTS / f"{name}.json").read_text())
     lengths = next(iter(found["systems"].values()))["lengths"]
     table = [
         [name, one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
