@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/certificates.md", ROOT / "docs/contexts.md")
+PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("results", "certificates", "contexts", "tuning", "devices")))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 METHODS = {
