@@ -162,7 +162,7 @@ def _draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.4), layout="constrained")
     titles = {"forward_s": "one forward pass", "moments_s": "sums over positions", "solve_s": "solves", "total_s": "all"}
     for place, (plot, (axis, sizes)) in enumerate(zip(figure.subplots(1, len(axes)), axes.items(), strict=True)):
         for (name, title), marker in zip(titles.items(), "os^D", strict=True):
@@ -172,7 +172,7 @@ def _draw(
         plot.set_xticks([s[place] for s in sizes], [str(s[place]) for s in sizes])
         plot.minorticks_off()
         plot.grid(alpha=0.3)
-        plot.legend(frameon=False, fontsize="x-small", title="exponents", title_fontsize="x-small")
+        plot.legend(frameon=False, fontsize="small", title="exponents", title_fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.0))
         if place == 0:
             plot.set_ylabel("processor seconds")
     with matplotlib.rc_context({"svg.hashsalt": "sottovoce"}):
