@@ -262,10 +262,10 @@ def certificates(unit: str = "utterance") -> str:
 def tuned(name: str) -> str:
     """Show a model before and after tuning: KL and words on each set, at each encoder context."""
     found = json.loads((RESULTS / f"tuning/{name}.json").read_text())
-    table = []
-    for system in next(iter(found["sets"].values()))["words"]:
+    table, measured = [], [data for data in SETS if data in found["sets"]]
+    for system in found["sets"][measured[0]]["words"]:
         row, kind = [system], system.partition(",")[0]
-        for data in SETS:
+        for data in measured:
             own = found["sets"][data]
             kl = own["kl"].get(kind) if system.endswith("full") else None
             words = own["words"][system]
@@ -276,7 +276,7 @@ def tuned(name: str) -> str:
             ]
         table.append(row)
     with_kl = any(own["kl"] for own in found["sets"].values())
-    head = ["system, context", *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))]
+    head = ["system, context", *(f"{SETS[data]} {what}" for data in measured for what in ("KL", "WER %"))]
     if not with_kl:
         head, table = [head[0], *head[2::2]], [[row[0], *row[2::2]] for row in table]
     return _markdown(head, table)

@@ -268,7 +268,7 @@ def test_short_contexts_get_better_and_are_in_the_manifest(checkpoint: Path, spe
     assert best.kl <= 1.25 * start.kl
     manifest = read_manifest(done.folder)
     assert manifest.short_context is not None
-    assert (manifest.short_context.margin, manifest.short_context.smallest) == (16, 100)
+    assert (manifest.short_context.margin, manifest.short_context.smallest) == (64, 100)
 
 
 def test_the_best_look_has_no_more_loops_and_keeps_the_full_context() -> None:
