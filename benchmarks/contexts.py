@@ -32,7 +32,7 @@ from sottovoce.backends.export import export
 from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.registry import open_runtime
 from sottovoce.backends.source import Source
-from sottovoce.bench.figures import STYLES
+from sottovoce.bench.figures import STYLES, save_figure
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.core.formats import format_named
 from sottovoce.data.audio import SAMPLE_RATE
@@ -272,7 +272,6 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(summary: dict[str, Any], file: Path) -> None:
     """Draw the seconds of a clip against its length, a curve for each system. The same results give the same file."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
@@ -289,8 +288,7 @@ def _draw(summary: dict[str, Any], file: Path) -> None:
     axis.grid(axis="y", alpha=0.3)
     axis.set_title(f"{summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
-    with matplotlib.rc_context({"svg.hashsalt": "sottovoce"}):
-        figure.savefig(file, metadata={"Date": None})
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

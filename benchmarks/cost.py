@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from sottovoce.core.affine import Affine
-from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_data
 from sottovoce.models.load import load_model
-from sottovoce.quantization.calibration_set import PositionWeights, make_batches, prepare_speech
+from sottovoce.quantization.calibration_set import PositionWeights, prepare_speech, speech_batches
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes
@@ -46,15 +45,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").sample(arguments.utterances, 0))
     runs = []
     for _ in range(arguments.repeats + 1):
-        batches = make_batches(
-            model,
-            speech.recordings,
-            speech.transcripts,
-            assign_folds(speech.speakers),
-            batch_size=8,
-            positions=PositionWeights(subsampling=recipe.frame_subsampling),
-            languages=speech.languages,
-        )
+        batches = speech_batches(model, speech, batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling))
         started = time.perf_counter()
         for batch in batches:
             model.network(**batch.inputs)

@@ -25,10 +25,10 @@ import torch
 from memory import noise, random_whisper
 
 from sottovoce.backends.registry import target_named
+from sottovoce.bench.figures import save_figure
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.data.folds import assign_folds
 from sottovoce.quantization import collect, sequential
-from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches
+from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, speech_batches
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
@@ -111,15 +111,7 @@ def _measure(width: int, layers: int, utterances: int) -> dict[str, float]:
     _timed(collect, "_accumulate", "moments_s", spent)
     _timed(sequential, "quantize_layer", "solve_s", spent)
     with keep_freed_memory():
-        batches = make_batches(
-            model,
-            speech.recordings,
-            speech.transcripts,
-            assign_folds(speech.speakers),
-            batch_size=8,
-            positions=PositionWeights(subsampling=3),
-            languages=speech.languages,
-        )
+        batches = speech_batches(model, speech, batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling))
         for batch in batches[:1]:
             model.network(**batch.inputs)  # fresh memory costs time
         began = time.process_time()
@@ -159,7 +151,6 @@ def _draw(
     axes: dict[str, list[tuple[int, int, int]]], rows: dict[tuple[int, int, int], dict[str, float]], exponents: Any, file: Path
 ) -> None:
     """Draw the times against each axis, both logarithmic. The same results give the same file."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 4.4), layout="constrained")
@@ -175,8 +166,7 @@ def _draw(
         plot.legend(frameon=False, fontsize="small", title="exponents", title_fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.0))
         if place == 0:
             plot.set_ylabel("processor seconds")
-    with matplotlib.rc_context({"svg.hashsalt": "sottovoce"}):
-        figure.savefig(file, metadata={"Date": None})
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,11 @@ def contexts(name: str = "contexts") -> str:
 def _words(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
-    loops = found["loops"]
-    return f"{100 * found['wer']:.1f}" + (f", {loops} loop{'s' if loops > 1 else ''}" if loops else "")
+    return _rate(100 * found["wer"], found["loops"])
+
+
+def _rate(percent: float, loops: int) -> str:
+    return f"{percent:.1f}" + (f", {loops} loop{'s' if loops > 1 else ''}" if loops else "")
 
 
 def paired(model: str) -> str:
@@ -269,11 +272,7 @@ def tuned(name: str) -> str:
             own = found["sets"][data]
             kl = own["kl"].get(kind) if system.endswith("full") else None
             words = own["words"][system]
-            loops = len(words["looped"])
-            row += [
-                "" if kl is None else f"{kl:.3f}",
-                f"{words['capped_wer_percent']:.1f}" + (f", {loops} loop{'s' * (loops > 1)}" if loops else ""),
-            ]
+            row += ["" if kl is None else f"{kl:.3f}", _rate(words["capped_wer_percent"], len(words["looped"]))]
         table.append(row)
     with_kl = any(own["kl"] for own in found["sets"].values())
     head = ["system, context", *(f"{SETS[data]} {what}" for data in measured for what in ("KL", "WER %"))]

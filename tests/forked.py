@@ -48,18 +48,13 @@ class Forked:
             assert time.monotonic() < deadline, "nothing was printed"
             time.sleep(0.005)
 
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
     def send(self, number: int) -> None:
         """Send a signal, unless it has ended."""
-        if self._process.is_alive():
-            os.kill(self.pid, number)
+        if self._process.is_alive() and self._process.pid is not None:
+            os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         self._process.kill()

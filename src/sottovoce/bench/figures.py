@@ -48,7 +48,7 @@ def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Pat
                 axis.set_title(data)
             axes[0].set_ylabel(f"{title} ({unit})")
             _legend(figure, axes[-1])
-            written.append((f"{model}: {title}", _save(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
+            written.append((f"{model}: {title}", save_figure(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
         strengths = _strengths(model, layers)
         if strengths:
             figure = Figure(figsize=(10.4, 3.6), layout="constrained")
@@ -58,7 +58,7 @@ def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Pat
                 axis.set_title(half)
             axes[0].set_ylabel("strength of the correction")
             _legend(figure, axes[1])
-            written.append((f"{model}: strength of the correction", _save(figure, out / f"{name}-strength.svg")))
+            written.append((f"{model}: strength of the correction", save_figure(figure, out / f"{name}-strength.svg")))
     return written
 
 
@@ -129,7 +129,8 @@ def _legend(figure: Any, axis: Any) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
 
 
-def _save(figure: Any, file: Path) -> Path:
+def save_figure(figure: Any, file: Path) -> Path:
+    """Write `file`, and return it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # No date and a fixed salt: the same results give the same file.
     import matplotlib

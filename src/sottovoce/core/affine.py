@@ -39,6 +39,7 @@ class Affine(NumberFormat):
 
     name: ClassVar[str] = "affine"
     factors: ClassVar[tuple[str, ...]] = ("scale",)
+    even: ClassVar[bool] = True
 
     bits: int = 4  # 2, 3, 4, 5, 6 or 8
     group_size: int | None = 32  # columns that share a scale: 32, 64, 128, or None for a whole row
@@ -156,10 +157,6 @@ class Affine(NumberFormat):
     def expand(self, parameters: Parameters, in_features: int) -> tuple[Tensor, ...]:
         size = in_features // parameters["scale"].shape[-1]
         return tuple(parameters[name].float().repeat_interleave(size, -1) for name in ("scale", "zero_point"))
-
-    def largest_step(self, parameters: Parameters, in_features: int) -> Tensor:
-        """Return the scale of every weight."""
-        return self.expand(parameters, in_features)[0].abs()
 
     def nearest(self, weight: Tensor, *expanded: Tensor) -> Tensor:
         scale, zero = expanded

@@ -23,6 +23,7 @@ class AffineMinimum(NumberFormat):
     name: ClassVar[str] = "affine-minimum"
     factors: ClassVar[tuple[str, ...]] = ("scale",)
     offsets: ClassVar[tuple[str, ...]] = ("minimum",)
+    even: ClassVar[bool] = True
 
     bits: int = 4  # 2 to 8
     group_size: int = 32
@@ -86,10 +87,6 @@ class AffineMinimum(NumberFormat):
     def expand(self, parameters: Parameters, in_features: int) -> tuple[Tensor, ...]:
         size = in_features // parameters["scale"].shape[-1]
         return tuple(parameters[name].float().repeat_interleave(size, -1) for name in ("scale", "minimum"))
-
-    def largest_step(self, parameters: Parameters, in_features: int) -> Tensor:
-        """Return the scale of every weight."""
-        return self.expand(parameters, in_features)[0].abs()
 
     def nearest(self, weight: Tensor, *expanded: Tensor) -> Tensor:
         scale, minimum = expanded

@@ -10,9 +10,9 @@ def output_energy(weight: Tensor, hessian: Tensor) -> float:
     return float(((weight @ hessian) * weight).sum())
 
 
-def relative_output_error(weight: Tensor, other: Tensor, hessian: Tensor) -> float:
-    """Return `E(Z) = tr((W - Z) H (W - Z)^T) / tr(W H W^T)`; 0 where the layer puts out nothing at all."""
-    whole = output_energy(weight, hessian)
+def relative_output_error(weight: Tensor, other: Tensor, hessian: Tensor, whole: float | None = None) -> float:
+    """Return `E(Z) = tr((W - Z) H (W - Z)^T) / tr(W H W^T)`; 0 where the layer puts out nothing at all. `whole`: the latter, if known."""
+    whole = output_energy(weight, hessian) if whole is None else whole
     return output_energy(weight.float() - other.float(), hessian) / whole if whole > 0 else 0.0
 
 

@@ -66,6 +66,7 @@ class KQuant(NumberFormat):
 
     name: ClassVar[str] = "k-quant"
     refit_bits: ClassVar[int] = 6
+    even: ClassVar[bool] = True
     factors: ClassVar[tuple[str, ...]] = ("scale", "minimum")  # the second where sub-blocks have minima
 
     type: KType = "Q4_K"

@@ -30,6 +30,7 @@ class NumberFormat(ABC):
     # number; those in `offsets` may be shifted, in units of the first factor. What is in neither (whole numbers, powers of two) stays.
     factors: ClassVar[tuple[str, ...]] = ()
     offsets: ClassVar[tuple[str, ...]] = ()
+    even: ClassVar[bool] = False  # whether a weight's levels stand at equal distances, the first of what `expand` returns
 
     @property
     @abstractmethod
@@ -89,6 +90,8 @@ class NumberFormat(ABC):
     def largest_step(self, parameters: Parameters, in_features: int) -> Tensor:
         """Return the largest distance between neighboring levels of every weight, float32 `[..., out, in]`."""
         expanded = self.expand(parameters, in_features)
+        if self.even:
+            return expanded[0].abs()
         below = self.values(torch.zeros_like(expanded[0]), *expanded)
         largest = torch.zeros_like(below)
         for code in range(1, 1 << self.code_bits):

@@ -47,7 +47,9 @@ class QuantizedTensor:
         return self.format.pack(self.codes, self.parameters)
 
     def to(self, device: torch.device) -> "QuantizedTensor":
-        """Return the same on another device."""
+        """Return the same on `device`."""
+        if self.codes.device == device:
+            return self
         return QuantizedTensor(self.codes.to(device), {name: tensor.to(device) for name, tensor in self.parameters.items()}, self.format)
 
     def cpu(self) -> "QuantizedTensor":

@@ -11,6 +11,7 @@ import torch
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash, split_at_silence
 from sottovoce.data.augment import Augmentation, augment
 from sottovoce.data.dataset import DataSet, Share
+from sottovoce.data.folds import assign_folds
 from sottovoce.data.usable import read_usable
 from sottovoce.errors import CalibrationError
 from sottovoce.evaluation.recognize import recognize_batches
@@ -128,6 +129,28 @@ class CalibrationSpeech:
     augmentation: Augmentation | None = None
     hashes: tuple[str, ...] = ()
     named_speakers: tuple[str, ...] = ()
+
+
+def speech_batches(
+    model: SpeechModel,
+    speech: CalibrationSpeech,
+    *,
+    batch_size: int,
+    positions: PositionWeights,
+    wanted: Callable[[Piece], bool] = lambda _: True,
+) -> list[Batch]:
+    """Make the batches of prepared speech, in folds by speaker (see `make_batches`)."""
+    return make_batches(
+        model,
+        speech.recordings,
+        speech.transcripts,
+        assign_folds(speech.speakers),
+        batch_size=batch_size,
+        positions=positions,
+        languages=speech.languages,
+        names=speech.ids,
+        wanted=wanted,
+    )
 
 
 def prepare_speech(

@@ -83,7 +83,7 @@ def _curvature(
     """The mean squared gradient at every position of every layer's outputs, `[T]` float32 on the CPU, of one utterance."""
     network: Any = model.network
     squares = dict[str, Tensor]()
-    reads, read = dict[str, int](), dict[int, Tensor]()  # which tensor a layer reads; kept, so that no other takes its place
+    reads = dict[str, Tensor]()  # what a layer reads; kept, so that no other tensor takes its id
     logits = list[Tensor]()
 
     def keep(name: str, gradient: Tensor) -> None:
@@ -94,7 +94,7 @@ def _curvature(
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
             if counts:
-                reads[name], read[id(args[0])] = id(args[0]), args[0]
+                reads[name] = args[0]
                 output.register_hook(partial(keep, name))  # type: ignore[no-untyped-call]
             if name == model.head:
                 logits.append(output)
@@ -115,10 +115,10 @@ def _curvature(
             hook.remove()
     shared = dict[int, list[str]]()
     for name, tensor in reads.items():
-        shared.setdefault(tensor, []).append(name)
+        shared.setdefault(id(tensor), []).append(name)
     found = dict[str, Tensor]()
     for members in shared.values():
         reached = [squares[name] for name in members if name in squares]
         for name in members:
-            found[name] = torch.stack(reached).mean(0) if reached else torch.zeros(read[reads[name]].shape[:-1].numel())
+            found[name] = torch.stack(reached).mean(0) if reached else torch.zeros(reads[name].shape[:-1].numel())
     return found

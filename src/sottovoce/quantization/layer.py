@@ -138,9 +138,9 @@ def quantize_layer(
         new_bias = (bias.double() + wanted - values.double() @ statistics.total.quantized_mean).float()
         shift = new_bias - bias
     hessian = views.float32.hessian.matrix
-    rounded_error = relative_output_error(target, round_to_nearest(target, parameters, number_format).dequantize(), hessian)
-    added_error = relative_output_error(target, values, hessian)
     energy = output_energy(target, hessian)
+    rounded_error = relative_output_error(target, round_to_nearest(target, parameters, number_format).dequantize(), hessian, energy)
+    added_error = relative_output_error(target, values, hessian, energy)
     vulnerability = relative_weight_error(weight[some], rtn(weight[some], number_format).dequantize())
     report = LayerReport(
         **_data_free(layer, weight, result.weight, vulnerability),

@@ -15,7 +15,7 @@ from sottovoce.errors import CalibrationError, MachineError
 from sottovoce.models.batching import Batch
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.awq import quantize_with_awq
-from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches, plan_pieces
+from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, plan_pieces, speech_batches
 from sottovoce.quantization.importance import round_with_importance
 from sottovoce.quantization.install import round_all_layers, round_floats_to_float16
 from sottovoce.quantization.layer import LayerReport
@@ -103,17 +103,13 @@ def quantize_model(
     batches, few = list[Batch](), list[Batch]()
     if calibrates and speech is not None:
         make = partial(
-            make_batches,
+            speech_batches,
             model,
-            speech.recordings,
-            speech.transcripts,
-            folds := assign_folds(speech.speakers),
+            speech,
             batch_size=batch_size,
             positions=PositionWeights(padding=recipe.padding_weight, subsampling=recipe.frame_subsampling),
-            languages=speech.languages,
-            names=speech.ids,
         )
-        groups = plan_pieces(model, folds, speech.languages, batch_size)[-1].group + 1
+        groups = plan_pieces(model, assign_folds(speech.speakers), speech.languages, batch_size)[-1].group + 1
         if groups < ranks.size:
             raise MachineError(
                 f"{len(speech.ids)} utterances make {groups} groups for {ranks.size} processes; start at most {groups}, or give more speech"
