@@ -317,6 +317,16 @@ def test_a_method_has_settings_of_its_own(bench_root: Path, tmp_path: Path) -> N
     assert (strong.method.strength, strong.method.algorithm, strong.format.bits, strong.head_bits) == (1.0, "qep", 3, 16)
 
 
+def test_a_limit_takes_the_first_recordings_of_every_set(bench_root: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    rtn = (bench_root / "recipe.toml").read_text().replace('["rtn", "gptq", "strong"]', '["rtn"]').replace("[4, 3]", "[4]")
+    recipe.write_text("limit = 2\n" + rtn)
+    assert not run_bench(recipe, tmp_path / "out", data=bench_root, threads=1).failed
+    first = [utterance.id for utterance in load_data(bench_root / "test")][:2]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["utterances"]["ids"] for row in rows] == [first, first]  # the original and the quantized model
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -331,6 +341,7 @@ def test_a_method_has_settings_of_its_own(bench_root: Path, tmp_path: Path) -> N
         (('calibration = "calibration"', ""), "calibrate on speech"),
         (("seeds = [0, 1]", "seeds = [1, 1]"), "names something twice"),
         (("models", "="), "is not TOML"),
+        (("utterances = 6", "limit = 0"), "'limit' must be at least 1 recording of each set, got 0"),
     ],
 )
 def test_bad_recipes_are_refused(bench_root: Path, tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -90,7 +90,7 @@ class Originals:
         return model, model.digest()
 
     def _load_data(self, name: str) -> tuple[DataSet, str]:
-        data = load_data(name if name.startswith("hf:") else self.data_root / name)
+        data = load_data(name if name.startswith("hf:") else self.data_root / name, at_most=self.plan.limit)
         return data, data.digest()
 
     def _make_evaluator(self, model: str, data: str) -> TeacherForcedEvaluator:

@@ -20,6 +20,7 @@ frame_subsampling = 3
 padding_weight = 0.0
 batch_size = 8
 language = "en"
+limit = 40                                   # only the first so many recordings of each data set (default: all)
 
 [method.qep-strong]                          # a further method: a known one with other settings,
 base = "qep"
@@ -44,7 +45,7 @@ SAME = "same"  # of head_bits: as the rest
 SETTINGS = (*FORMAT_SETTINGS, "head_bits", "frame_subsampling", "padding_weight")
 KNOWN = {
     "models", "methods", "bits", "formats", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
-    "runtimes", *SETTINGS,
+    "runtimes", "limit", *SETTINGS,
 }  # fmt: skip
 
 
@@ -65,7 +66,8 @@ class BenchPlan:
     """What to measure.
 
     `content`: what was in the recipe file, from which all else follows. `data`: names of the test sets, as in the recipe;
-    `calibration`: of the calibration set. `settings`: of every recipe; `own_settings`: of single methods, by name, in their place.
+    `calibration`: of the calibration set. `limit`: recordings of each test set, from the
+    first. `settings`: of every recipe; `own_settings`: of single methods, by name, in their place.
     """
 
     content: Mapping[str, Any]
@@ -79,6 +81,7 @@ class BenchPlan:
     utterances: int
     batch_size: int
     language: str | None
+    limit: int | None = None
     target: str = DEFAULT_TARGET
     runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -172,11 +175,14 @@ def _plan(content: Mapping[str, Any]) -> BenchPlan:
         utterances=_one(content, "utterances", int, 128),
         batch_size=_one(content, "batch_size", int, 8),
         language=_one(content, "language", str, None),
+        limit=_one(content, "limit", int, None),
         target=backend_named(_one(content, "target", str, DEFAULT_TARGET)).name,
         runtimes=_runtimes(content),
         settings=settings,
         own_settings=own_settings,
     )
+    if plan.limit is not None and plan.limit < 1:
+        raise RecipeError(f"'limit' must be at least 1 recording of each set, got {plan.limit}")
     if plan.calibration is None and any(method.n_networks for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
     plan.quantizations()  # what is out of range is refused before any work
