@@ -2,18 +2,21 @@
 
     pip install -e '.[dev,mutation]' -c constraints.txt
     python benchmarks/mutation.py [--count 200] [--seed 0] [--folders core quantization evaluation] [--only FILE:LINE ...] [--out FILE]
+        [--done FILE]
 
 A place is an operator, a number, a condition, a loop, a decorator or a handler in `src/sottovoce/FOLDER`. Type annotations are left out:
 nothing executes them. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven replacements
 counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
 file first, until one fails. A change is killed if a test fails or the tests take three times their usual processor time.
 The record has the survivors, and the 95 % interval of the killed share (Wilson), because the places are a sample.
-`--only` runs the drawn changes of these lines again and writes no record.
+`--only` runs the drawn changes of these lines again and writes no record. `--done` names a file of JSON lines: what it has for the same
+code is not tested again, and what is tested is added to it, so that the command can be stopped and started.
 """
 
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -29,6 +32,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("core", "quantization", "evaluation")
@@ -167,13 +171,37 @@ def changed_lines(before: str, after: str) -> list[str]:
     return ["", ""]
 
 
-def test_mutants(root: Path, chosen: list[Mutant], usual_s: dict[str, float]) -> list[tuple[Mutant, str, list[str]]]:
+class Done:
+    """What was found out already, in a file of JSON lines; without a file nothing is kept. `code`: hash of all that is tested."""
+
+    def __init__(self, file: Path | None, root: Path) -> None:
+        self._file, digest = file, hashlib.sha256()
+        for path in sorted((root / "src").rglob("*.py")) + sorted((root / "tests").rglob("*.py")):
+            digest.update(path.read_bytes())
+        self.code = digest.hexdigest()[:16]
+        lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        self._known = {json.dumps(row["what"]): row["found"] for row in rows if row["code"] == self.code}
+
+    def get(self, what: object) -> Any:
+        return self._known.get(json.dumps(what))
+
+    def add(self, what: object, found: object) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"code": self.code, "what": what, "found": found}) + "\n")
+
+
+def test_mutants(root: Path, chosen: list[Mutant], usual_s: dict[str, float], done: Done) -> list[tuple[Mutant, str, list[str]]]:
     """Test each change alone and print its fate; `usual_s`: seconds of the tests of each folder on the code as it is."""
     import cosmic_ray.plugins
     from cosmic_ray.mutating import mutate_code
 
     fates = []
     for number, mutant in enumerate(chosen, 1):
+        if (known := done.get(asdict(mutant))) is not None:
+            fates.append((mutant, *known))
+            continue
         file = root / mutant.file
         source = file.read_text(encoding="utf-8")
         changed = mutate_code(source, cosmic_ray.plugins.get_operator(mutant.operator)(), mutant.occurrence)
@@ -184,6 +212,7 @@ def test_mutants(root: Path, chosen: list[Mutant], usual_s: dict[str, float]) ->
             file.write_text(source, encoding="utf-8")
         lines = changed_lines(source, changed)
         fates.append((mutant, outcome, lines))
+        done.add(asdict(mutant), [outcome, lines])
         fate = "survived" if outcome == "passed" else "killed"
         print(f"{number}/{len(chosen)} {fate} in {seconds:.0f} s, {mutant.file}:{mutant.line} {mutant.operator}: {lines[1]}", flush=True)
     return fates
@@ -195,6 +224,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folders", nargs="+", default=list(FOLDERS), choices=FOLDERS)
     parser.add_argument("--only", nargs="+", help="the drawn changes of these lines again: FILE:LINE")
+    parser.add_argument("--done", type=Path, help="what was found out before, and now")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutation.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
@@ -209,18 +239,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutation.") as folder:
         root = copy_of_repository(Path(folder))
         os.environ["PYTHONPATH"] = str(root / "src")
-        usual_s = {}
+        usual_s, done = {}, Done(arguments.done, root)
         for name in arguments.folders:
-            outcome, usual_s[name] = run_tests(root, [f"tests/{name}"], 1800)
+            outcome, usual_s[name] = done.get(name) or run_tests(root, [f"tests/{name}"], 1800)
             if outcome != "passed":
                 sys.exit(f"the tests in tests/{name} do not pass on the code as it is: {outcome}")
+            if done.get(name) is None:
+                done.add(name, [outcome, usual_s[name]])
             print(f"tests/{name}: {usual_s[name]:.0f} s", flush=True)
         places = [place for name in arguments.folders for place in mutants(root, name).values()]
         generator = random.Random(arguments.seed)  # noqa: S311 - a sample, no secret
         chosen = [generator.choice(place) for place in generator.sample(places, min(arguments.count, len(places)))]
         if arguments.only:
             chosen = [mutant for mutant in chosen if f"{mutant.file}:{mutant.line}" in arguments.only]
-        fates = test_mutants(root, chosen, usual_s)
+        fates = test_mutants(root, chosen, usual_s, done)
     killed = sum(outcome != "passed" for _, outcome, _ in fates)
     print(f"killed {killed} of {len(fates)}")
     if arguments.only:

@@ -24,10 +24,14 @@ from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
 from sottovoce.cli.console import quiet_libraries
 from sottovoce.core.affine import Affine
+from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.data.augment import Augmentation
 from sottovoce.data.load import load_data
+from sottovoce.evaluation.recognizer import Recognition, TorchRecognizer
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.fitting.speech import held_out_speech
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.tune_record import TuneSettings
@@ -37,6 +41,7 @@ from sottovoce.system.progress import silent
 from sottovoce.system.versions import environment, processor
 
 SETS = ("dev-librispeech", "dev-accented", "dev-home")
+LONG, LONG_WINDOW_S = "longform", 28.0
 
 
 def main() -> None:
@@ -74,6 +79,7 @@ def main() -> None:
                 full_share=arguments.full_share,
                 look_every=arguments.look_every,
             ),
+            augmentation=Augmentation() if arguments.augment else None,
             utterances=arguments.utterances,
             held_out=arguments.held_out,
             resume=True,
@@ -105,6 +111,9 @@ def main() -> None:
     out.write_text(json.dumps(report, indent=1) + "\n")
     for name in arguments.sets:
         report["sets"][name] = measured(arguments, {"start": start, "tuned": tuned}, name)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.long_windows:
+        report["long_windows"] = long_windows(arguments, {"start": start, "tuned": tuned})
         out.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -143,6 +152,28 @@ def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str)
                 },
             }
             print(name, system, context, f"{100 * score.wer:.2f} ({100 * score.capped_wer:.2f}), {len(score.looped)} loops", flush=True)
+    return found
+
+
+def long_windows(arguments: argparse.Namespace, folders: dict[str, Path]) -> dict[str, Any]:
+    """Measure what becomes of windows full of speech: how many words differ from the original's, and which loop."""
+    data = load_data(arguments.speech / LONG)
+    windows = [utterance.samples()[: round(LONG_WINDOW_S * SAMPLE_RATE)] for utterance in data]
+
+    def texts(model: SpeechModel) -> list[Recognition]:
+        return TorchRecognizer(model).recognize(windows, None).recognitions
+
+    original, found = texts(api.load(arguments.model)), dict[str, Any]()
+    for system, folder in folders.items():
+        transcripts = [
+            Transcript(
+                id=u.id, text=heard.text, tokens=heard.tokens, duration_s=LONG_WINDOW_S, reference=own.text, truncated=not heard.ended
+            )
+            for u, heard, own in zip(data, texts(api.load(folder)), original, strict=True)
+        ]
+        score = score_transcripts(transcripts)
+        found[system] = {"words": score.words, "capped_percent": 100 * score.capped_wer, "looped": list(score.looped)}
+        print("windows of", LONG_WINDOW_S, "s", system, found[system], flush=True)
     return found
 
 
@@ -185,6 +216,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--calibration-utterances", type=int, default=48)
     parser.add_argument("--context", choices=["full", "short"], default="full")
     parser.add_argument("--full-share", type=float, default=TuneSettings().full_share, help="of utterances, with --context short")
+    parser.add_argument("--augment", action="store_true", help="vary the speech that is tuned on")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--float-rate", type=float)
@@ -197,6 +229,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", default=SETS, help="to measure on; none: only the record of the tuning is written")
     parser.add_argument("--limit", type=int, default=None, help="utterances of each dev set (default: all)")
     parser.add_argument("--kl", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--long-windows", action="store_true", help=f"also the first {LONG_WINDOW_S:.0f} s of each recording of {LONG}")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.start = arguments.start or f"{arguments.name}-start"

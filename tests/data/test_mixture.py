@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sottovoce import api
 from sottovoce.checkpoint.manifest import read_manifest
-from sottovoce.data.augment import Augmentation, augment
+from sottovoce.data.augment import Augmentation, augment, source_ids
 from sottovoce.data.dataset import Utterance
 from sottovoce.data.load import load_data, load_each
 from sottovoce.data.mixture import allot, mix
@@ -217,3 +217,10 @@ def test_bad_recordings_do_not_change_the_others(sources: list[str]) -> None:
     kept = [(u.id, s.tobytes()) for u, s in zip(before.utterances, before.samples, strict=True) if not u.id.startswith("003")]
     assert [(u.id, s.tobytes()) for u, s in zip(after.utterances, after.samples, strict=True)] == kept
     assert after.left_out.keys() == {"003"}
+
+
+def test_the_sources_of_a_varied_recording() -> None:
+    assert {"a", "b"} <= source_ids("a+b~noise")
+    assert {"a"} <= source_ids("a~cut~noise")
+    assert {"a"} <= source_ids("a#0")
+    assert source_ids("a") == {"a"}

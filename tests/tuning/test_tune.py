@@ -24,6 +24,7 @@ from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
+from sottovoce.data.augment import Augmentation
 from sottovoce.data.load import load_data
 from sottovoce.errors import (
     CalibrationError,
@@ -400,6 +401,31 @@ def test_the_command_and_what_inspect_shows(checkpoint: Path, speech_folder: Pat
     assert "the tuning" in shown
     assert "codes kept" in shown
     assert "tuned |" in (tmp_path / "t" / "README.md").read_text()
+
+
+def test_varied_speech_is_trained_on_and_not_looked_at(checkpoint: Path, speech_folder: Path, tmp_path: Path) -> None:
+    arguments = ["tune", str(checkpoint), str(tmp_path / "t"), "--calibration", str(speech_folder), "--steps", "2", "--augment"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert "varied: clips cut and joined" in " ".join(result.stdout.split())
+    tune = read_manifest(tmp_path / "t").tune
+    assert tune is not None
+    assert tune.speech.augmentation == Augmentation()
+    assert any("~" in name or "+" in name for name in tune.speech.utterances)
+    assert set(tune.held_out) <= {utterance.id for utterance in load_data(speech_folder)}
+
+
+def test_a_start_that_was_calibrated_on_varied_speech_is_known(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    """Its record has the ids of pieces, and the recordings that they are of flatter the start all the same."""
+    anonymous = tmp_path / "speech"
+    anonymous.mkdir()
+    rows = [json.loads(line) for line in (speech_folder / "manifest.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if key != "speaker"} | {"audio": str(speech_folder / row["audio"])} for row in rows]
+    (anonymous / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    made = api.quantize(model_folder, tmp_path / "q", calibration=anonymous, utterances=len(rows), augmentation=Augmentation(cut=0.5))
+    assert made.calibration is not None
+    assert not {row["id"] for row in rows} <= set(made.calibration.utterances)
+    folds = split(load_data(anonymous), 4, 4, made.calibration)
+    assert folds.calibrated_on == len(folds.held_out)
 
 
 def test_a_model_that_is_surer_than_its_original_is_named(done: api.TuneResult) -> None:

@@ -165,6 +165,7 @@ def quantize(
                 speech_model,
                 folds,
                 tune,
+                augmentation=augmentation,
                 seed=seed,
                 language=language,
                 state=state,

@@ -14,6 +14,7 @@ from sottovoce.checkpoint.load import load, read_weights
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
+from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import CheckpointError, MachineError, ModelError
@@ -54,6 +55,7 @@ def tune(
     against: str | Path | SpeechModel | None = None,
     settings: TuneSettings | None = None,
     weighting: Weighting = "hours",
+    augmentation: Augmentation | None = None,
     utterances: int = DEFAULT_UTTERANCES,
     held_out: int = DEFAULT_HELD_OUT,
     seed: int = 0,
@@ -67,8 +69,9 @@ def tune(
 
     Scales and minima of quantized layers, norms, biases and tables of positions move; codes stay. `calibration`: speech, without
     transcripts: `utterances` are trained on, and `held_out` others, by other speakers, are looked at; the best look is kept, and the start
-    if none is better. `against`: the original (default: the one that the folder names). `settings`: steps, rates, context. `resume`: go on
-    where the same tuning was stopped. `placement`: the device that computes, in float32. Same inputs and seed give the same bytes.
+    if none is better. `augmentation`: vary the speech that is trained on (see `data.augment`). `against`: the original (default: the one
+    that the folder names). `settings`: steps, rates, context. `resume`: go on where the same tuning was stopped. `placement`: the device
+    that computes, in float32. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` and leaves `out` as it was: `CheckpointError` for what is no quantized folder or is tuned already,
     `ModelError` for an original that is missing or another model, `CalibrationError` for speech that is too little,
     `MachineError` under torchrun, and for a placement in another number type or with offloaded weights.
@@ -89,6 +92,7 @@ def tune(
         "settings": to_plain(settings),
         "training": folds.training.digest(),
         "held_out": folds.held_out.digest(),
+        "augmentation": to_plain(augmentation),
         "seed": seed,
         "language": language,
         "environment": environment() | {"threads": str(torch.get_num_threads())},
@@ -97,7 +101,16 @@ def tune(
     with exclusive_run(folder, resume=resume, overwrite=overwrite) as state:
         state.begin(inputs, resume=resume)
         result, record, more = tune_quantized(
-            start, original, folds, settings, seed=seed, language=language, state=state, placement=placement, progress=progress
+            start,
+            original,
+            folds,
+            settings,
+            augmentation=augmentation,
+            seed=seed,
+            language=language,
+            state=state,
+            placement=placement,
+            progress=progress,
         )
         chosen_on = tuple(dict.fromkeys((*history.chosen_on, *more.chosen_on)))
         save_quantized(result, folder, overwrite=overwrite, history=replace(more, fit=history.fit, chosen_on=chosen_on))
@@ -180,6 +193,7 @@ def tune_quantized(
     folds: Folds,
     settings: TuneSettings,
     *,
+    augmentation: Augmentation | None = None,
     seed: int,
     language: str | None,
     state: RunState,
@@ -188,7 +202,7 @@ def tune_quantized(
 ) -> tuple[QuantizedModel, TuneRecord, History]:
     """Tune a result in memory. Return the tuned one, on the CPU, the record, and what its manifest tells more."""
     original = original.placed(placement)
-    training = prepare(original, folds.training, language=language, state=state, progress=progress)
+    training = prepare(original, folds.training, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress)
     held_out = prepare(original, folds.held_out, language=language, state=state, progress=progress)
     taught = make_lessons(original, training, sampled=settings.sampled > 0, seed=seed, doing="listening to the original", progress=progress)
     looked_at = make_lessons(original, held_out, sampled=False, seed=seed, doing="listening to the original, held out", progress=progress)

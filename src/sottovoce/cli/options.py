@@ -82,6 +82,7 @@ calibration_weights_option = click.option(
     show_default=True,
     help="How several data sets share the utterances: in proportion to their hours of speech, or equally.",
 )
+augment_option = click.option("--augment", is_flag=True, help="Vary the speech by --seed: shorten, cut and join clips, add a little noise.")
 sample_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
 batch_size_option = click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
 resume_option = click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")

@@ -12,6 +12,7 @@ import click
 from sottovoce.backends.registry import BACKENDS, DEFAULT_TARGET, exporting_backends
 from sottovoce.cli.options import (
     EXPORTING_BACKEND,
+    augment_option,
     batch_size_option,
     calibration_weights_option,
     json_option,
@@ -46,7 +47,7 @@ EXAMPLES = "\n".join(
     help="Speech to calibrate on, with or without transcripts. Every method except rtn needs it. Repeatable.",
 )
 @calibration_weights_option
-@click.option("--augment", is_flag=True, help="Vary the calibration speech by --seed: shorten, cut and join clips, add a little noise.")
+@augment_option
 @recipe_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file with the format of every layer (see --dry-run).")
 @click.option("--tune", is_flag=True, help="Also tune scales, norms and biases on the calibration speech (see sottovoce tune).")

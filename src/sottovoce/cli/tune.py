@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from sottovoce.cli.options import (
+    augment_option,
     calibration_weights_option,
     device_option,
     json_option,
@@ -25,6 +26,7 @@ from sottovoce.cli.options import (
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
 @calibration_weights_option
+@augment_option
 @click.option("--against", metavar="MODEL", help="The original (default: the model that CHECKPOINT names).")
 @click.option("--context", type=click.Choice(["full", "short"]), default="full", show_default=True, help="What the encoder works through.")
 @click.option("--utterances", type=click.IntRange(2), default=192, show_default=True, help="Utterances to train on.")
@@ -47,6 +49,7 @@ def tune(
     out: Path,
     calibration: tuple[str, ...],
     calibration_weights: Literal["hours", "equal"],
+    augment: bool,
     against: str | None,
     context: Literal["full", "short"],
     utterances: int,
@@ -74,6 +77,7 @@ def tune(
     from sottovoce import api
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_tune import print_tuned
+    from sottovoce.data.augment import Augmentation
     from sottovoce.quantization.tune_record import TuneSettings
     from sottovoce.system.devices import find_placement
     from sottovoce.system.plain_data import to_plain
@@ -88,6 +92,7 @@ def tune(
             against=against,
             settings=settings,
             weighting=calibration_weights,
+            augmentation=Augmentation() if augment else None,
             utterances=utterances,
             held_out=held_out,
             seed=seed,

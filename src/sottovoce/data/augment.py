@@ -73,6 +73,12 @@ def augment(recordings: Recordings, settings: Augmentation, seed: int) -> Record
     return replace(recordings, utterances=tuple(u for u, _ in noisy), samples=tuple(s for _, s in noisy))
 
 
+def source_ids(name: str) -> set[str]:
+    """Return the ids that the recordings behind the id of a varied or cut one may have; one whose own id has such signs gives more."""
+    parts = {name, *name.split("+")}
+    return parts | {part.partition(sign)[0] for part in parts for sign in ("~", "#")}
+
+
 def _generator(seed: int, name: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))

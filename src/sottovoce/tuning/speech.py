@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from sottovoce.data.augment import Augmentation, source_ids
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.errors import CalibrationError
 from sottovoce.models.speech_model import SpeechModel
@@ -29,7 +30,8 @@ def split(drawn: DataSet, utterances: int, held_out: int, calibration: Calibrati
     Utterances that the codes were not calibrated on are held out first, since looks at the others flatter the start. One without a known
     speaker stands for itself. Raises `CalibrationError` if a fold has less than two.
     """
-    used_names, used_speakers = (set(calibration.utterances), set(calibration.speakers)) if calibration else (set(), set())
+    used_names = {name for own in calibration.utterances for name in source_ids(own)} if calibration else set()
+    used_speakers = set(calibration.speakers) if calibration else set()
 
     def used(utterance: Utterance) -> bool:
         return utterance.id in used_names or utterance.speaker in used_speakers
@@ -50,7 +52,16 @@ def split(drawn: DataSet, utterances: int, held_out: int, calibration: Calibrati
     )
 
 
-def prepare(original: SpeechModel, data: DataSet, *, language: str | None, state: RunState, progress: Progress) -> CalibrationSpeech:
-    """Read recordings and transcribe them with the original, whatever was really said."""
+def prepare(
+    original: SpeechModel,
+    data: DataSet,
+    *,
+    language: str | None,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    state: RunState,
+    progress: Progress,
+) -> CalibrationSpeech:
+    """Read recordings and transcribe them with the original, whatever was really said. `augmentation`: vary them by `seed`."""
     without_texts = replace(data, utterances=tuple(replace(utterance, text=None) for utterance in data))
-    return prepare_speech(original, without_texts, language=language, state=state, progress=progress)
+    return prepare_speech(original, without_texts, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress)

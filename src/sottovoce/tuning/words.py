@@ -13,6 +13,8 @@ def sentences(record: TuneRecord) -> list[str]:
         f"{done}; KL to {record.original} in nats per token, on {record.tokens} tokens of {len(record.held_out)} held-out utterances; "
         f"rates {record.rate:.2g} (scales), {record.float_rate:.2g} (the rest)"
     ]
+    varied = ", varied: clips cut and joined, a little noise" if record.speech.augmentation else ""
+    said.append(f"trained on {len(record.speech.utterances)} recordings, {record.speech.seconds / 60:.1f} minutes{varied}")
     if record.calibrated_on:
         said.append(
             f"{record.calibrated_on} held-out utterances are of speakers on whom the codes were calibrated, which flatters the start"
