@@ -29,6 +29,7 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
     Raises `CheckpointError` for a changed, missing or unknown file, an unknown version, or tensors that do not fit.
     """
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, GenerationConfig
+    from transformers.initialization import no_init_weights
 
     folder = Path(folder)
     weights = read_weights(folder, read_manifest(folder).plan)
@@ -44,7 +45,8 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
         shapes = {name: tensor.shape for name, tensor in described.items()}
         if odd := [name for name, tensor in state.items() if shapes.get(name) != tensor.shape]:
             raise CheckpointError(f"{folder}: the tensor {odd[0]!r} is not one that config.json describes")
-        network = AutoModelForSpeechSeq2Seq.from_config(config)
+        with no_init_weights():  # all of them are read
+            network = AutoModelForSpeechSeq2Seq.from_config(config)
         missing, _ = network.load_state_dict(state, strict=False)
         if left := sorted(set(missing) - set(getattr(network, "all_tied_weights_keys", {}) or {})):
             raise CheckpointError(f"{folder}: missing tensors {left}")

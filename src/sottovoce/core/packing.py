@@ -35,8 +35,13 @@ def unpack_rows(words: Tensor, bits: int, n: int) -> Tensor:
     if n_words != -(-n * bits // WORD_BITS):
         raise CheckpointError(f"{n_words} words a row cannot hold exactly {n} codes of {bits} bits")
     raw = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
-    stream = np.unpackbits(raw, axis=1, bitorder="little")[:, : n * bits].reshape(rows, n, bits)
-    return torch.from_numpy(np.packbits(stream, axis=2, bitorder="little")[:, :, 0].copy())
+    pairs = raw.astype(np.uint16)  # a code of at most 8 bits lies within two neighboring bytes
+    pairs[:, :-1] |= pairs[:, 1:] << 8
+    first = np.arange(n) * bits
+    codes = pairs[:, first >> 3]
+    codes >>= (first & 7).astype(np.uint16)
+    codes &= (1 << bits) - 1
+    return torch.from_numpy(codes.astype(np.uint8))
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

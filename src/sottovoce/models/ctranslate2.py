@@ -22,6 +22,7 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
+from transformers.initialization import no_init_weights
 
 from sottovoce.errors import ModelError
 from sottovoce.models.whisper_settings import complete_generation_config
@@ -136,7 +137,8 @@ def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[Wh
     state = to_transformers(variables)
     tokenizer = _tokenizer(folder)
     config = _config(state, tokenizer)
-    model = WhisperForConditionalGeneration(config)
+    with no_init_weights():  # all of them are read
+        model = WhisperForConditionalGeneration(config)
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if key != "proj_out.weight"]  # tied to the embedding
     if missing or unexpected:
