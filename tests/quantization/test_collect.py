@@ -1,5 +1,7 @@
 """The lockstep calibrator against a plain reference: two models, one layer at a time, a whole forward pass for each."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -204,6 +206,32 @@ def test_hooks_are_gone_after_an_early_end() -> None:
     walk.close()
     assert not any(m._forward_pre_hooks for m in model.network.modules())
     model.network(**batches[0].inputs)  # runs through, nobody pauses it
+
+
+class Watched(nn.Sequential):
+    """Three layers; notes before the third which inputs of the second are still held by somebody."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        self.refs: list[weakref.ref[torch.Tensor]] = []
+        self.held: list[list[bool]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self[0](x)
+        x = self[1](x)
+        self.held.append([ref() is not None for ref in self.refs])
+        return self[2](x)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_nobody_holds_inputs_when_the_passes_go_on() -> None:
+    network = Watched()
+    batches = [{"x": torch.randn(2, 4)} for _ in range(2)]
+    for paused in run_in_lockstep([network], batches, ["0", "1", "2"]):
+        if paused.name == "1":
+            network.refs = [weakref.ref(tensor) for tensor in paused.inputs[0]]
+        del paused
+    assert network.held == [[False, True], [False, False]]  # the second pass is still in front of the layer when the first goes on
 
 
 def test_nan_in_one_recording_is_named() -> None:

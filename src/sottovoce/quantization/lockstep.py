@@ -55,18 +55,17 @@ def run_in_lockstep(
     try:
         while len(visited) < len(targets):
             # Batch by batch, so that what one network has just computed for a batch is there for the next network.
-            if spill is not None:  # pieces between what stays are of no use to the next, larger tensors
-                release_freed_memory()
+            release_freed_memory()  # what solving left is of no use to the next, larger tensors, and would add up
             stops = list(zip(*[_walk_on([row[b] for row in walkers], spill) for b in range(len(batches))], strict=True))
             for walker in (walker for row in walkers for walker in row):
                 if watch is not None:
                     watch(walker.gr_frame)
-            if spill is not None:
-                release_freed_memory()
             name = _common_name(stops, visited, targets)
             visited.add(name)
-            # Only the generator's caller holds the inputs while everybody waits.
-            yield PausedLayer(name, [[stop[1] for stop in row] for row in stops])
+            paused = PausedLayer(name, [[stop[1] for stop in row] for row in stops])
+            del stops
+            yield paused
+            del paused  # here nothing holds the inputs when the passes go on
     finally:
         undo()
         for hook in hooks:
@@ -84,6 +83,7 @@ def _walk_on(walkers: Sequence[Any], spill: Spill | None) -> list[Any]:
     spill.bring_back(held_tensors([walker.gr_frame for walker in walkers]))
     stops = [walker.switch() for walker in walkers]
     spill.park([walker.gr_frame for walker in walkers])
+    release_freed_memory()  # nor are the pieces of this batch to the next one
     return stops
 
 

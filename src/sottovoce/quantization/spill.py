@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import OutputError
+from sottovoce.system.memory import release_freed_memory
 
 LEAST_BYTES = 64 << 10  # smaller tensors stay
 DEPTH = 4  # of tuples, lists and dictionaries in a local variable
@@ -68,6 +69,7 @@ class Spill:
         finally:
             for tensor in here.values():
                 tensor.data = tensor.new_empty(0)
+            release_freed_memory()
 
     def forget(self) -> None:
         """Close the file."""
