@@ -6,7 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
-from sottovoce.backends.crispasr.writer import crispasr_name, token_record, write_crispasr
+from sottovoce.backends.crispasr.moonshine import moonshine_name, token_record
+from sottovoce.backends.crispasr.writer import write_crispasr
 from sottovoce.backends.registry import open_runtime, runtime_of
 from sottovoce.backends.source import Source, open_source
 from sottovoce.core.formats import NAMED
@@ -41,7 +42,7 @@ def test_every_tensor_arrives(source: Source, folder: Path) -> None:
     floats = source.floats()
     assert len(tensors) == len(floats)
     for name, array in floats.items():
-        found = tensors[crispasr_name(name)]
+        found = tensors[moonshine_name(name)]
         module = name.removesuffix(".weight")
         if module in source.weights:
             assert np.array_equal(gguf.dequantize(found.data, found.tensor_type), source.weights[module].dequantize().numpy()), name
