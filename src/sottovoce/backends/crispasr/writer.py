@@ -8,12 +8,13 @@ from sottovoce.backends.backend import StoredType
 from sottovoce.backends.crispasr.family import Family
 from sottovoce.backends.crispasr.layout import MODEL, NAME
 from sottovoce.backends.crispasr.moonshine import MOONSHINE
+from sottovoce.backends.crispasr.qwen3_asr import QWEN3_ASR
 from sottovoce.backends.ggml_blocks import stored_type, to_blocks
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.writer import require_gguf
 from sottovoce.errors import ExportError
 
-FAMILIES: dict[str, Family] = {"moonshine": MOONSHINE}
+FAMILIES: dict[str, Family] = {"moonshine": MOONSHINE, "qwen3_asr": QWEN3_ASR}
 
 
 def write_crispasr(source: Source, folder: Path) -> dict[str, StoredType]:
@@ -24,7 +25,7 @@ def write_crispasr(source: Source, folder: Path) -> dict[str, StoredType]:
     gguf = require_gguf()
     if source.family not in FAMILIES:
         other = "; its Whisper backend reads files of whisper.cpp: export to whisper.cpp" if source.family == "whisper" else ""
-        raise ExportError(f"{NAME} runs Moonshine only, not a {source.family!r} model{other}")
+        raise ExportError(f"{NAME} runs Moonshine and Qwen3-ASR only, not a {source.family!r} model{other}")
     family = FAMILIES[source.family]
     family.require(source)
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
