@@ -89,6 +89,7 @@ def test_damaged_folders_are_named_before_native_code_sees_them(tmp_path: Path, 
         with pytest.raises(ExportError, match=r"model.gguf: is (cut short|no GGUF file or is damaged)"):
             open_runtime("crispasr", tmp_path / name, 1)
     (tmp_path / "cut" / "tokenizer.bin").unlink()
+    (tmp_path / "cut" / "model.gguf").write_bytes((folder / "model.gguf").read_bytes())
     with pytest.raises(ExportError, match="has no tokenizer.bin"):
         open_runtime("crispasr", tmp_path / "cut", 1)
 

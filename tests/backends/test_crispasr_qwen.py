@@ -11,6 +11,7 @@ from sottovoce.backends.crispasr.qwen3_asr import qwen_name
 from sottovoce.backends.crispasr.writer import write_crispasr
 from sottovoce.backends.registry import open_runtime, runtime_of
 from sottovoce.backends.source import Source, open_source
+from sottovoce.core.affine import Affine
 from sottovoce.core.formats import NAMED
 from sottovoce.errors import ExportError, ModelError, RecipeError
 from sottovoce.models.qwen3_asr import Qwen3ASR
@@ -42,7 +43,7 @@ def asked_as_published(**settings: int) -> Qwen3ASR:
 @pytest.fixture(scope="module")
 def source() -> Source:
     rules = tuple(Rule(match=name, format=NAMED[kind]) for name, kind in PER_TENSOR.items())
-    recipe = Recipe(method=method_named("rtn"), format=NAMED["q8_0"], rules=rules)
+    recipe = Recipe(method=method_named("rtn"), format=Affine(bits=8, group_size=32, symmetric=True, observer="minmax"), rules=rules)
     return open_source(quantized(asked_as_published(width=256, head_dim=64), recipe, target="crispasr"))
 
 
