@@ -6,7 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
-from sottovoce.backends.crispasr.writer import crispasr_name, token_record, write_crispasr
+from sottovoce.backends.crispasr.moonshine import moonshine_name, token_record
+from sottovoce.backends.crispasr.writer import write_crispasr
 from sottovoce.backends.registry import open_runtime, runtime_of
 from sottovoce.backends.source import Source, open_source
 from sottovoce.core.formats import NAMED
@@ -41,7 +42,7 @@ def test_every_tensor_arrives(source: Source, folder: Path) -> None:
     floats = source.floats()
     assert len(tensors) == len(floats)
     for name, array in floats.items():
-        found = tensors[crispasr_name(name)]
+        found = tensors[moonshine_name(name)]
         module = name.removesuffix(".weight")
         if module in source.weights:
             assert np.array_equal(gguf.dequantize(found.data, found.tensor_type), source.weights[module].dequantize().numpy()), name
@@ -65,8 +66,8 @@ def test_tokens_have_their_lengths() -> None:
 def test_what_it_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not a 'whisper' model; its Whisper backend reads files of whisper.cpp"):
         write_crispasr(Source(make_tiny(), {}), tmp_path)
-    with pytest.raises(RecipeError, match="crispasr does not execute Q4_K"):
-        planned(make_tiny_moonshine(width=256), Recipe(method=method_named("rtn"), format=NAMED["q4_k"]), "crispasr")
+    with pytest.raises(RecipeError, match="Q4_K wants rows of a multiple of 256, not of 64"):
+        planned(make_tiny_moonshine(), Recipe(method=method_named("rtn"), format=NAMED["q4_k"]), "crispasr")
     model = make_tiny_moonshine()
     model.network.config.decoder_num_key_value_heads = 2
     with pytest.raises(ExportError, match="one number of heads everywhere"):
@@ -88,6 +89,7 @@ def test_damaged_folders_are_named_before_native_code_sees_them(tmp_path: Path, 
         with pytest.raises(ExportError, match=r"model.gguf: is (cut short|no GGUF file or is damaged)"):
             open_runtime("crispasr", tmp_path / name, 1)
     (tmp_path / "cut" / "tokenizer.bin").unlink()
+    (tmp_path / "cut" / "model.gguf").write_bytes((folder / "model.gguf").read_bytes())
     with pytest.raises(ExportError, match="has no tokenizer.bin"):
         open_runtime("crispasr", tmp_path / "cut", 1)
 

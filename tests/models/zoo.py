@@ -48,8 +48,8 @@ def byte_tokenizer(special: dict[str, str], **names: str) -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=special, **names)
 
 
-def make_qwen(seed: int = 0, width: int = 32) -> Qwen3ASR:
-    """Two layers in the tower, two in the language model, grouped heads, tied head."""
+def make_qwen(seed: int = 0, width: int = 32, head_dim: int = 16, tied: bool = True) -> Qwen3ASR:
+    """Two layers in the tower, two in the language model, grouped heads; `tied`: the head is the token embedding."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(
         {
@@ -66,11 +66,11 @@ def make_qwen(seed: int = 0, width: int = 32) -> Qwen3ASR:
         },
         text_config={
             "model_type": "qwen3", "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-            "max_position_embeddings": 512, "tie_word_embeddings": True, "initializer_range": 0.2,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim,
+            "max_position_embeddings": 512, "tie_word_embeddings": tied, "initializer_range": 0.2,
         },
         audio_token_id=tokens("<|audio_pad|>"), pad_token_id=tokens("<|endoftext|>"), eos_token_id=[tokens("<|im_end|>")],
-        initializer_range=0.2, tie_word_embeddings=True,
+        initializer_range=0.2, tie_word_embeddings=tied,
     )  # fmt: skip
     network = Qwen3ASRForConditionalGeneration(config).eval().requires_grad_(False)
     network.generation_config = GenerationConfig(

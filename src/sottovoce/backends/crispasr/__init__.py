@@ -1,4 +1,4 @@
-"""Folders of CrispASR for Moonshine: `model.gguf` and `tokenizer.bin`."""
+"""Folders of CrispASR: `model.gguf`, and for Moonshine `tokenizer.bin`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType
-from sottovoce.backends.crispasr.layout import MODEL, NAME, TOKENIZER
+from sottovoce.backends.crispasr.layout import HEADER, MODEL, NAME, QWEN, TOKENIZER
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")  # block types of 32 weights, as rows of Moonshine divide by 32 alone
+TYPES = (  # block types that it executes
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS",
+)  # fmt: skip
 
 
 def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
@@ -48,6 +50,14 @@ def _open(model: str, threads: int) -> Recognizer:
     return CrispAsrRecognizer(model, threads)
 
 
+def _recognizes(path: Path) -> bool:
+    """Whether a folder is one of ours; the file of a language model may have the same name."""
+    if not (path / MODEL).is_file():
+        return False
+    with (path / MODEL).open("rb") as file:
+        return (path / TOKENIZER).is_file() or QWEN.encode() in file.read(HEADER)
+
+
 CRISPASR = Backend(
     name=NAME,
     title="CrispASR (a folder)",
@@ -60,5 +70,5 @@ CRISPASR = Backend(
     tensor_bytes=_tensor_bytes,
     file_name="{}-crispasr",
     is_folder=True,
-    recognizes=lambda path: (path / MODEL).is_file() and (path / TOKENIZER).is_file(),
+    recognizes=_recognizes,
 )

@@ -1,120 +1,51 @@
-"""Write Moonshine as CrispASR reads it (its `models/convert-moonshine-to-gguf.py`, `src/moonshine.cpp`), a block type per tensor."""
+"""Write a folder of CrispASR: GGUF with a block type per tensor, and what its loader wants beside it."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sottovoce.backends.backend import StoredType
-from sottovoce.backends.crispasr.layout import MODEL, NAME, TOKENIZER
+from sottovoce.backends.crispasr.family import Family
+from sottovoce.backends.crispasr.layout import MODEL, NAME
+from sottovoce.backends.crispasr.moonshine import MOONSHINE
+from sottovoce.backends.crispasr.qwen3_asr import QWEN3_ASR
 from sottovoce.backends.ggml_blocks import stored_type, to_blocks
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.layout import tokens_by_id
-from sottovoce.backends.transcribe_cpp.moonshine_layout import BYTE
 from sottovoce.backends.transcribe_cpp.writer import require_gguf
 from sottovoce.errors import ExportError
 
-ATTENTION = {f"{name}_proj": name for name in "qkvo"}
-TOP = {
-    "encoder.layer_norm": "encoder.output_norm",
-    "decoder.norm": "decoder.output_norm",
-}
-ENCODER = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.fc1": "ffn.fc1",
-    "mlp.fc2": "ffn.fc2",
-    **{f"self_attn.{old}": f"attn.{new}" for old, new in ATTENTION.items()},
-}
-DECODER = {
-    **ENCODER,
-    "post_attention_layernorm": "cross_attn_norm",
-    "final_layernorm": "ffn_norm",
-    **{f"encoder_attn.{old}": f"cross_attn.{new}" for old, new in ATTENTION.items()},
-}
-LONGEST_TOKEN = 128 * 128 + 127  # bytes that the file of tokens can tell
+FAMILIES: dict[str, Family] = {"moonshine": MOONSHINE, "qwen3_asr": QWEN3_ASR}
 
 
 def write_crispasr(source: Source, folder: Path) -> dict[str, StoredType]:
     """Write the folder; return what each quantized tensor became, by its name in `transformers`.
 
-    Raises `ExportError` for another family than Moonshine, or for one that is built in a way CrispASR does not compute.
+    Raises `ExportError` for a family that CrispASR does not run, or for a model that is built in a way it does not compute.
     """
     gguf = require_gguf()
-    if source.family != "moonshine":
+    if source.family not in FAMILIES:
         other = "; its Whisper backend reads files of whisper.cpp: export to whisper.cpp" if source.family == "whisper" else ""
-        raise ExportError(f"{NAME} runs Moonshine only, not a {source.family!r} model{other}")
-    _require_shape(source)
+        raise ExportError(f"{NAME} runs Moonshine and Qwen3-ASR only, not a {source.family!r} model{other}")
+    family = FAMILIES[source.family]
+    family.require(source)
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
-    writer = gguf.GGUFWriter(str(folder / MODEL), "moonshine")
+    writer = gguf.GGUFWriter(str(folder / MODEL), family.architecture)
     writer.add_name(source.name)
-    _write_settings(source, writer)
-    for parameter, array in source.floats().items():
-        module = parameter.removesuffix(".weight")
+    family.settings(source, writer)
+    for name, array in family.inputs(source).items():
+        writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
+    floats = source.floats()
+    for name, parameter in family.tensors(source):
+        module, array = parameter.removesuffix(".weight"), floats[parameter]
         if module in blocks:
             kind, data = blocks[module]
-            writer.add_tensor(crispasr_name(parameter), data, raw_dtype=gguf.GGMLQuantizationType[kind])
+            writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
         else:
-            writer.add_tensor(crispasr_name(parameter), np.ascontiguousarray(array, np.float32 if array.ndim < 2 else np.float16))
+            writer.add_tensor(name, np.ascontiguousarray(array, np.float32 if array.ndim < 2 else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    pieces, _ = tokens_by_id(source, lambda _piece, _special: 0)
-    (folder / TOKENIZER).write_bytes(b"".join(map(token_record, pieces)))
+    for name, content in family.beside(source).items():
+        (folder / name).write_bytes(content)
     return {name: stored_type(kind) for name, (kind, _) in blocks.items()}
-
-
-def crispasr_name(parameter: str) -> str:
-    """Return the name of a parameter: `model.encoder.layers.0.self_attn.q_proj.weight` is `encoder.layers.0.attn.q.weight` there."""
-    module, _, kind = parameter.removeprefix("model.").rpartition(".")
-    half, _, rest = module.partition(".")
-    if not rest.startswith("layers."):
-        return f"{TOP.get(module, module)}.{kind}"
-    _, number, inner = rest.split(".", 2)
-    return f"{half}.layers.{number}.{(ENCODER if half == 'encoder' else DECODER)[inner]}.{kind}"
-
-
-def token_record(piece: str) -> bytes:
-    """Return a token in `tokenizer.bin`: its length in one byte or, from 128 on, two; its bytes.
-
-    A token of byte fallback ("<0x0A>") becomes that byte: CrispASR leaves out what stands between angle brackets.
-    """
-    data = bytes([int(piece[3:5], 16)]) if BYTE.fullmatch(piece) else piece.encode("utf-8", errors="replace")
-    if len(data) > LONGEST_TOKEN:
-        raise ExportError(f"a token takes {len(data)} bytes, and {NAME} holds {LONGEST_TOKEN} at most")
-    return (bytes([len(data)]) if len(data) < 128 else bytes([len(data) % 128 + 128, len(data) // 128])) + data
-
-
-def _require_shape(source: Source) -> None:
-    config = source.config
-    if (config.encoder_hidden_act, config.decoder_hidden_act) != ("gelu", "silu") or config.attention_bias or not source.model.tied:
-        raise ExportError(f"{NAME} runs Moonshine only with GELU, SiLU, no biases in attention and a head tied to the token embedding")
-    heads = {config.encoder_num_attention_heads, config.decoder_num_attention_heads}
-    shared = {config.encoder_num_key_value_heads, config.decoder_num_key_value_heads}
-    if heads != shared or len(heads) > 1:
-        raise ExportError(f"{NAME} runs Moonshine only with one number of heads everywhere; this model has {sorted(heads | shared)}")
-
-
-def _write_settings(source: Source, writer: Any) -> None:
-    config, encoder = source.config, source.model.network.model.encoder
-    for half in ("encoder", "decoder"):
-        numbers = {
-            "embedding_length": config.hidden_size,
-            "block_count": getattr(config, f"{half}_num_hidden_layers"),
-            "attention.head_count": getattr(config, f"{half}_num_attention_heads"),
-            "attention.head_count_kv": getattr(config, f"{half}_num_key_value_heads"),
-            "feed_forward_length": config.intermediate_size,
-        }
-        for key, value in numbers.items():
-            writer.add_uint32(f"moonshine.{half}.{key}", value)
-        writer.add_float32(f"moonshine.{half}.partial_rotary_factor", config.rope_parameters.get("partial_rotary_factor", 1.0))
-    settings = source.model.network.generation_config
-    writer.add_uint32("moonshine.vocab_size", config.vocab_size)
-    writer.add_uint32("moonshine.bos_token_id", config.decoder_start_token_id)
-    writer.add_uint32("moonshine.eos_token_id", settings.eos_token_id)
-    writer.add_float32("moonshine.attention.layer_norm_epsilon", encoder.layer_norm.eps)
-    writer.add_float32("moonshine.rope.freq_base", config.rope_parameters["rope_theta"])
-    for number, convolution in enumerate((encoder.conv1, encoder.conv2, encoder.conv3), 1):
-        writer.add_uint32(f"moonshine.encoder.conv{number}.kernel_size", convolution.kernel_size[0])
-        writer.add_uint32(f"moonshine.encoder.conv{number}.stride", convolution.stride[0])
