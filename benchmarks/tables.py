@@ -281,6 +281,18 @@ def tuned(name: str) -> str:
     return _markdown(head, table)
 
 
+def loops() -> str:
+    """Show what the mix of calibration speech and decoding with fallback do to the words of accented speech."""
+    rows = json.loads((RESULTS / "loops.json").read_text())["rows"]
+    mixes = {"read": "read", "wide": "read, accented, orders", None: "the original"}
+    table = []
+    for greedy, fallback in zip(rows[::2], rows[1::2], strict=True):
+        mix = mixes[greedy.get("mix")] + (", varied" if greedy.get("augmented") else "")
+        words = [_rate(one["capped_wer_percent"], len(one["looped"])) for one in (greedy, fallback)]
+        table.append([str(greedy.get("bits", 32)), mix, *words, str(fallback["decoded_again"])])
+    return _markdown(["bits", "calibration speech", "greedy WER %", "fallback WER %", "decoded again"], table)
+
+
 def growth() -> str:
     """Show how time and memory of quantizing grow: the exponents."""
     found = json.loads((RESULTS / "growth.json").read_text())["exponents"]
@@ -292,7 +304,21 @@ def growth() -> str:
 
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (methods, options, runtimes, paired, parity, processor, contexts, demo, demo_difference, certificates, tuned, growth)
+    for function in (
+        methods,
+        options,
+        runtimes,
+        paired,
+        parity,
+        processor,
+        contexts,
+        demo,
+        demo_difference,
+        certificates,
+        tuned,
+        loops,
+        growth,
+    )
 }
 
 
