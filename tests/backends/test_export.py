@@ -1,6 +1,7 @@
 """Export from a quantized folder: written whole and tried, or refused and nothing there."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,19 @@ class TestExport:
         (tmp_path / "things" / "diary").write_text("x")
         with pytest.raises(OutputError, match="is not an export for onnxruntime"):
             api.export(folder, "onnx", tmp_path / "things", overwrite=True)
+
+    def test_a_limit_of_tokens_that_the_file_cannot_hold_is_said(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The tiny model's settings end a transcript after 24 tokens; its decoder has more positions."""
+        with caplog.at_level(logging.WARNING, logger="sottovoce"):
+            api.export(folder, "gguf", tmp_path / "t.gguf", verify=False)
+        said = " ".join(record.getMessage() for record in caplog.records)
+        assert "ends a transcript after 24 tokens, and files of transcribe.cpp have no place for that" in said
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="sottovoce"):
+            api.export(folder, "onnx", tmp_path / "t-onnx", verify=False)
+        assert not caplog.records
 
     def test_a_file_that_says_something_else_is_deleted(
         self, whisper_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

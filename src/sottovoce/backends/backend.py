@@ -54,6 +54,7 @@ class Backend:
     is_folder: bool = False
     find_library: Callable[[str | Path | None], Path] | None = None  # what a page needs: the package for browsers, given or found
     write_page: Callable[[Path, str, Path, Source | None], None] | None = None  # adds a page for browsers; None: there is none
+    keeps_token_limit: bool = False  # its file says after how many tokens a transcript ends
     activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides
     recognizes: Callable[[Path], bool] = lambda _: False  # whether a path is a file of this backend
 

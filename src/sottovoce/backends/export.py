@@ -14,9 +14,12 @@ from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.system.atomic_files import built_beside, swap_in
+from sottovoce.system.notices import notice
 from sottovoce.system.progress import Progress, silent
 
 CLIPS = Path(__file__).parent / "clips"  # English sentences by a synthetic voice
+
+ROOMS = ("max_target_positions", "max_position_embeddings")  # what families call the positions of the decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ def export(
     _refuse_existing(target, runtime, overwrite=overwrite)
     found = _library(runtime, page, original, library)
     opened = open_source(source)
+    _name_lost_limit(opened, runtime)
     progress(f"writing {target.name}", 0, 2)
     with built_beside(target) as build:
         content = build / target.name
@@ -104,6 +108,17 @@ def _exporting(name: str) -> Backend:
             f"Other runtimes: {', '.join(exporting_backends())}"
         )
     return runtime
+
+
+def _name_lost_limit(source: Source, runtime: Backend) -> None:
+    """Say so where transcripts of PyTorch end earlier than those of the file can."""
+    limit = source.model.network.generation_config.max_length
+    room = next((size for name in ROOMS if (size := getattr(source.config, name, None)) is not None), None)
+    if not runtime.keeps_token_limit and limit and room and limit < room:
+        notice(
+            f"generation_config.json of {source.name} ends a transcript after {limit} tokens, and files of {runtime.name} have no place "
+            f"for that: there a transcript may be longer, as far as the decoder's {room} positions go"
+        )
 
 
 def _library(runtime: Backend, page: bool, original: str | SpeechModel | None, library: str | Path | None) -> Path | None:

@@ -73,6 +73,7 @@ ONNX_RUNTIME = Backend(
     write=_write,
     tensor_bytes=tensor_bytes,
     file_name="{}-onnx",
+    keeps_token_limit=True,
     is_folder=True,
     find_library=_find_library,
     write_page=_write_page,
