@@ -249,7 +249,7 @@ def test_a_processor_whose_sums_saturate_is_named(
     assert not sums_of_bytes_saturate(Processor(name="a telephone", instruction_sets=("asimd",)))
     for found, folder, said in ((old, int8_encoder[1], True), (new, int8_encoder[1], False), (old, exact_int8_encoder, False)):
         caplog.clear()
-        monkeypatch.setattr("sottovoce.backends.onnx_runtime.runtime.processor_here", lambda found=found: found)
+        monkeypatch.setattr("sottovoce.backends.onnx_runtime.saturation.processor", lambda found=found: found)
         with caplog.at_level(logging.WARNING, logger="sottovoce"):
             open_runtime("onnx", folder, 1)
         assert any("may saturate on this processor" in record.getMessage() for record in caplog.records) == said

@@ -199,6 +199,14 @@ def test_damaged_folders_are_named_before_sherpa_onnx_sees_them(tmp_path: Path, 
             open_runtime("sherpa-onnx", tmp_path / name, 1)
 
 
+def test_sums_of_bytes_that_may_saturate_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sherpa_onnx")
+    asked = list[Path]()
+    monkeypatch.setattr("sottovoce.backends.sherpa_onnx.runtime.name_saturation", lambda _model, encoder: asked.append(encoder))
+    open_runtime("sherpa-onnx", folder, 1)
+    assert asked == [folder / "encoder.onnx"]
+
+
 def test_a_missing_package_is_named_with_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sherpa_onnx", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'sottovoce\[sherpa\]'"):

@@ -1,6 +1,5 @@
 """A folder of ONNX files in ONNX Runtime: greedy decoding with the key-value cache."""
 
-import mmap
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +11,13 @@ import torch
 from torch import nn
 
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT, cache_names
+from sottovoce.backends.onnx_runtime.saturation import name_saturation
 from sottovoce.errors import DataError, ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow, ShortContext, by_context
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model, window_of_model
 from sottovoce.models.load import FAMILIES
-from sottovoce.system.notices import notice
 from sottovoce.system.plain_data import from_plain
-from sottovoce.system.versions import processor as processor_here
-from sottovoce.system.versions import sums_of_bytes_saturate
 
-BYTES_OPERATOR = b"DynamicQuantizeMatMul"
 BATCH = 8  # utterances decoded together, where the family pads them to one length
 
 
@@ -57,11 +53,7 @@ class OnnxRecognizer:
             )
         except Exception as exc:
             raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
-        if sums_of_bytes_saturate(processor_here()) and _multiplies_bytes(self._folder / ENCODER):
-            notice(
-                f"{folder}: its encoder multiplies bytes, whose sums may saturate on this processor (x86 without VNNI instructions), which "
-                "costs words; compare with `sottovoce evaluate --against`, or export it with --activations float32"
-            )
+        name_saturation(str(folder), self._folder / ENCODER)
         self.model = FAMILIES[config.model_type](settings, processor, self.source)
         self.max_duration_s = self.model.max_duration_s
         names = {value.name: value.shape for value in self._decoder.get_inputs()}
@@ -171,12 +163,6 @@ class OnnxRecognizer:
 
     def _value(self, array: np.ndarray) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _multiplies_bytes(graph: Path) -> bool:
-    """Whether the graph names the operator; the file, which may be large, is not read into memory."""
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(BYTES_OPERATOR) >= 0
 
 
 def _require_runtime() -> Any:

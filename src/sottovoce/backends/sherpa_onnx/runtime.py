@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.onnx_runtime.saturation import name_saturation
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError, MissingDependencyError, ModelError
@@ -39,6 +40,7 @@ class SherpaRecognizer(WordlessRecognizer):
             raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
         self._most_tokens = MOST_TOKENS
         self._languages = self._checked()
+        name_saturation(str(folder), self._files[0])
         self.max_duration_s = LONGEST_S[self.family]
         self._recognizers = dict[str, Any]()
         self._recognizer(DEFAULT_LANGUAGE)
