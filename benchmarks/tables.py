@@ -16,9 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sottovoce.core.formats import COMMON_WIDTH, NAMED
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("results", "certificates", "contexts", "tuning", "devices")))
+WITH_TABLES = ("results", "certificates", "contexts", "tuning", "devices", "number_systems")
+PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in WITH_TABLES))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 METHODS = {
@@ -281,6 +284,22 @@ def tuned(name: str) -> str:
     return _markdown(head, table)
 
 
+def formats(folder: str) -> str:
+    """Show the number formats of a bench, by falling faithfulness: bits per weight, divergence and capped error rate on every set."""
+    with (RESULTS / folder / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["seeds"])]
+    found = {(row["format"], row["data"]): row for row in rows}
+    names = sorted({row["format"] for row in rows}, key=lambda name: sum(float(found[name, data]["mean_kl"]) for data in SETS))
+    table = []
+    for name in names:
+        row = [f"`{name}`" if name else "the original", f"{NAMED[name].bits_per_weight(COMMON_WIDTH):g}" if name else "32"]
+        for data in SETS:
+            own = found[name, data]
+            row += [f"{float(own['mean_kl']):.3f}" if name else "", _rate(100 * float(own["capped"]), round(float(own["looped"])))]
+        table.append(row)
+    return _markdown(["format", "bits", *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))], table)
+
+
 def loops() -> str:
     """Show what the mix of calibration speech and decoding with fallback do to the words of accented speech."""
     rows = json.loads((RESULTS / "loops.json").read_text())["rows"]
@@ -316,6 +335,7 @@ TABLES: dict[str, Callable[..., str]] = {
         demo_difference,
         certificates,
         tuned,
+        formats,
         loops,
         growth,
     )
