@@ -1,9 +1,9 @@
 """Uploading to a Hub on this machine: what arrives, what a second run sends, and what is refused."""
 
 import json
-import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,8 +101,8 @@ def test_after_an_interruption_only_the_rest_is_sent(folder: Path, hub: FakeHub,
         if arrived <= 2:
             return None
         if by == "signal" and arrived == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # another thread would not wake the one that waits
+            time.sleep(1)
         return 400
 
     hub.refuse = interrupt
