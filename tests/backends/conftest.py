@@ -1,9 +1,15 @@
 """A small random Whisper with OpenAI's vocabulary and front end, which whisper.cpp insists on."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from sottovoce.backends.source import Source
 from sottovoce.core.affine import Affine
 from sottovoce.models.load import load_model
 from sottovoce.models.whisper import Whisper
@@ -39,3 +45,16 @@ def rounded(model: Whisper, **grid: object) -> QuantizedModel:
     """Plain rounding: the codes do not matter here, only that they arrive."""
     settings = {"bits": 4, "group_size": 32, "symmetric": True} | grid
     return quantized(model, Recipe(method=method_named("rtn"), format=Affine(**settings)))  # type: ignore[arg-type]
+
+
+def assert_tensors_arrive(tensors: Mapping[str, Any], source: Source, called: Callable[[str], str]) -> None:
+    """Every parameter stands in a GGUF file with its very numbers: codes decoded, vectors in float32, other matrices in float16."""
+    for name, array in source.floats().items():
+        found = tensors[called(name)]
+        module = name.removesuffix(".weight")
+        if module in source.weights:
+            assert np.array_equal(gguf.dequantize(found.data, found.tensor_type), source.weights[module].dequantize().numpy()), name
+        else:
+            kept = array.astype(np.float32 if array.ndim < 2 else np.float16)
+            assert found.data.dtype == kept.dtype, name
+            assert np.array_equal(found.data.reshape(array.shape), kept), name

@@ -14,6 +14,7 @@ from sottovoce.core.formats import NAMED
 from sottovoce.errors import ExportError, MissingDependencyError, RecipeError
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule
+from tests.backends.conftest import assert_tensors_arrive
 from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
 
 PER_TENSOR = (
@@ -39,17 +40,8 @@ def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_tensor_arrives(source: Source, folder: Path) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(folder / "model.gguf").tensors}
-    floats = source.floats()
-    assert len(tensors) == len(floats)
-    for name, array in floats.items():
-        found = tensors[moonshine_name(name)]
-        module = name.removesuffix(".weight")
-        if module in source.weights:
-            assert np.array_equal(gguf.dequantize(found.data, found.tensor_type), source.weights[module].dequantize().numpy()), name
-        else:
-            assert np.array_equal(found.data.astype(np.float32).reshape(array.shape), array.astype(found.data.dtype).astype(np.float32)), (
-                name
-            )
+    assert len(tensors) == len(source.floats())
+    assert_tensors_arrive(tensors, source, moonshine_name)
     assert tensors["decoder.embed_tokens.weight"].tensor_type.name == "Q4_1"
     assert {"encoder.layers.1.attn.q.weight", "decoder.layers.0.cross_attn.o.weight", "decoder.layers.1.ffn_norm.weight"} <= tensors.keys()
 

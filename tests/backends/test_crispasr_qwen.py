@@ -17,6 +17,7 @@ from sottovoce.errors import ExportError, ModelError, RecipeError
 from sottovoce.models.qwen3_asr import Qwen3ASR
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule
+from tests.backends.conftest import assert_tensors_arrive
 from tests.conftest import planned, quantized
 from tests.models.zoo import QWEN_TEMPLATE, make_qwen
 
@@ -70,17 +71,8 @@ def recordings(*lengths: int) -> list[np.ndarray]:
 def test_every_tensor_arrives(source: Source, folder: Path) -> None:
     reader = gguf.GGUFReader(folder / "model.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    floats = source.floats()
-    assert len(tensors) == len(floats) + 3  # the head, the mel filters and their window
-    for name, array in floats.items():
-        found = tensors[qwen_name(name)]
-        module = name.removesuffix(".weight")
-        if module in source.weights:
-            assert np.array_equal(gguf.dequantize(found.data, found.tensor_type), source.weights[module].dequantize().numpy()), name
-        else:
-            kept = array.astype(np.float32 if array.ndim < 2 else np.float16)
-            assert found.data.dtype == kept.dtype, name
-            assert np.array_equal(found.data.reshape(array.shape), kept), name
+    assert len(tensors) == len(source.floats()) + 3  # the head, the mel filters and their window
+    assert_tensors_arrive(tensors, source, qwen_name)
     assert tensors["blk.1.ffn_up.weight"].tensor_type.name == "IQ4_XS"
     assert np.array_equal(tensors["output.weight"].data, tensors["token_embd.weight"].data)
     assert np.array_equal(tensors["audio.mel_filters"].data, source.model.processor.feature_extractor.mel_filters.astype(np.float32))

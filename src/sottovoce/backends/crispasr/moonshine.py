@@ -5,7 +5,7 @@ from typing import Any
 from sottovoce.backends.crispasr.family import Family
 from sottovoce.backends.crispasr.layout import NAME, TOKENIZER
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.layout import tokens_by_id
+from sottovoce.backends.transcribe_cpp.layout import pieces_by_id
 from sottovoce.backends.transcribe_cpp.moonshine_layout import BYTE
 from sottovoce.errors import ExportError
 
@@ -86,8 +86,7 @@ def _write_settings(source: Source, writer: Any) -> None:
 
 
 def _tokens(source: Source) -> dict[str, bytes]:
-    pieces, _ = tokens_by_id(source, lambda _piece, _special: 0)
-    return {TOKENIZER: b"".join(map(token_record, pieces))}
+    return {TOKENIZER: b"".join(token_record(piece) for piece, _ in pieces_by_id(source))}
 
 
 MOONSHINE = Family(

@@ -9,11 +9,14 @@ from torch import nn
 from sottovoce.backends.crispasr.family import Family
 from sottovoce.backends.crispasr.layout import LIMIT, NAME, QWEN
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.layout import merges
+from sottovoce.backends.transcribe_cpp.layout import merges, periodic_hann, pieces_by_id
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError
 from sottovoce.models.qwen3_asr import AUDIO, TEXT
 
-SAMPLE_RATE, HEAD_EPS = 16000, 1e-5  # Hz; added to variances in the audio tower, a constant of CrispASR's
+HOP, SPECTRUM = 160, 400  # samples from one spectrum to the next, and in each
+HEAD_EPS = 1e-5  # added to variances in the audio tower, a constant of CrispASR's
+UNUSED = "[PAD{}]"  # what its converter calls a row without a token
 EMBEDDING = f"{TEXT}.embed_tokens.weight"
 TOP = {
     **{f"{AUDIO}.conv2d{i}": f"audio.conv.{i}" for i in (1, 2, 3)},
@@ -71,13 +74,7 @@ def _tensors(source: Source) -> list[tuple[str, str]]:
 
 def _pieces(source: Source) -> list[str]:
     """Return the tokens by id, for all rows of the embedding."""
-    content = source.tokenizer()
-    found: dict[int, str] = {index: piece for piece, index in content["model"]["vocab"].items()}
-    found |= {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
-    size = source.config.text_config.vocab_size
-    if max(found) >= size:
-        raise ExportError(f"the tokenizer has an id {max(found)}, the model only {size} tokens; restore the model's tokenizer files")
-    return [found.get(index, f"[PAD{index}]") for index in range(size)]
+    return [piece for piece, _ in pieces_by_id(source, UNUSED)]
 
 
 def _require(source: Source) -> None:
@@ -102,14 +99,16 @@ def _require(source: Source) -> None:
 def _require_front_end(source: Source) -> None:
     extractor = source.model.processor.feature_extractor
     has = (extractor.sampling_rate, extractor.hop_length, extractor.n_fft, extractor.dither)
-    if has != (SAMPLE_RATE, 160, 400, 0.0):
-        raise ExportError(f"{NAME} computes spectra at 16000 Hz, every 160 samples from 400, without noise; this model wants {has}")
+    if has != (SAMPLE_RATE, HOP, SPECTRUM, 0.0):
+        raise ExportError(
+            f"{NAME} computes spectra at {SAMPLE_RATE} Hz, every {HOP} samples from {SPECTRUM}, without noise; this model wants {has}"
+        )
 
 
 def _require_prompt(source: Source) -> None:
     pieces = _pieces(source)
     for index, piece in FIXED_TOKENS.items():
-        if index < len(pieces) and pieces[index] not in (piece, f"[PAD{index}]"):
+        if index < len(pieces) and pieces[index] not in (piece, UNUSED.format(index)):
             raise ExportError(f"{NAME} takes token {index} for {piece!r}, and this model has {pieces[index]!r} there; keep its folder")
     ends = source.model.network.generation_config.eos_token_id or source.config.eos_token_id
     if END not in pieces or pieces.index(END) not in (ends if isinstance(ends, list | tuple) else [ends]):
@@ -125,48 +124,40 @@ def _settings(source: Source, writer: Any) -> None:
     spectrum = {
         "sample_rate": SAMPLE_RATE,
         "n_mels": audio.num_mel_bins,
-        "n_fft": 400,
-        "win_length": 400,
-        "hop_length": 160,
+        "n_fft": SPECTRUM,
+        "win_length": SPECTRUM,
+        "hop_length": HOP,
         "n_window": audio.n_window,
         "n_window_infer": audio.n_window_infer,
     }
-    # The loader of the audio tower looks for all of its keys under the second prefix, that of the language model for these under the first.
-    numbers = {f"{prefix}{key}": value for prefix in (f"{QWEN}.", f"{QWEN}.audio.") for key, value in spectrum.items()}
-    numbers |= {
-        f"{QWEN}.audio.{key}": value
-        for key, value in {
-            "n_layers": audio.encoder_layers,
-            "d_model": audio.d_model,
-            "n_heads": audio.encoder_attention_heads,
-            "head_dim": audio.d_model // audio.encoder_attention_heads,
-            "ff_dim": audio.encoder_ffn_dim,
-            "conv_channels": audio.downsample_hidden_size,
-            "proj_dim": audio.output_dim,
-            "max_source_pos": audio.max_position_embeddings,
-            "attn_window_mode": 1,  # attention within windows of `n_window_infer` frames, as `transformers` has it; 0: over everything
-        }.items()
+    tower = {
+        "n_layers": audio.encoder_layers,
+        "d_model": audio.d_model,
+        "n_heads": audio.encoder_attention_heads,
+        "head_dim": audio.d_model // audio.encoder_attention_heads,
+        "ff_dim": audio.encoder_ffn_dim,
+        "conv_channels": audio.downsample_hidden_size,
+        "proj_dim": audio.output_dim,
+        "max_source_pos": audio.max_position_embeddings,
+        "attn_window_mode": 1,  # attention within windows of `n_window_infer` frames, as `transformers` has it; 0: over everything
     }
-    numbers |= {
-        f"{QWEN}.llm.{key}": value
-        for key, value in {
-            "n_layers": text.num_hidden_layers,
-            "d_model": text.hidden_size,
-            "n_heads": text.num_attention_heads,
-            "n_kv_heads": text.num_key_value_heads,
-            "head_dim": text.head_dim,
-            "ff_dim": text.intermediate_size,
-            "vocab_size": text.vocab_size,
-            "max_pos": text.max_position_embeddings,
-        }.items()
+    language_model = {
+        "n_layers": text.num_hidden_layers,
+        "d_model": text.hidden_size,
+        "n_heads": text.num_attention_heads,
+        "n_kv_heads": text.num_key_value_heads,
+        "head_dim": text.head_dim,
+        "ff_dim": text.intermediate_size,
+        "vocab_size": text.vocab_size,
+        "max_pos": text.max_position_embeddings,
     }
-    for name in ("audio_start", "audio_end", "audio_pad"):
-        numbers[f"{QWEN}.{name}_token_id"] = pieces.index(f"<|{name}|>")
-    numbers[f"{QWEN}.eos_token_id"] = pieces.index(END)
-    numbers[f"{QWEN}.pad_token_id"] = source.config.pad_token_id
-    numbers[LIMIT] = source.model.max_new_tokens(None)
-    for key, number in numbers.items():
-        writer.add_uint32(key, number)
+    tokens = {f"{name}_token_id": pieces.index(f"<|{name}|>") for name in ("audio_start", "audio_end", "audio_pad")}
+    tokens |= {"eos_token_id": pieces.index(END), "pad_token_id": source.config.pad_token_id}
+    # The spectrum twice: the loader of the audio tower looks for all of its keys under "audio", that of the language model does not.
+    for part, numbers in (("", spectrum), ("audio.", spectrum | tower), ("llm.", language_model), ("", tokens)):
+        for key, number in numbers.items():
+            writer.add_uint32(f"{QWEN}.{part}{key}", number)
+    writer.add_uint32(LIMIT, source.model.max_new_tokens(None))
     writer.add_float32(f"{QWEN}.llm.rope_theta", text.rope_parameters["rope_theta"])
     writer.add_float32(f"{QWEN}.llm.rms_norm_eps", text.rms_norm_eps)
     writer.add_tokenizer_model("gpt2")
@@ -177,8 +168,7 @@ def _settings(source: Source, writer: Any) -> None:
 
 def _inputs(source: Source) -> dict[str, np.ndarray]:
     """Return the mel filters `[frequencies, bands]`, and the window of a spectrum."""
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
-    return {"audio.mel_filters": source.model.processor.feature_extractor.mel_filters, "audio.mel_window": hann}
+    return {"audio.mel_filters": source.model.processor.feature_extractor.mel_filters, "audio.mel_window": periodic_hann(SPECTRUM)}
 
 
 QWEN3_ASR = Family(architecture=QWEN, require=_require, tensors=_tensors, settings=_settings, inputs=_inputs, beside=lambda _source: {})

@@ -37,17 +37,27 @@ def parameter_names(source: Source, top: dict[str, str], encoder: dict[str, str]
     return {parameter: f"{modules[module]}.{kind}" for parameter, module, kind in split if module in modules}
 
 
-def tokens_by_id(source: Source, types: Callable[[str, bool], int]) -> tuple[list[str], list[int]]:
-    """Pieces and their types (`types(piece, special)`), by id, for all rows of the embedding."""
+def pieces_by_id(source: Source, unused: str = "<|unused_{}|>") -> list[tuple[str, bool]]:
+    """Pieces, and whether they are special, by id, for all rows of the embedding. `unused`: what a row without a token is called."""
     content = source.tokenizer()
     found: dict[int, tuple[str, bool]] = {index: (piece, False) for piece, index in content["model"]["vocab"].items()}
     for entry in content.get("added_tokens", []):
         found[entry["id"]] = (entry["content"], bool(entry.get("special")))
-    size = source.config.vocab_size
+    size = source.model.vocabulary_size
     if found and max(found) >= size:
-        raise ExportError(f"the tokenizer has an id {max(found)}, the model only {size} tokens")
-    pieces = [found.get(i, (f"<|unused_{i}|>", False)) for i in range(size)]
+        raise ExportError(f"the tokenizer has an id {max(found)}, the model only {size} tokens; restore the model's tokenizer files")
+    return [found.get(i, (unused.format(i), False)) for i in range(size)]
+
+
+def tokens_by_id(source: Source, types: Callable[[str, bool], int]) -> tuple[list[str], list[int]]:
+    """Pieces and their types (`types(piece, special)`), by id, for all rows of the embedding."""
+    pieces = pieces_by_id(source)
     return [piece for piece, _ in pieces], [types(piece, special) for piece, special in pieces]
+
+
+def periodic_hann(length: int) -> np.ndarray:
+    """The window of a spectrum, float32 `[length]`, which `transformers` computes from the settings."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
 def merges(source: Source) -> list[str]:

@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.layout import TOKEN_CONTROL, TOKEN_NORMAL, Layout, merges, parameter_names, tokens_by_id
+from sottovoce.backends.transcribe_cpp.layout import (
+    TOKEN_CONTROL,
+    TOKEN_NORMAL,
+    Layout,
+    merges,
+    parameter_names,
+    periodic_hann,
+    tokens_by_id,
+)
 from sottovoce.errors import ExportError
 from sottovoce.models.languages import DEFAULT_LANGUAGE
 
@@ -114,12 +122,11 @@ def _settings(source: Source, writer: Any) -> None:
 
 
 def _inputs(source: Source) -> dict[str, np.ndarray]:
-    """Mel filters and the periodic Hann window, which `transformers` computes from the settings."""
+    """Mel filters and the window of a spectrum."""
     extractor = source.model.processor.feature_extractor
-    positions = np.arange(extractor.n_fft)
     return {
         "frontend.mel_filterbank": np.asarray(extractor.mel_filters, np.float32).T,
-        "frontend.window": (0.5 - 0.5 * np.cos(2 * np.pi * positions / extractor.n_fft)).astype(np.float32),
+        "frontend.window": periodic_hann(extractor.n_fft),
     }
 
 
