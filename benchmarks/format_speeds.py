@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from runtimes import recognized
 
 from sottovoce import api
 from sottovoce.backends.export import export
@@ -125,26 +126,14 @@ def _measure(arguments: argparse.Namespace, backend: str, name: str) -> None:
     recognizer: Any = open_runtime(backend, str(arguments.work / f"{name}.{backend}"), 1)
     clips = _recordings(arguments)
     recognizer.recognize(clips[:1], "en")
-    runs, texts = list[tuple[float, float]](), list[str]()
-    for _ in range(arguments.repeats):
-        encoder_s, decoder_s, texts = 0.0, 0.0, list[str]()
-        for clip in clips:
-            batch = recognizer.recognize([clip], "en")
-            alone, rest = batch.encoder_s, batch.decoder_s
-            if hasattr(recognizer, "_calls"):  # whisper.cpp reports one time for both: run its encoder once more, alone
-                began = time.process_time()
-                recognizer._calls.whisper_encode(recognizer._context, 0, 1)
-                alone = time.process_time() - began
-                rest -= alone
-            encoder_s, decoder_s = encoder_s + alone, decoder_s + rest
-            texts.append(batch.recognitions[0].text)
-        runs.append((encoder_s, decoder_s))
+    runs = [[recognized(recognizer, clip, 1, "en") for clip in clips] for _ in range(arguments.repeats)]
+    texts = [batch.recognitions[0].text for batch in runs[-1]]
     row = {
         "format": name,
         "backend": backend,
         "bytes": recognizer.stored_bytes,
-        "encoder_s": min(encoder for encoder, _ in runs),
-        "decoder_s": min(decoder for _, decoder in runs),
+        "encoder_s": min(sum(batch.encoder_s for batch in run) for run in runs),
+        "decoder_s": min(sum(batch.decoder_s for batch in run) for run in runs),
         "memory_bytes": peak_memory_bytes() - before,
         "same_words_as_pytorch": sum(normalize(a) == normalize(b) for a, b in zip(texts, _pytorch_words(arguments, name), strict=True)),
     }

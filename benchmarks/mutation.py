@@ -241,10 +241,11 @@ def main() -> None:
         os.environ["PYTHONPATH"] = str(root / "src")
         usual_s, done = {}, Done(arguments.done, root)
         for name in arguments.folders:
-            outcome, usual_s[name] = done.get(name) or run_tests(root, [f"tests/{name}"], 1800)
+            known = done.get(name)
+            outcome, usual_s[name] = known or run_tests(root, [f"tests/{name}"], 1800)
             if outcome != "passed":
                 sys.exit(f"the tests in tests/{name} do not pass on the code as it is: {outcome}")
-            if done.get(name) is None:
+            if known is None:
                 done.add(name, [outcome, usual_s[name]])
             print(f"tests/{name}: {usual_s[name]:.0f} s", flush=True)
         places = [place for name in arguments.folders for place in mutants(root, name).values()]

@@ -19,6 +19,7 @@ import torch
 from sottovoce import api
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.cli.console import quiet_libraries
+from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.fitting.speech import held_out_speech
@@ -60,11 +61,15 @@ def main() -> None:
     for folder in arguments.folders:
         title = "FADE" if read_manifest(folder).tune is None else "FADE, tuned"
         systems[f"{title} ({folder.name})"] = (stored_bits(plan, weights), lambda folder=folder: api.load(folder))
+    sets = {name: load_data(arguments.speech / name, at_most=arguments.limit) for name in SETS}
+    taught = {name: held_out_speech(original, data, language=None, progress=silent) for name, data in sets.items()}
     for name, (bits, make) in systems.items():
         row = {"system": name, "bits": arguments.bits, "bits_per_weight": round(bits, 3), "limit": arguments.limit, "sets": {}}
         model = make()
         for data in SETS:
-            row["sets"][data] = measured(original, model, arguments, data)
+            row["sets"][data] = words(model, sets[data])
+            if model is not original:
+                row["sets"][data]["kl"] = round(taught[data].mean_divergence(model), 4)
         row |= {"hqq": version("hqq"), "processor": to_plain(processor()), "environment": environment()}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -90,19 +95,15 @@ def hqq(model: SpeechModel, layers: list[str], arguments: argparse.Namespace) ->
     return model
 
 
-def measured(original: SpeechModel, model: SpeechModel, arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """KL to the original, and words, on the first utterances of a set."""
-    data = load_data(arguments.speech / name, at_most=arguments.limit)
+def words(model: SpeechModel, data: DataSet) -> dict[str, Any]:
+    """The words of a model on a set."""
     score = score_transcripts(api.evaluate(model, data).transcription.transcripts)
-    found = {
+    return {
         "words": score.words,
         "wer_percent": round(100 * score.wer, 2),
         "capped_wer_percent": round(100 * score.capped_wer, 2),
         "loops": len(score.looped),
     }
-    if model is not original:
-        found["kl"] = round(held_out_speech(original, data, language=None, progress=silent).mean_divergence(model), 4)
-    return found
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +274,12 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
         result["audio_s"] = sum(map(len, clips)) / 16000
         runs = []
         for _ in range(arguments.repeats + 1):
-            measured = [_measure_clip(recognizer, clip, arguments.threads) for clip in clips]
+            measured = [recognized(recognizer, clip, arguments.threads) for clip in clips]
             runs.append(
                 {
-                    "encoder_s": sum(m[0] for m in measured),
-                    "decoder_s": sum(m[1] for m in measured),
-                    "tokens": sum(m[2] for m in measured),
+                    "encoder_s": sum(batch.encoder_s for batch in measured),
+                    "decoder_s": sum(batch.decoder_s for batch in measured),
+                    "tokens": sum(len(batch.recognitions[0].tokens) for batch in measured),
                 }
             )
         result["runs"] = runs[1:]
@@ -289,16 +289,15 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
     file.write_text(json.dumps(result))
 
 
-def _measure_clip(recognizer: Any, clip: np.ndarray, threads: int) -> tuple[float, float, int]:
-    """Measure the seconds of encoder and decoder, and the tokens, of one clip."""
-    batch = recognizer.recognize([clip], None)
-    encoder_s, decoder_s = batch.encoder_s, batch.decoder_s
-    if hasattr(recognizer, "_calls"):  # whisper.cpp reports one time for both: run its encoder once more, alone
-        began = time.perf_counter()
-        recognizer._calls.whisper_encode(recognizer._context, 0, threads)
-        encoder_s = time.perf_counter() - began
-        decoder_s -= encoder_s
-    return encoder_s, decoder_s, len(batch.recognitions[0].tokens)
+def recognized(recognizer: Any, clip: np.ndarray, threads: int, language: str | None = None) -> RecognitionBatch:
+    """Recognize one clip, with the seconds of encoder and decoder apart in every runtime."""
+    batch = recognizer.recognize([clip], language)
+    if not hasattr(recognizer, "_calls"):
+        return batch
+    began = time.perf_counter()  # whisper.cpp reports one time for both: run its encoder once more, alone
+    recognizer._calls.whisper_encode(recognizer._context, 0, threads)
+    encoder_s = time.perf_counter() - began
+    return replace(batch, encoder_s=encoder_s, decoder_s=batch.decoder_s - encoder_s)
 
 
 def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:

@@ -102,10 +102,14 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
 
 
+def _results(folder: str) -> list[dict[str, str]]:
+    with (RESULTS / folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
     """Read the rows of a bench by method, bits and data set."""
-    with (RESULTS / folder / "results.csv").open(newline="") as file:
-        return {(row["method"], row["bits"], row["data"]): row for row in csv.DictReader(file)}
+    return {(row["method"], row["bits"], row["data"]): row for row in _results(folder)}
 
 
 def _figure(row: dict[str, str], mean: str, deviation: str, digits: int, scale: int = 1) -> str:
@@ -286,10 +290,8 @@ def tuned(name: str) -> str:
 
 def formats(folder: str) -> str:
     """Show the number formats of a bench, by falling faithfulness: bits per weight, divergence and capped error rate on every set."""
-    with (RESULTS / folder / "results.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["seeds"])]
-    found = {(row["format"], row["data"]): row for row in rows}
-    names = sorted({row["format"] for row in rows}, key=lambda name: sum(float(found[name, data]["mean_kl"]) for data in SETS))
+    found = {(row["format"], row["data"]): row for row in _results(folder)}
+    names = sorted({name for name, _ in found}, key=lambda name: sum(float(found[name, data]["mean_kl"]) for data in SETS))
     table = []
     for name in names:
         row = [f"`{name}`" if name else "the original", f"{NAMED[name].bits_per_weight(COMMON_WIDTH):g}" if name else "32"]

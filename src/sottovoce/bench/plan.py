@@ -66,8 +66,8 @@ class BenchPlan:
     """What to measure.
 
     `content`: what was in the recipe file, from which all else follows. `data`: names of the test sets, as in the recipe;
-    `calibration`: of the calibration set. `limit`: recordings of each test set, from the
-    first. `settings`: of every recipe; `own_settings`: of single methods, by name, in their place.
+    `calibration`: of the calibration set. `limit`: recordings of each test set, from the first.
+    `settings`: of every recipe; `own_settings`: of single methods, by name, in their place.
     """
 
     content: Mapping[str, Any]
