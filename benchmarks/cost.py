@@ -16,12 +16,16 @@ from pathlib import Path
 
 import torch
 
+from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.models.load import load_model
-from sottovoce.quantization.calibration_set import PositionWeights, prepare_speech, speech_batches
+from sottovoce.quantization.batches import PositionWeights, make_batches
+from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.pipeline import quantize_model
+from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.windows import make_windows
 from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.versions import environment, processor
@@ -41,17 +45,20 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    model, recipe = load_model(arguments.model), Recipe(format=Affine(group_size=128), head_bits=16)
+    model, recipe = load_model(arguments.model), Recipe(format=Affine(group_size=128), head_bits=16, join_recordings=False)
     speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").sample(arguments.utterances, 0))
+    plan = make_plan(model, recipe, target_named(DEFAULT_TARGET))
     runs = []
     for _ in range(arguments.repeats + 1):
-        batches = speech_batches(model, speech, batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling))
+        batches = make_batches(
+            model, make_windows(model, speech, join=False), batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling)
+        )
         started = time.perf_counter()
         for batch in batches:
             model.network(**batch.inputs)
         forward_s = time.perf_counter() - started
         del batches
-        solving_s = quantize_model(model, recipe, speech).timing.solving_s
+        solving_s = quantize_model(model, plan, recipe, speech).timing.solving_s
         runs.append({"forward_s": forward_s, "solving_s": solving_s, "ratio": solving_s / forward_s})
     result = {
         "model": arguments.model,

@@ -65,6 +65,7 @@ def main() -> None:
                         method=method_named("fade", curvature=share),
                         format=Affine(bits=bits, group_size=arguments.group_size),
                         head_bits=16,
+                        join_recordings=False,
                     ),
                     calibration=arguments.speech / "calibration",
                     utterances=arguments.utterances,

@@ -18,6 +18,7 @@ from sottovoce.backends.registry import backend_named
 from sottovoce.cli.console import quiet_libraries
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.quantization.fit_record import FitGoal
+from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.plain_data import to_plain
 
 
@@ -47,6 +48,7 @@ def main() -> None:
                 model,
                 Path(folder) / "fit",
                 max_size=size,
+                recipe=Recipe(join_recordings=False),
                 target=arguments.target,
                 calibration=arguments.calibration,
                 utterances=arguments.utterances,

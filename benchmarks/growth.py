@@ -28,10 +28,12 @@ from sottovoce.backends.registry import target_named
 from sottovoce.bench.figures import save_figure
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.quantization import collect, sequential
-from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, speech_batches
+from sottovoce.quantization.batches import PositionWeights, make_batches
+from sottovoce.quantization.calibration_set import CalibrationSpeech
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.windows import make_windows
 from sottovoce.system.atomic_files import written_whole
 from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from sottovoce.system.plain_data import to_plain
@@ -105,13 +107,15 @@ def _large(width: int, rows: dict[tuple[int, int, int], dict[str, float]]) -> di
 def _measure(width: int, layers: int, utterances: int) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model, speech, recipe = random_whisper(width, layers=layers, heads=width // 64), _speech(utterances), Recipe()
+    model, speech, recipe = random_whisper(width, layers=layers, heads=width // 64), _speech(utterances), Recipe(join_recordings=False)
     plan = make_plan(model, recipe, target_named("torch"))
     spent = dict.fromkeys(("moments_s", "solve_s"), 0.0)
     _timed(collect, "_accumulate", "moments_s", spent)
     _timed(sequential, "quantize_layer", "solve_s", spent)
     with keep_freed_memory():
-        batches = speech_batches(model, speech, batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling))
+        batches = make_batches(
+            model, make_windows(model, speech, join=False), batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling)
+        )
         for batch in batches[:1]:
             model.network(**batch.inputs)  # fresh memory costs time
         began = time.process_time()

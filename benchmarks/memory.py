@@ -29,10 +29,11 @@ from sottovoce.backends.registry import target_named
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.calibration_set import CalibrationSpeech
-from sottovoce.quantization.memory_plan import foresee, measure_utterance
+from sottovoce.quantization.memory_plan import foresee, measure_window
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.windows import make_windows
 from sottovoce.system.memory import peak_memory_bytes, reset_peak_memory
 
 MIB = 1 << 20
@@ -86,10 +87,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model, speech, recipe = random_whisper(arguments.width), noise(arguments.utterances), Recipe()
+    model, speech, recipe = random_whisper(arguments.width), noise(arguments.utterances), Recipe(join_recordings=False)
     plan = make_plan(model, recipe, target_named("torch"))
     foreseen = foresee(
-        measure_utterance(model, plan, speech),
+        measure_window(model, plan, make_windows(model, speech, join=False)),
         [layer.shape for layer in plan.layers],
         arguments.utterances,
         networks=recipe.method.n_networks,

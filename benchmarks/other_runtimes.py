@@ -110,7 +110,11 @@ def _file_of(arguments: argparse.Namespace, quantization: str | None, runtime: s
         target = target_named(settings.pop("target"))
         calibration = arguments.speech / "calibration"
         api.quantize(
-            f"bundled:{MODEL}", folder, recipe=Recipe(format=target.format(**settings)), target=target.name, calibration=calibration
+            f"bundled:{MODEL}",
+            folder,
+            recipe=Recipe(format=target.format(**settings), join_recordings=False),
+            target=target.name,
+            calibration=calibration,
         )
     if runtime in ("torch", "ct2-int8"):
         return folder

@@ -59,6 +59,7 @@ def main() -> None:
                 method=METHODS[arguments.method],
                 format=Affine(bits=arguments.bits, group_size=arguments.group_size),
                 head_bits=arguments.head_bits,
+                join_recordings=arguments.join,
             ),
             target=arguments.target,
             calibration=arguments.speech / "calibration",
@@ -214,6 +215,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--head-bits", type=int, default=None)
     parser.add_argument("--calibration-utterances", type=int, default=48)
+    parser.add_argument("--join", action=argparse.BooleanOptionalAction, default=True, help="as in quantize, for the start")
     parser.add_argument("--context", choices=["full", "short"], default="full")
     parser.add_argument("--full-share", type=float, default=TuneSettings().full_share, help="of utterances, with --context short")
     parser.add_argument("--augment", action="store_true", help="vary the speech that is tuned on")

@@ -7,7 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
 from sottovoce.quantization.plan import Plan, make_plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.windows import Windows
 
 WIDTH = 64
 torch.set_num_threads(2)
@@ -62,6 +63,17 @@ def planned(model: SpeechModel, recipe: Recipe, target: str = "torch") -> Plan:
 def quantized(model: SpeechModel, recipe: Recipe, speech: object = None, *, target: str = "torch", **settings: object) -> QuantizedModel:
     """A result in memory, by the plan that the recipe gives."""
     return quantize_model(model, planned(model, recipe, target), recipe, speech, **settings)  # type: ignore[arg-type]
+
+
+def windows(samples: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], folds: Sequence[int]) -> Windows:
+    """Recordings as the network hears them, each by itself; their names are letters."""
+    return Windows(
+        samples=tuple(samples),
+        transcripts=tuple(map(tuple, transcripts)),
+        folds=tuple(folds),
+        languages=(None,) * len(samples),
+        names=tuple("abcdefgh"[: len(samples)]),
+    )
 
 
 def tiny_tokenizer() -> WhisperTokenizer:
@@ -92,9 +104,7 @@ def make_tiny(seed: int = 0, width: int = WIDTH, layers: int = 2) -> Whisper:
         suppress_tokens=[token("<|startofprev|>")], begin_suppress_tokens=[eos],
     )  # fmt: skip
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
-    model = Whisper(network, WhisperProcessor(extractor, tokenizer), "tiny")
-    model.max_duration_s = 2.0
-    return model
+    return Whisper(network, WhisperProcessor(extractor, tokenizer), "tiny")
 
 
 def moonshine_tokenizer() -> PreTrainedTokenizerFast:

@@ -18,11 +18,12 @@ from sottovoce.errors import ExportError, ModelError
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.generic import Generic
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.calibration_set import PositionWeights, make_batches, prepare_speech
+from sottovoce.quantization.batches import PositionWeights, make_batches
+from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule
-from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
+from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized, windows
 
 from .zoo import make_cohere, make_moonshine_streaming, make_qwen, make_speech_to_text
 
@@ -101,9 +102,7 @@ def test_teacher_forcing_gives_the_networks_own_logits(maker: Maker) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_every_layer_is_calibrated_on_what_it_sees(maker: Maker) -> None:
     model, heard = maker(), recordings(9600, 24000)
-    batches = make_batches(
-        model, heard, [[40, 50], [60]], [0, 1], batch_size=8, positions=PositionWeights(subsampling=3), languages=[None] * 2
-    )
+    batches = make_batches(model, windows(heard, [[40, 50], [60]], [0, 1]), batch_size=8, positions=PositionWeights(subsampling=3))
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = [
         model.module(layer.name).register_forward_pre_hook(

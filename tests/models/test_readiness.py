@@ -42,7 +42,6 @@ def recording() -> np.ndarray:
 
 
 def tokens_of(model: SpeechModel, language: str | None = None) -> list[int]:
-    model.max_duration_s = 2.0
     return model.decode(model.encode(model.features([recording()])), language, 12)[0]
 
 

@@ -40,9 +40,7 @@ def make_size(name: str, *, encoder_layers: int = 1, decoder_layers: int = 1) ->
     network = WhisperForConditionalGeneration(config).eval().requires_grad_(False)
     network.generation_config = small.network.generation_config
     extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=2)
-    model = Whisper(network, WhisperProcessor(extractor, small.processor.tokenizer), name)
-    model.max_duration_s = 2.0
-    return model
+    return Whisper(network, WhisperProcessor(extractor, small.processor.tokenizer), name)
 
 
 def speech(count: int = 4) -> CalibrationSpeech:

@@ -12,11 +12,11 @@ from sottovoce.data.folds import assign_folds
 from sottovoce.errors import CalibrationError
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
-from sottovoce.quantization.calibration_set import PositionWeights, make_batches
+from sottovoce.quantization.batches import PositionWeights, make_batches
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.lockstep import run_in_lockstep
 from sottovoce.system.devices import share_weights
-from tests.conftest import make_tiny
+from tests.conftest import make_tiny, windows
 
 
 def captured(network: nn.Module, name: str, inputs: dict[str, object]) -> torch.Tensor:
@@ -58,12 +58,9 @@ def tiny_batches(padding: float = 0.25) -> tuple[object, list[Batch]]:
     folds = assign_folds(["a", "b", "a", "c", "d"])
     return model, make_batches(
         model,
-        recordings,
-        transcripts,
-        folds,
+        windows(recordings, transcripts, folds),
         batch_size=2,
         positions=PositionWeights(padding=padding, subsampling=2),
-        languages=[None] * 5,
     )
 
 

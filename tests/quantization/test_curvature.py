@@ -16,14 +16,14 @@ from sottovoce.errors import RecipeError
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.calibration_set import PositionWeights, make_batches
+from sottovoce.quantization.batches import PositionWeights, make_batches
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.curvature import PERCENTILE, _curvature, _factor, position_factors
 from sottovoce.quantization.methods import FADE, GPTQ, method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.devices import Placement
 from sottovoce.system.progress import silent
-from tests.conftest import make_tiny, make_tiny_moonshine, quantized
+from tests.conftest import make_tiny, make_tiny_moonshine, quantized, windows
 from tests.pretended_device import DEVICE, PretendedDevice
 
 RECORDINGS = tuple((0.1 * np.random.default_rng(i).standard_normal(9000 + 3000 * i)).astype(np.float32) for i in range(4))
@@ -32,9 +32,11 @@ TRANSCRIPTS = ((5, 6, 7), (8, 9), (10, 11, 12, 13), (14, 15))
 
 def batches_of(model: SpeechModel, batch_size: int = 2) -> list[Batch]:
     return make_batches(
-        model, RECORDINGS, TRANSCRIPTS, (0, 0, 1, 1), batch_size=batch_size, positions=PositionWeights(padding=0.0, subsampling=1),
-        languages=(None,) * 4, names=tuple("abcd"),
-    )  # fmt: skip
+        model,
+        windows(RECORDINGS, TRANSCRIPTS, (0, 0, 1, 1)),
+        batch_size=batch_size,
+        positions=PositionWeights(padding=0.0, subsampling=1),
+    )
 
 
 def factors_of(model: SpeechModel, batches: Sequence[Batch], share: float = 1.0, layers: Sequence[Layer] | None = None) -> Any:

@@ -10,10 +10,12 @@ from click.testing import CliRunner
 from sottovoce import api
 from sottovoce.cli.main import main
 from sottovoce.errors import MachineError, RecipeError
+from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization import memory_plan, spill
-from sottovoce.quantization.memory_plan import Measured, foresee, measure_utterance, plan_memory
+from sottovoce.quantization.memory_plan import Measured, foresee, measure_window, plan_memory
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.windows import Windows, make_windows
 from sottovoce.system.devices import Placement
 from tests.conftest import make_tiny, planned
 from tests.system.test_devices import SPEECH
@@ -22,10 +24,14 @@ MEASURED = Measured(now=100 << 20, live=10 << 20, moment=30 << 20, features=1 <<
 SHAPES = [(64, 64), (256, 64), (64, 256)]
 
 
+def apart(model: SpeechModel) -> Windows:
+    return make_windows(model, SPEECH, join=False)
+
+
 def plan_with(limit: int, monkeypatch: pytest.MonkeyPatch, method: str = "fade") -> memory_plan.MemoryPlan:
-    monkeypatch.setattr(memory_plan, "measure_utterance", lambda *_: MEASURED)
+    monkeypatch.setattr(memory_plan, "measure_window", lambda *_: MEASURED)
     model, recipe = make_tiny(), Recipe(method=METHODS[method])
-    return plan_memory(model, planned(model, recipe), recipe.method, SPEECH, limit, batch_size=8)
+    return plan_memory(model, planned(model, recipe), recipe.method, apart(model), limit, batch_size=8)
 
 
 def test_smaller_batches_come_first_then_a_file_then_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +39,7 @@ def test_smaller_batches_come_first_then_a_file_then_a_refusal(monkeypatch: pyte
     assert [(plan.batch_size, plan.spill) for plan in found] == [(8, False), (4, False), (2, False), (1, False), (1, True)]
     assert all(plan.peak_bytes <= mib << 20 for plan, mib in zip(found, (1000, 400, 300, 280, 240), strict=True))
     assert found[-1].file_bytes == 2 * 4 * MEASURED.live
-    with pytest.raises(
-        MachineError, match=r"0\.10 GiB of memory are not enough for 4 utterances of tiny: 0\.23 GiB are the least"
-    ) as refusal:
+    with pytest.raises(MachineError, match=r"0\.10 GiB of memory are not enough for 4 windows of tiny: 0\.23 GiB are the least") as refusal:
         plan_with(int(0.1 * (1 << 30)), monkeypatch)
     least = float(str(refusal.value).split(": ")[1].split()[0])
     assert plan_with(int(least * (1 << 30)), monkeypatch) == found[-1]  # what the refusal names will do
@@ -57,9 +61,9 @@ def test_the_peak_is_the_sum_of_its_parts() -> None:
     assert wide.peak_bytes > memory_plan.solving_bytes([(64, 4096)])
 
 
-def test_one_utterance_tells_what_a_pass_holds() -> None:
+def test_one_window_tells_what_a_pass_holds() -> None:
     model = make_tiny()
-    found = measure_utterance(model, planned(model, Recipe()), SPEECH)
+    found = measure_window(model, planned(model, Recipe()), apart(model))
     # 100 positions of 64 numbers: at the second layer of a feed-forward block the residual stream and its inputs of twice the width,
     # and while attention is paused queries, keys and values beside the residual stream and their inputs.
     assert 3 * 100 * 64 * 4 <= found.live <= 12 * 100 * 64 * 4

@@ -23,18 +23,19 @@ from sottovoce.core.gptq import gptq
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
-from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_data
 from sottovoce.errors import CalibrationError, CheckpointError, OutputError, RecipeError
 from sottovoce.models.layers import Layer
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.calibration_set import PositionWeights, make_batches, prepare_speech
+from sottovoce.quantization.batches import PositionWeights, make_batches
+from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.collect import collect_statistics
 from sottovoce.quantization.install import planned_layers
 from sottovoce.quantization.layer import quantize_layer
 from sottovoce.quantization.methods import METHODS, QEP, method_named
 from sottovoce.quantization.recipe import Recipe, Rule
 from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
+from sottovoce.quantization.windows import make_windows
 from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
 
 SMALL = Affine(bits=4, group_size=32)
@@ -146,10 +147,7 @@ def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
     speech = prepare_speech(model, load_data(speech_folder))
     recipe = Recipe(method=METHODS[method], format=SMALL, frame_subsampling=1)
     result = quantized(model, recipe, speech, batch_size=4)
-    batches = make_batches(
-        model, speech.recordings, speech.transcripts, assign_folds(speech.speakers), batch_size=4,
-        positions=PositionWeights(), languages=speech.languages,
-    )  # fmt: skip
+    batches = make_batches(model, make_windows(model, speech, join=True), batch_size=4, positions=PositionWeights())
     layers = [layer for layer in planned_layers(model, result.plan) if layer.name != model.head]
     assert len(layers) == len(result.plan.layers) - 1
     for layer, inputs in collect_statistics(

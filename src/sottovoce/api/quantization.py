@@ -27,6 +27,7 @@ from sottovoce.quantization.plan import make_plan as plan_from_recipe
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneSettings
+from sottovoce.quantization.windows import make_windows
 from sottovoce.system.devices import Placement
 from sottovoce.system.notices import notice
 from sottovoce.system.plain_data import from_plain, to_plain
@@ -190,7 +191,8 @@ def _memory_plan(
     known = [from_plain(MemoryPlan, value) for value in state.values(MEMORY)] if isinstance(state, StoredRun) else []
     made = known[0] if known else None
     if ranks.leads and made is None:
-        made = plan_memory(model, plan, recipe.method, speech, limit, batch_size=batch_size, processes=ranks.size)
+        windows = make_windows(model, speech, join=recipe.join_recordings)
+        made = plan_memory(model, plan, recipe.method, windows, limit, batch_size=batch_size, processes=ranks.size)
         if isinstance(state, StoredRun):
             state.add_value(MEMORY, to_plain(made))
     found = from_plain(MemoryPlan, ranks.exchange(to_plain(made))[0])

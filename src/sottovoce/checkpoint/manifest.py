@@ -115,7 +115,10 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 def _typed(content: dict[str, Any], version: int, folder: Path) -> Manifest:
     try:
-        return from_plain(Manifest, upgrade(content, folder) if version == 1 else content)
+        if version == 1:
+            return from_plain(Manifest, upgrade(content, folder))
+        content["recipe"].setdefault("join_recordings", False)  # folders from before recordings were joined
+        return from_plain(Manifest, content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError, SafetensorError) as exc:
         raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
 

@@ -38,6 +38,7 @@ def upgrade(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "head_embedding_weight": recipe["head_identity"],
         "padding_weight": recipe["padding_weight"],
         "frame_subsampling": recipe["frame_stride"],
+        "join_recordings": False,
         "rules": [_rule(rule) for rule in recipe["rules"]],
     }
     reports = [{key: value for key, value in row.items() if key != "group_size"} for row in content["layers"]]

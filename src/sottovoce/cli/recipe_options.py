@@ -49,6 +49,7 @@ class RecipeOptions:
     curvature: float | None
     padding_weight: float
     frame_subsampling: int
+    join_recordings: bool
 
 
 _OPTIONS = (
@@ -134,6 +135,13 @@ _OPTIONS = (
         show_default=True,
         help="Count every n-th audio frame; 1 is slower and slightly better.",
     ),
+    click.option(
+        "--join/--no-join",
+        "join_recordings",
+        default=True,
+        show_default=True,
+        help="Join recordings to full windows of Whisper's 30 s, or calibrate on each by itself.",
+    ),
 )
 
 
@@ -201,6 +209,7 @@ def recipe_from(options: RecipeOptions) -> Recipe:
         head_bits=None if options.head_bits is None else int(options.head_bits),
         padding_weight=options.padding_weight,
         frame_subsampling=options.frame_subsampling,
+        join_recordings=options.join_recordings,
         rules=_rules(options),
     )
 

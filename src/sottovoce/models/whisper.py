@@ -34,6 +34,10 @@ class Whisper(SpeechModel):
 
     head, encoder, embedding = "proj_out", "model.encoder", "model.decoder.embed_tokens"
 
+    def __init__(self, network: Any, processor: Any, source: str) -> None:
+        super().__init__(network, processor, source)
+        self.max_duration_s = float(processor.feature_extractor.chunk_length)
+
     @property
     def languages(self) -> tuple[str, ...]:
         settings = self.network.generation_config

@@ -1,106 +1,25 @@
-"""Calibration speech: recordings, transcripts, and the batches made from them."""
+"""Calibration speech: recordings that can be used, and what is said in them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash, split_at_silence
 from sottovoce.data.augment import Augmentation, augment
 from sottovoce.data.dataset import DataSet, Share
-from sottovoce.data.folds import assign_folds
 from sottovoce.data.usable import read_usable
 from sottovoce.errors import CalibrationError
 from sottovoce.evaluation.recognize import recognize_batches
 from sottovoce.evaluation.recognizer import TorchRecognizer
-from sottovoce.models.batching import Batch, batches_by_language
+from sottovoce.models.batching import batches_by_language
 from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.ranks import ALONE, Ranks
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionWeights:
-    """How much encoder positions count. `padding`: weight of positions beyond the end of the audio, 0 to 1. `subsampling`: only every
-    n-th position counts (neighboring frames of 20 ms are nearly the same)."""
-
-    padding: float = 0.0
-    subsampling: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.padding <= 1 or self.subsampling < 1:
-            raise CalibrationError(f"padding weight {self.padding} must be within 0 .. 1 and subsampling {self.subsampling} at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A batch before it is made. `rows`: numbers of its utterances; `before`: utterances in earlier batches; the rest: see `Batch`."""
-
-    rows: tuple[int, ...]
-    number: int
-    group: int
-    closes: bool
-    before: int
-
-
-GROUP_UTTERANCES = 8  # of batches whose products are added up in one piece
-
-
-def make_batches(
-    model: SpeechModel,
-    recordings: Sequence[np.ndarray],
-    transcripts: Sequence[Sequence[int]],
-    folds: Sequence[int],
-    *,
-    batch_size: int,
-    positions: PositionWeights,
-    languages: Sequence[str | None],
-    names: Sequence[str] = (),
-    wanted: Callable[[Piece], bool] = lambda _: True,
-) -> list[Batch]:
-    """Teacher-forced batches of `batch_size` utterances: first those of fold 0, then those of fold 1, each in the given order but
-    language by language, none of which share a batch.
-
-    (So that all but one batch at most belong to one fold, and their products are computed in one piece.) `wanted`: makes only these.
-    """
-    batches = []
-    for piece in plan_pieces(model, folds, languages, batch_size):
-        if not wanted(piece):
-            continue
-        which = piece.rows
-        heard = [recordings[i] for i in which]
-        inputs, masks = model.teacher_forced_inputs(heard, [transcripts[i] for i in which], languages[which[0]])
-        weights = {kind: mask.float() for kind, mask in masks.items()}
-        if "frames" in weights:
-            frames = torch.where(masks["frames"], weights["frames"], positions.padding)
-            frames[:, torch.arange(frames.shape[1]) % positions.subsampling != 0] = 0
-            weights["frames"] = frames
-        called = tuple(names[i] for i in which) if names else ()
-        own_folds = torch.tensor([folds[i] for i in which])
-        batches.append(Batch(inputs, weights, own_folds, called, piece.number, piece.group, piece.closes))
-    return batches
-
-
-def plan_pieces(model: SpeechModel, folds: Sequence[int], languages: Sequence[str | None], batch_size: int) -> list[Piece]:
-    """Say which utterances make which batch. Groups of batches are what ranks share out, so they do not depend on the number of ranks."""
-    if not model.fixed_length:
-        batch_size = 1  # padding would change what the network computes
-    order = sorted(range(len(folds)), key=lambda i: folds[i])
-    pieces, before, group, in_group = list[Piece](), 0, 0, 0
-    found = list(batches_by_language(order, languages, batch_size))
-    for number, rows in enumerate(found):
-        in_group += len(rows)
-        closes = in_group >= GROUP_UTTERANCES or number == len(found) - 1
-        pieces.append(Piece(rows=tuple(rows), number=number, group=group, closes=closes, before=before))
-        before += len(rows)
-        group, in_group = (group + 1, 0) if closes else (group, in_group)
-    return pieces
-
 
 LABEL_BATCH = 16  # utterances transcribed at once
 
@@ -129,28 +48,6 @@ class CalibrationSpeech:
     augmentation: Augmentation | None = None
     hashes: tuple[str, ...] = ()
     named_speakers: tuple[str, ...] = ()
-
-
-def speech_batches(
-    model: SpeechModel,
-    speech: CalibrationSpeech,
-    *,
-    batch_size: int,
-    positions: PositionWeights,
-    wanted: Callable[[Piece], bool] = lambda _: True,
-) -> list[Batch]:
-    """Make the batches of prepared speech, in folds by speaker (see `make_batches`)."""
-    return make_batches(
-        model,
-        speech.recordings,
-        speech.transcripts,
-        assign_folds(speech.speakers),
-        batch_size=batch_size,
-        positions=positions,
-        languages=speech.languages,
-        names=speech.ids,
-        wanted=wanted,
-    )
 
 
 def prepare_speech(

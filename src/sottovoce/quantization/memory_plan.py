@@ -1,6 +1,6 @@
 """How a calibration keeps below a limit of memory: batch size, and whether paused activations go to a file.
 
-The peak is foreseen from one utterance, which is sent through the network once, and from the shapes of the layers:
+The peak is foreseen from one window, which is sent through the network once, and from the shapes of the layers:
 
     peak = memory now + features + weights and codes of the result + activations of all passes + the larger of what a forward pass of one
            batch takes for a moment and what solving the widest layer takes
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from sottovoce.errors import MachineError, RecipeError
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, make_batches
+from sottovoce.quantization.batches import PositionWeights, make_batches
 from sottovoce.quantization.lockstep import run_in_lockstep
 from sottovoce.quantization.methods import GPTQ, Method
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.spill import held_tensors
+from sottovoce.quantization.windows import Windows
 from sottovoce.system.memory import keep_freed_memory, memory_bytes, peak_memory_bytes, reset_peak_memory
 
 SQUARES = 31  # matrices [in, in] in float64 while a layer is solved: moments of two folds and their sum, centered too, factors, copies
@@ -33,7 +34,7 @@ SLACK = 1.01  # of the limit that a refusal names: the next process may have a l
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one utterance takes, in bytes. `live`: at most, while its pass is paused, in one network; `moment`: on top of that while its
+    """What one window takes, in bytes. `live`: at most, while its pass is paused, in one network; `moment`: on top of that while its
     pass runs; `features`: of the encoder's inputs. `now`: memory of the process before."""
 
     now: int
@@ -53,18 +54,18 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: SpeechModel, plan: Plan, method: Method, speech: CalibrationSpeech, limit: int, *, batch_size: int, processes: int = 1
+    model: SpeechModel, plan: Plan, method: Method, windows: Windows, limit: int, *, batch_size: int, processes: int = 1
 ) -> MemoryPlan:
     """Return the plan that changes least and keeps below `limit` bytes: smaller batches first, then a file.
 
-    `processes`: that share the utterances, each with this limit. Raises `MachineError` with the smallest limit that can be kept, and
+    `processes`: that share the windows, each with this limit. Raises `MachineError` with the smallest limit that can be kept, and
     `RecipeError` for a method that does not go layer by layer.
     """
     if not isinstance(method, GPTQ):
         raise RecipeError(f"a limit of memory is for methods that go layer by layer, and {method.title} does not; leave out --max-memory")
-    measured = measure_utterance(model, plan, speech)
+    measured = measure_window(model, plan, windows)
     shapes = [layer.shape for layer in plan.layers]
-    count = -(-len(speech.recordings) // processes)
+    count = -(-len(windows) // processes)
     sizes = [batch_size >> k for k in range(batch_size.bit_length())] if model.fixed_length else [batch_size]
     tried = [
         foresee(measured, shapes, count, networks=method.n_networks, batch_size=size if model.fixed_length else 1, spill=spill)
@@ -76,7 +77,7 @@ def plan_memory(
             return found
     least = min(found.peak_bytes for found in tried)
     raise MachineError(
-        f"{_gib(limit)} of memory are not enough for {count} utterances of {model.source}: {_gib(int(SLACK * least))} are the "
+        f"{_gib(limit)} of memory are not enough for {count} windows of {model.source}: {_gib(int(SLACK * least))} are the "
         "least; give that to --max-memory, or fewer --utterances"
     )
 
@@ -84,7 +85,7 @@ def plan_memory(
 def foresee(
     measured: Measured, shapes: Sequence[tuple[int, int]], count: int, *, networks: int, batch_size: int, spill: bool
 ) -> MemoryPlan:
-    """Foresee the peak of a calibration on `count` utterances; `shapes` `[out, in]`: of the layers."""
+    """Foresee the peak of a calibration on `count` windows; `shapes` `[out, in]`: of the layers."""
     whole = networks * count * measured.live
     live = networks * min(batch_size, count) * measured.live if spill else whole
     result = sum(5 * rows * columns for rows, columns in shapes)  # float32 values and uint8 codes
@@ -101,20 +102,12 @@ def solving_bytes(shapes: Sequence[tuple[int, int]]) -> int:
 
 
 @torch.no_grad()
-def measure_utterance(model: SpeechModel, plan: Plan, speech: CalibrationSpeech) -> Measured:
-    """Send the longest utterance through the network, pausing at every layer of `plan`."""
-    longest = max(range(len(speech.recordings)), key=lambda i: len(speech.recordings[i]))
+def measure_window(model: SpeechModel, plan: Plan, windows: Windows) -> Measured:
+    """Send the longest window through the network, pausing at every layer of `plan`."""
+    longest = max(range(len(windows)), key=lambda i: len(windows.samples[i]))
     with keep_freed_memory():
         now = memory_bytes()
-        (batch,) = make_batches(
-            model,
-            [speech.recordings[longest]],
-            [speech.transcripts[longest]],
-            [0],
-            batch_size=1,
-            positions=PositionWeights(),
-            languages=[speech.languages[longest]],
-        )
+        batch = make_batches(model, windows, batch_size=1, positions=PositionWeights(), wanted=lambda piece: longest in piece.rows)[0]
         features = sum(value.numel() * value.element_size() for value in batch.inputs.values() if isinstance(value, Tensor))
         weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.network.parameters(), *model.network.buffers())}
         given = {value.untyped_storage().data_ptr() for value in batch.inputs.values() if isinstance(value, Tensor)}

@@ -10,12 +10,12 @@ import torch
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import Share
-from sottovoce.data.folds import assign_folds
 from sottovoce.errors import CalibrationError, MachineError
 from sottovoce.models.batching import Batch
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.awq import quantize_with_awq
-from sottovoce.quantization.calibration_set import CalibrationSpeech, PositionWeights, plan_pieces, speech_batches
+from sottovoce.quantization.batches import PositionWeights, make_batches, plan_pieces
+from sottovoce.quantization.calibration_set import CalibrationSpeech
 from sottovoce.quantization.importance import round_with_importance
 from sottovoce.quantization.install import round_all_layers, round_floats_to_float16
 from sottovoce.quantization.layer import LayerReport
@@ -23,8 +23,9 @@ from sottovoce.quantization.methods import AWQ, GPTQ, QEP, ImportanceRTN
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
-from sottovoce.quantization.sequential import DIAGNOSTIC_UTTERANCES, LayerObserver, quantize_sequentially
+from sottovoce.quantization.sequential import DIAGNOSTIC_WINDOWS, LayerObserver, quantize_sequentially
 from sottovoce.quantization.spill import Spill
+from sottovoce.quantization.windows import make_windows
 from sottovoce.system.devices import brought_home as network_brought_home
 from sottovoce.system.devices import share_weights
 from sottovoce.system.memory import keep_freed_memory
@@ -102,21 +103,23 @@ def quantize_model(
         raise CalibrationError(f"{method.title} calibrates on speech, and none was given")
     batches, few = list[Batch](), list[Batch]()
     if calibrates and speech is not None:
+        windows = make_windows(model, speech, join=recipe.join_recordings)
         make = partial(
-            speech_batches,
+            make_batches,
             model,
-            speech,
+            windows,
             batch_size=batch_size,
             positions=PositionWeights(padding=recipe.padding_weight, subsampling=recipe.frame_subsampling),
         )
-        groups = plan_pieces(model, assign_folds(speech.speakers), speech.languages, batch_size)[-1].group + 1
+        groups = plan_pieces(model, windows, batch_size)[-1].group + 1
         if groups < ranks.size:
             raise MachineError(
-                f"{len(speech.ids)} utterances make {groups} groups for {ranks.size} processes; start at most {groups}, or give more speech"
+                f"{len(speech.ids)} utterances make {len(windows)} windows in {groups} groups, for {ranks.size} processes; start at most "
+                f"{groups}, or give more speech"
             )
         batches = make(wanted=lambda piece: piece.group % ranks.size == ranks.rank)
         if isinstance(method, QEP) and method.strength == "diagnostic" and ranks.leads:
-            few = make(wanted=lambda piece: piece.before < DIAGNOSTIC_UTTERANCES)
+            few = make(wanted=lambda piece: piece.before < DIAGNOSTIC_WINDOWS)
     started = time.perf_counter()
     if isinstance(method, GPTQ):
         with keep_freed_memory():

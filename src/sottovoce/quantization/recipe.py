@@ -63,6 +63,8 @@ class Recipe:
     head_embedding_weight: float = 0.01
     padding_weight: float = 0.0  # of audio frames beyond the end of the recording, 0 to 1
     frame_subsampling: int = 3  # only every n-th audio frame counts
+    # Whether recordings are joined to windows of full length, where a model's windows have one (see `quantization.windows`).
+    join_recordings: bool = True
     rules: tuple[Rule, ...] = ()  # exceptions; later ones win
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from sottovoce.system.devices import share_weights
 from sottovoce.system.progress import Progress
 from sottovoce.system.ranks import Ranks
 
-DIAGNOSTIC_UTTERANCES = 16  # utterances of the pass for the rule "diagnostic"
+DIAGNOSTIC_WINDOWS = 16  # windows of the pass for the rule "diagnostic"
 DIAGNOSTIC_DAMPING = 0.1  # of that pass
 
 

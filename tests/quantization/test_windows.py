@@ -1,0 +1,77 @@
+"""Recordings joined to windows: what fits together, and that nothing is lost or heard twice."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sottovoce.data.folds import assign_folds
+from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import CalibrationSpeech
+from sottovoce.quantization.windows import FILLED, PAUSE_S, make_windows
+from tests.conftest import make_tiny, make_tiny_moonshine
+from tests.models.test_languages import make_multilingual
+
+RATE = 16000
+
+
+def speech(seconds: list[float], tokens: int = 2, **changes: object) -> CalibrationSpeech:
+    count = len(seconds)
+    made = CalibrationSpeech(
+        ids=tuple(f"u{i}" for i in range(count)),
+        recordings=tuple(np.full(round(s * RATE), i + 1, np.float32) for i, s in enumerate(seconds)),
+        transcripts=tuple(tuple(100 * i + k for k in range(tokens)) for i in range(count)),
+        languages=(None,) * count, speakers=(None,) * count, labelled=0, cut=(), seconds=sum(seconds), label_time_s=0.0,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("make", [make_tiny, make_tiny_moonshine])
+def test_every_recording_and_token_is_heard_once_and_in_its_fold(make: object) -> None:
+    model: SpeechModel = make()  # type: ignore[operator]
+    given = speech(list(np.random.default_rng(0).uniform(0.2, 1.5, 24)), speakers=tuple("aabbcdefghijklmnopqrstuv"))
+    windows, folds = make_windows(model, given, join=True), assign_folds(given.speakers)
+    heard = [name for names in windows.names for name in names.split("+")]
+    assert sorted(heard) == sorted(given.ids)
+    for names, samples, transcript, fold in zip(windows.names, windows.samples, windows.transcripts, windows.folds, strict=True):
+        which = [given.ids.index(name) for name in names.split("+")]
+        assert {folds[i] for i in which} == {fold}
+        assert transcript == tuple(token for i in which for token in given.transcripts[i])
+        silence = np.zeros(int(PAUSE_S * RATE), np.float32)
+        expected = [given.recordings[which[0]]]
+        for i in which[1:]:
+            expected += [silence, given.recordings[i]]
+        np.testing.assert_array_equal(samples, np.concatenate(expected))
+        assert len(which) == 1 or len(samples) <= FILLED * model.max_duration_s * RATE
+    if make is make_tiny_moonshine:  # its passes are as long as the recordings
+        assert windows.names == given.ids
+        return
+    assert len(windows) < len(given.ids)
+    for k, (names, fold) in enumerate(zip(windows.names, windows.folds, strict=True)):
+        first = len(given.recordings[given.ids.index(names.split("+")[0])])
+        earlier = [samples for samples, own in zip(windows.samples[:k], windows.folds[:k], strict=True) if own == fold]
+        assert all(len(samples) + first + PAUSE_S * RATE > FILLED * model.max_duration_s * RATE for samples in earlier)
+
+
+def test_a_recording_goes_to_the_first_window_with_room() -> None:
+    model = make_tiny()  # 2 s
+    together = make_windows(model, speech([1.2, 0.1, 1.0, 0.1, 0.4, 0.1], speakers=tuple("abcdef")), join=True)
+    # Folds alternate: 0, 2 and 4 are of one, 1, 3 and 5 of the other.
+    assert together.names == ("u0+u4", "u1+u3+u5", "u2")
+    assert make_windows(model, speech([0.1] * 3), join=False).names == ("u0", "u1", "u2")
+
+
+def test_languages_stay_apart_and_transcripts_have_room() -> None:
+    apart = make_windows(make_multilingual(), speech([0.2] * 4, speakers=tuple("abcd"), languages=("en", "en", "de", "de")), join=True)
+    assert apart.names == ("u0", "u1", "u2", "u3")
+    model = make_tiny()
+    room = model.max_new_tokens(None)
+    full = make_windows(model, speech([0.1] * 6, tokens=room // 2, speakers=tuple("abcdef")), join=True)
+    assert full.names == ("u0+u2", "u1+u3", "u4", "u5")
+    assert all(len(transcript) <= room for transcript in full.transcripts)
+
+
+def test_a_recording_of_a_whole_window_stays_whole() -> None:
+    windows = make_windows(make_tiny(), speech([2.0, 0.1, 0.1], speakers=("a", "a", "a")), join=True)
+    assert windows.names == ("u0", "u1+u2")
+    assert len(windows.samples[0]) == 2 * RATE
