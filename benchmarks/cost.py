@@ -45,13 +45,13 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    model, recipe = load_model(arguments.model), Recipe(format=Affine(group_size=128), head_bits=16, join_recordings=False)
+    model, recipe = load_model(arguments.model), Recipe(format=Affine(group_size=128), head_bits=16, joined=0.0)
     speech = prepare_speech(model, load_data(Path(arguments.speech) / "calibration").sample(arguments.utterances, 0))
     plan = make_plan(model, recipe, target_named(DEFAULT_TARGET))
     runs = []
     for _ in range(arguments.repeats + 1):
         batches = make_batches(
-            model, make_windows(model, speech, join=False), batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling)
+            model, make_windows(model, speech, joined=0.0), batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling)
         )
         started = time.perf_counter()
         for batch in batches:

@@ -65,7 +65,7 @@ def main() -> None:
                         method=method_named("fade", curvature=share),
                         format=Affine(bits=bits, group_size=arguments.group_size),
                         head_bits=16,
-                        join_recordings=False,
+                        joined=0.0,
                     ),
                     calibration=arguments.speech / "calibration",
                     utterances=arguments.utterances,

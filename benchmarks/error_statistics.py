@@ -58,7 +58,7 @@ def main() -> None:
                     quantized = api.quantize(
                         model,
                         Path(folder) / "q",
-                        recipe=Recipe(method=METHODS[method], format=Affine(bits=bits), join_recordings=False),
+                        recipe=Recipe(method=METHODS[method], format=Affine(bits=bits), joined=0.0),
                         calibration=None if method == "rtn" else arguments.speech / "calibration",
                         utterances=arguments.utterances,
                         seed=seed,

@@ -48,7 +48,7 @@ def main() -> None:
                 model,
                 Path(folder) / "fit",
                 max_size=size,
-                recipe=Recipe(join_recordings=False),
+                recipe=Recipe(joined=0.0),
                 target=arguments.target,
                 calibration=arguments.calibration,
                 utterances=arguments.utterances,

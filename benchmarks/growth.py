@@ -107,14 +107,14 @@ def _large(width: int, rows: dict[tuple[int, int, int], dict[str, float]]) -> di
 def _measure(width: int, layers: int, utterances: int) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model, speech, recipe = random_whisper(width, layers=layers, heads=width // 64), _speech(utterances), Recipe(join_recordings=False)
+    model, speech, recipe = random_whisper(width, layers=layers, heads=width // 64), _speech(utterances), Recipe(joined=0.0)
     plan = make_plan(model, recipe, target_named("torch"))
     spent = dict.fromkeys(("moments_s", "solve_s"), 0.0)
     _timed(collect, "_accumulate", "moments_s", spent)
     _timed(sequential, "quantize_layer", "solve_s", spent)
     with keep_freed_memory():
         batches = make_batches(
-            model, make_windows(model, speech, join=False), batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling)
+            model, make_windows(model, speech, joined=0.0), batch_size=8, positions=PositionWeights(subsampling=recipe.frame_subsampling)
         )
         for batch in batches[:1]:
             model.network(**batch.inputs)  # fresh memory costs time

@@ -74,7 +74,7 @@ def _measure(model: SpeechModel, cell: Cell, arguments: argparse.Namespace) -> N
     quantized = api.quantize(
         model,
         folder,
-        recipe=Recipe(format=Affine(bits=bits), join_recordings=False),
+        recipe=Recipe(format=Affine(bits=bits), joined=0.0),
         calibration=[arguments.speech / name for name in MIXES[mix]],
         augmentation=Augmentation() if augmented else None,
         utterances=arguments.utterances,

@@ -71,7 +71,6 @@ def noise(count: int) -> CalibrationSpeech:
         transcripts=((5, 6, 7, 9, 10, 30),) * count,
         languages=(None,) * count,
         speakers=names,
-        labelled=0,
         cut=(),
         seconds=6.0 * count,
         label_time_s=0.0,
@@ -87,10 +86,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model, speech, recipe = random_whisper(arguments.width), noise(arguments.utterances), Recipe(join_recordings=False)
+    model, speech, recipe = random_whisper(arguments.width), noise(arguments.utterances), Recipe(joined=0.0)
     plan = make_plan(model, recipe, target_named("torch"))
     foreseen = foresee(
-        measure_window(model, plan, make_windows(model, speech, join=False)),
+        measure_window(model, plan, make_windows(model, speech, joined=0.0)),
         [layer.shape for layer in plan.layers],
         arguments.utterances,
         networks=recipe.method.n_networks,

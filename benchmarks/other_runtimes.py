@@ -112,7 +112,7 @@ def _file_of(arguments: argparse.Namespace, quantization: str | None, runtime: s
         api.quantize(
             f"bundled:{MODEL}",
             folder,
-            recipe=Recipe(format=target.format(**settings), join_recordings=False),
+            recipe=Recipe(format=target.format(**settings), joined=0.0),
             target=target.name,
             calibration=calibration,
         )

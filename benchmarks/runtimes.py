@@ -200,7 +200,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
         settings = dict(QUANTIZED[quantization])
         target, method = settings.pop("target"), settings.pop("method")
         rules = settings.pop("rules", ())
-        recipe = Recipe(method=method_named(method), format=target_named(target).format(**settings), rules=rules, join_recordings=False)
+        recipe = Recipe(method=method_named(method), format=target_named(target).format(**settings), rules=rules, joined=0.0)
         started = time.perf_counter()
         api.quantize(f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration")
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)

@@ -62,7 +62,7 @@ def main() -> None:
         for bits in arguments.bits:
             for target in map(target_named, TARGETS):
                 for method in arguments.methods:
-                    recipe = Recipe(method=METHODS[method], format=target.format(bits=bits), join_recordings=False)
+                    recipe = Recipe(method=METHODS[method], format=target.format(bits=bits), joined=0.0)
                     found = digests(quantize_model(model, make_plan(model, recipe, target), recipe, speech))
                     key = f"{name}, {target.name}, {bits} bits, {method}"
                     same = record["digests"].get(key) == found

@@ -20,7 +20,7 @@ from sottovoce.core.formats import COMMON_WIDTH, NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-WITH_TABLES = ("results", "certificates", "contexts", "tuning", "devices", "number_systems")
+WITH_TABLES = ("results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems")
 PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in WITH_TABLES))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
@@ -314,6 +314,24 @@ def loops() -> str:
     return _markdown(["bits", "calibration speech", "greedy WER %", "fallback WER %", "decoded again"], table)
 
 
+def joined() -> str:
+    """Show what joining calibration recordings does to short recordings and to windows full of speech."""
+    rows = [json.loads(line) for line in (RESULTS / "joined.jsonl").read_text().splitlines()]
+    table = [
+        [
+            str(row["bits"]),
+            f"{100 * row['joined']:.0f} %",
+            str(row["windows"]),
+            str(row["processor_s"]),
+            *(f"{row['kl'][name]:.3f}" for name in SETS),
+            _rate(row["long_windows"]["capped_percent"], len(row["long_windows"]["looped"])),
+        ]
+        for row in sorted(rows, key=lambda row: (-row["bits"], row["joined"]))
+    ]
+    head = ["bits", "joined", "windows", "quantizing s", *(f"{name} KL" for name in SETS.values()), "words changed in full windows %"]
+    return _markdown(head, table)
+
+
 def growth() -> str:
     """Show how time and memory of quantizing grow: the exponents."""
     found = json.loads((RESULTS / "growth.json").read_text())["exponents"]
@@ -340,6 +358,7 @@ TABLES: dict[str, Callable[..., str]] = {
         formats,
         loops,
         growth,
+        joined,
     )
 }
 

@@ -26,6 +26,7 @@ from sottovoce.cli.console import quiet_libraries
 from sottovoce.core.affine import Affine
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.augment import Augmentation
+from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.recognizer import Recognition, TorchRecognizer
 from sottovoce.evaluation.transcripts import Transcript
@@ -59,7 +60,7 @@ def main() -> None:
                 method=METHODS[arguments.method],
                 format=Affine(bits=arguments.bits, group_size=arguments.group_size),
                 head_bits=arguments.head_bits,
-                join_recordings=arguments.join,
+                joined=arguments.joined,
             ),
             target=arguments.target,
             calibration=arguments.speech / "calibration",
@@ -159,23 +160,28 @@ def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str)
 def long_windows(arguments: argparse.Namespace, folders: dict[str, Path]) -> dict[str, Any]:
     """Measure what becomes of windows full of speech: how many words differ from the original's, and which loop."""
     data = load_data(arguments.speech / LONG)
-    windows = [utterance.samples()[: round(LONG_WINDOW_S * SAMPLE_RATE)] for utterance in data]
-
-    def texts(model: SpeechModel) -> list[Recognition]:
-        return TorchRecognizer(model).recognize(windows, None).recognitions
-
-    original, found = texts(api.load(arguments.model)), dict[str, Any]()
+    original, found = window_texts(api.load(arguments.model), data), dict[str, Any]()
     for system, folder in folders.items():
-        transcripts = [
-            Transcript(
-                id=u.id, text=heard.text, tokens=heard.tokens, duration_s=LONG_WINDOW_S, reference=own.text, truncated=not heard.ended
-            )
-            for u, heard, own in zip(data, texts(api.load(folder)), original, strict=True)
-        ]
-        score = score_transcripts(transcripts)
-        found[system] = {"words": score.words, "capped_percent": 100 * score.capped_wer, "looped": list(score.looped)}
+        found[system] = windows_score(data, original, window_texts(api.load(folder), data))
         print("windows of", LONG_WINDOW_S, "s", system, found[system], flush=True)
     return found
+
+
+def window_texts(model: SpeechModel, data: DataSet) -> list[Recognition]:
+    """Transcribe the first `LONG_WINDOW_S` seconds of every recording, in one pass each."""
+    windows = [utterance.samples()[: round(LONG_WINDOW_S * SAMPLE_RATE)] for utterance in data]
+    return list(TorchRecognizer(model).recognize(windows, None).recognitions)
+
+
+def windows_score(data: DataSet, original: Sequence[Recognition], heard: Sequence[Recognition]) -> dict[str, Any]:
+    """Count the words that differ from the original's, capped, and name the recordings that loop."""
+    score = score_transcripts(
+        [
+            Transcript(id=u.id, text=ours.text, tokens=ours.tokens, duration_s=LONG_WINDOW_S, reference=own.text, truncated=not ours.ended)
+            for u, ours, own in zip(data, heard, original, strict=True)
+        ]
+    )
+    return {"words": score.words, "capped_percent": 100 * score.capped_wer, "looped": list(score.looped)}
 
 
 def paired(ours: Sequence[Transcript], others: Sequence[Transcript]) -> dict[str, Any]:
@@ -215,7 +221,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--head-bits", type=int, default=None)
     parser.add_argument("--calibration-utterances", type=int, default=48)
-    parser.add_argument("--join", action=argparse.BooleanOptionalAction, default=True, help="as in quantize, for the start")
+    parser.add_argument("--joined", type=float, default=Recipe().joined, help="as in quantize, for the start")
     parser.add_argument("--context", choices=["full", "short"], default="full")
     parser.add_argument("--full-share", type=float, default=TuneSettings().full_share, help="of utterances, with --context short")
     parser.add_argument("--augment", action="store_true", help="vary the speech that is tuned on")

@@ -301,7 +301,7 @@ def test_loops_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     recordings = tuple((0.1 * random.standard_normal(4000 * n)).astype(np.float32) for n in (1, 3, 2))
     data = CalibrationSpeech(
         ids=("a", "b", "c"), recordings=recordings, transcripts=((5, 6), (7, 8), (9, 9)), languages=(None,) * 3, speakers=(None,) * 3,
-        labelled=3, cut=(), seconds=1.0, label_time_s=0.0,
+        cut=(), seconds=1.0, label_time_s=0.0,
     )  # fmt: skip
     speech = longest(model, [data], 2)
     assert speech.ids == ("b", "c")

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from sottovoce import api
 from sottovoce.core.affine import Affine
 from sottovoce.core.awq import divide_outputs, scale_inputs
+from sottovoce.core.formats import format_named
 from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, ModelError
 from sottovoce.evaluation.transcribe import transcribe_data
@@ -169,6 +170,13 @@ def test_qwens_audio_tower_keeps_eight_bits_unless_asked() -> None:
     assert {layer.format.bits for layer in plan.layers if "audio_tower" not in layer.name} == {4}
     asked = planned(model, Recipe(format=GRID, rules=(Rule(match="audio_tower", bits=3),)))
     assert {layer.format.bits for layer in asked.layers if "audio_tower" in layer.name} == {3}
+
+
+@pytest.mark.parametrize("name", ["q4_1", "iq4_nl", "nf4"])
+def test_qwens_audio_tower_keeps_eight_bits_beside_any_format(name: str) -> None:
+    plan = planned(make_qwen(), Recipe(format=format_named(name)))
+    assert {layer.format.code_bits for layer in plan.layers if "audio_tower" in layer.name} == {8}
+    assert {layer.format for layer in plan.layers if "audio_tower" not in layer.name} == {format_named(name)}
 
 
 def test_qwens_awq_mappings_leave_the_network_as_it_is(speech_folder: Path) -> None:

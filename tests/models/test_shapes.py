@@ -48,7 +48,7 @@ def speech(count: int = 4) -> CalibrationSpeech:
     recordings = tuple((0.1 * random.standard_normal(30_000)).astype(np.float32) for _ in range(count))
     return CalibrationSpeech(
         ids=tuple(f"u{i}" for i in range(count)), recordings=recordings, transcripts=((40, 50, 60, 70),) * count,
-        languages=(None,) * count, speakers=(None,) * count, labelled=0, cut=(), seconds=1.9 * count, label_time_s=0.0,
+        languages=(None,) * count, speakers=(None,) * count, cut=(), seconds=1.9 * count, label_time_s=0.0,
     )  # fmt: skip
 
 

@@ -250,6 +250,8 @@ def test_folds_keep_speakers_together_and_level() -> None:
     assert folds[0] == folds[2]
     assert folds[1] == folds[6]
     assert abs(sum(folds) - len(folds) / 2) <= 1
+    assert assign_folds(["a"] * 5) == [0, 0, 0, 1, 1]  # one speaker: neighbors stay together
+    assert assign_folds(["a"]) == [0]
 
 
 def test_position_weights_are_checked() -> None:

@@ -25,7 +25,7 @@ SHAPES = [(64, 64), (256, 64), (64, 256)]
 
 
 def apart(model: SpeechModel) -> Windows:
-    return make_windows(model, SPEECH, join=False)
+    return make_windows(model, SPEECH, joined=0.0)
 
 
 def plan_with(limit: int, monkeypatch: pytest.MonkeyPatch, method: str = "fade") -> memory_plan.MemoryPlan:

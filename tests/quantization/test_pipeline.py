@@ -147,7 +147,7 @@ def test_every_layer_was_solved_for_the_inputs_it_has_in_the_end(
     speech = prepare_speech(model, load_data(speech_folder))
     recipe = Recipe(method=METHODS[method], format=SMALL, frame_subsampling=1)
     result = quantized(model, recipe, speech, batch_size=4)
-    batches = make_batches(model, make_windows(model, speech, join=True), batch_size=4, positions=PositionWeights())
+    batches = make_batches(model, make_windows(model, speech, joined=recipe.joined), batch_size=4, positions=PositionWeights())
     layers = [layer for layer in planned_layers(model, result.plan) if layer.name != model.head]
     assert len(layers) == len(result.plan.layers) - 1
     for layer, inputs in collect_statistics(

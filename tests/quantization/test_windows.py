@@ -21,7 +21,7 @@ def speech(seconds: list[float], tokens: int = 2, **changes: object) -> Calibrat
         ids=tuple(f"u{i}" for i in range(count)),
         recordings=tuple(np.full(round(s * RATE), i + 1, np.float32) for i, s in enumerate(seconds)),
         transcripts=tuple(tuple(100 * i + k for k in range(tokens)) for i in range(count)),
-        languages=(None,) * count, speakers=(None,) * count, labelled=0, cut=(), seconds=sum(seconds), label_time_s=0.0,
+        languages=(None,) * count, speakers=(None,) * count, cut=(), seconds=sum(seconds), label_time_s=0.0,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -30,7 +30,7 @@ def speech(seconds: list[float], tokens: int = 2, **changes: object) -> Calibrat
 def test_every_recording_and_token_is_heard_once_and_in_its_fold(make: object) -> None:
     model: SpeechModel = make()  # type: ignore[operator]
     given = speech(list(np.random.default_rng(0).uniform(0.2, 1.5, 24)), speakers=tuple("aabbcdefghijklmnopqrstuv"))
-    windows, folds = make_windows(model, given, join=True), assign_folds(given.speakers)
+    windows, folds = make_windows(model, given, joined=1.0), assign_folds(given.speakers)
     heard = [name for names in windows.names for name in names.split("+")]
     assert sorted(heard) == sorted(given.ids)
     for names, samples, transcript, fold in zip(windows.names, windows.samples, windows.transcripts, windows.folds, strict=True):
@@ -55,23 +55,31 @@ def test_every_recording_and_token_is_heard_once_and_in_its_fold(make: object) -
 
 def test_a_recording_goes_to_the_first_window_with_room() -> None:
     model = make_tiny()  # 2 s
-    together = make_windows(model, speech([1.2, 0.1, 1.0, 0.1, 0.4, 0.1], speakers=tuple("abcdef")), join=True)
+    together = make_windows(model, speech([1.2, 0.1, 1.0, 0.1, 0.4, 0.1], speakers=tuple("abcdef")), joined=1.0)
     # Folds alternate: 0, 2 and 4 are of one, 1, 3 and 5 of the other.
     assert together.names == ("u0+u4", "u1+u3+u5", "u2")
-    assert make_windows(model, speech([0.1] * 3), join=False).names == ("u0", "u1", "u2")
+    assert make_windows(model, speech([0.1] * 3), joined=0.0).names == ("u0", "u1", "u2")
 
 
 def test_languages_stay_apart_and_transcripts_have_room() -> None:
-    apart = make_windows(make_multilingual(), speech([0.2] * 4, speakers=tuple("abcd"), languages=("en", "en", "de", "de")), join=True)
+    apart = make_windows(make_multilingual(), speech([0.2] * 4, speakers=tuple("abcd"), languages=("en", "en", "de", "de")), joined=1.0)
     assert apart.names == ("u0", "u1", "u2", "u3")
     model = make_tiny()
     room = model.max_new_tokens(None)
-    full = make_windows(model, speech([0.1] * 6, tokens=room // 2, speakers=tuple("abcdef")), join=True)
+    full = make_windows(model, speech([0.1] * 6, tokens=room // 2, speakers=tuple("abcdef")), joined=1.0)
     assert full.names == ("u0+u2", "u1+u3", "u4", "u5")
     assert all(len(transcript) <= room for transcript in full.transcripts)
 
 
+def test_a_share_of_each_fold_is_joined() -> None:
+    given = speech([0.1] * 12, speakers=tuple("abcdefghijkl"))
+    half = make_windows(make_tiny(), given, joined=0.5)
+    # Folds alternate: of 0, 2, 4, ... every second one is joined, and of 1, 3, 5, ... too.
+    assert half.names == ("u0", "u1", "u2+u6+u10", "u3+u7+u11", "u4", "u5", "u8", "u9")
+    assert len(make_windows(make_tiny(), given, joined=1.0)) == 2
+
+
 def test_a_recording_of_a_whole_window_stays_whole() -> None:
-    windows = make_windows(make_tiny(), speech([2.0, 0.1, 0.1], speakers=("a", "a", "a")), join=True)
-    assert windows.names == ("u0", "u1+u2")
+    windows = make_windows(make_tiny(), speech([2.0, 0.1, 0.1, 0.1, 0.1]), joined=1.0)
+    assert windows.names == ("u0", "u1+u3", "u2+u4")
     assert len(windows.samples[0]) == 2 * RATE

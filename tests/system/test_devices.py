@@ -35,7 +35,7 @@ TRANSCRIPTS = ((5, 6, 7), (8, 9), (10, 11, 12, 13), (14,))
 RECORDINGS = tuple((0.1 * np.random.default_rng(i).standard_normal(8000 + 1000 * i)).astype(np.float32) for i in range(4))
 SPEECH = CalibrationSpeech(
     ids=tuple("abcd"), recordings=RECORDINGS, transcripts=TRANSCRIPTS, languages=(None,) * 4, speakers=tuple("abcd"),
-    labelled=0, cut=(), seconds=4.0, label_time_s=0.0,
+    cut=(), seconds=4.0, label_time_s=0.0,
 )  # fmt: skip
 GPU = pytest.mark.gpu
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

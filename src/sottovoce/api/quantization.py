@@ -191,7 +191,7 @@ def _memory_plan(
     known = [from_plain(MemoryPlan, value) for value in state.values(MEMORY)] if isinstance(state, StoredRun) else []
     made = known[0] if known else None
     if ranks.leads and made is None:
-        windows = make_windows(model, speech, join=recipe.join_recordings)
+        windows = make_windows(model, speech, joined=recipe.joined)
         made = plan_memory(model, plan, recipe.method, windows, limit, batch_size=batch_size, processes=ranks.size)
         if isinstance(state, StoredRun):
             state.add_value(MEMORY, to_plain(made))

@@ -20,6 +20,7 @@ from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import CheckpointError, MachineError, ModelError
 from sottovoce.evaluation.context import ShortContext
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.pipeline import CalibrationRecord, QuantizedModel, Timing, brought_home, calibration_record
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneRecord, TuneSettings, default_rates
@@ -31,7 +32,7 @@ from sottovoce.system.versions import environment
 from sottovoce.tuning.numbers import TunedNumbers
 from sottovoce.tuning.run import Tuning
 from sottovoce.tuning.schedule import MARGIN, SMALLEST
-from sottovoce.tuning.speech import Folds, prepare, split
+from sottovoce.tuning.speech import Folds, split
 from sottovoce.tuning.teacher import make_lessons, token_count
 
 Sources = str | Path | DataSet | Sequence[str | Path | DataSet]
@@ -202,8 +203,10 @@ def tune_quantized(
 ) -> tuple[QuantizedModel, TuneRecord, History]:
     """Tune a result in memory. Return the tuned one, on the CPU, the record, and what its manifest tells more."""
     original = original.placed(placement)
-    training = prepare(original, folds.training, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress)
-    held_out = prepare(original, folds.held_out, language=language, state=state, progress=progress)
+    training = prepare_speech(
+        original, folds.training, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
+    )
+    held_out = prepare_speech(original, folds.held_out, language=language, state=state, progress=progress)
     taught = make_lessons(original, training, sampled=settings.sampled > 0, seed=seed, doing="listening to the original", progress=progress)
     looked_at = make_lessons(original, held_out, sampled=False, seed=seed, doing="listening to the original, held out", progress=progress)
     bits = sum(layer.weights * layer.format.code_bits for layer in start.plan.layers) / start.plan.weights

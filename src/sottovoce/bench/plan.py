@@ -18,7 +18,7 @@ observer = "mse"
 head_bits = 16                               # 16 leaves the head, so that methods compare as in the literature; "same": as the rest
 frame_subsampling = 3
 padding_weight = 0.0
-join_recordings = true                       # to full windows, where those of the model have one length
+joined = 0.5                                 # share of the recordings that are joined to full windows
 batch_size = 8
 language = "en"
 limit = 40                                   # only the first so many recordings of each data set (default: all)
@@ -26,7 +26,7 @@ limit = 40                                   # only the first so many recordings
 [method.qep-strong]                          # a further method: a known one with other settings,
 base = "qep"
 strength = 1.0
-frame_subsampling = 1                             # of the method or, from group_size to join_recordings, of the recipe
+frame_subsampling = 1                             # of the method or, from group_size to joined, of the recipe
 """
 
 import tomllib
@@ -43,7 +43,7 @@ from sottovoce.quantization.recipe import Recipe
 
 FORMAT_SETTINGS = ("group_size", "symmetric", "observer")
 SAME = "same"  # of head_bits: as the rest
-SETTINGS = (*FORMAT_SETTINGS, "head_bits", "frame_subsampling", "padding_weight", "join_recordings")
+SETTINGS = (*FORMAT_SETTINGS, "head_bits", "frame_subsampling", "padding_weight", "joined")
 KNOWN = {
     "models", "methods", "bits", "formats", "seeds", "data", "calibration", "utterances", "batch_size", "language", "method", "target",
     "runtimes", "limit", *SETTINGS,

@@ -117,10 +117,18 @@ def _typed(content: dict[str, Any], version: int, folder: Path) -> Manifest:
     try:
         if version == 1:
             return from_plain(Manifest, upgrade(content, folder))
-        content["recipe"].setdefault("join_recordings", False)  # folders from before recordings were joined
-        return from_plain(Manifest, content)
+        return from_plain(Manifest, _as_today(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError, SafetensorError) as exc:
         raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
+
+
+def _as_today(content: dict[str, Any]) -> dict[str, Any]:
+    """The content, also of a folder from before recordings were joined and while known texts were used, as it is written today."""
+    content["recipe"].setdefault("joined", 0.0)
+    for speech in (content["calibration"], (content.get("tune") or {}).get("speech")):
+        if speech is not None:
+            speech.pop("transcribed_by_the_model", None)
+    return content
 
 
 def _parsed(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:

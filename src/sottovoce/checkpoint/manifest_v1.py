@@ -30,7 +30,9 @@ def upgrade(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     recipe = dict(content["recipe"])
     number_format = _format(recipe["grid"])
-    upgraded = {key: content[key] for key in ("source", "calibration", "environment", "files")}
+    upgraded = {key: content[key] for key in ("source", "environment", "files")}
+    speech = content["calibration"]
+    upgraded["calibration"] = speech and {key: value for key, value in speech.items() if key != "transcribed_by_the_model"}
     upgraded["recipe"] = {
         "method": _method(recipe["method"]),
         "format": number_format,
@@ -38,7 +40,7 @@ def upgrade(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "head_embedding_weight": recipe["head_identity"],
         "padding_weight": recipe["padding_weight"],
         "frame_subsampling": recipe["frame_stride"],
-        "join_recordings": False,
+        "joined": 0.0,
         "rules": [_rule(rule) for rule in recipe["rules"]],
     }
     reports = [{key: value for key, value in row.items() if key != "group_size"} for row in content["layers"]]

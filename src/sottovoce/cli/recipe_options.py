@@ -49,7 +49,7 @@ class RecipeOptions:
     curvature: float | None
     padding_weight: float
     frame_subsampling: int
-    join_recordings: bool
+    joined: float
 
 
 _OPTIONS = (
@@ -136,11 +136,11 @@ _OPTIONS = (
         help="Count every n-th audio frame; 1 is slower and slightly better.",
     ),
     click.option(
-        "--join/--no-join",
-        "join_recordings",
-        default=True,
+        "--joined",
+        type=float,
+        default=0.5,
         show_default=True,
-        help="Join recordings to full windows of Whisper's 30 s, or calibrate on each by itself.",
+        help="Share of the recordings that are joined to full windows of 30 s, 0 to 1; the others are calibrated on one by one.",
     ),
 )
 
@@ -209,7 +209,7 @@ def recipe_from(options: RecipeOptions) -> Recipe:
         head_bits=None if options.head_bits is None else int(options.head_bits),
         padding_weight=options.padding_weight,
         frame_subsampling=options.frame_subsampling,
-        join_recordings=options.join_recordings,
+        joined=options.joined,
         rules=_rules(options),
     )
 

@@ -26,13 +26,12 @@ class PositionWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A batch before it is made. `rows`: numbers of its windows; `before`: windows in earlier batches; the rest: see `Batch`."""
+    """A batch before it is made. `rows`: numbers of its windows; the rest: see `Batch`."""
 
     rows: tuple[int, ...]
     number: int
     group: int
     closes: bool
-    before: int
 
 
 GROUP_WINDOWS = 8  # of batches whose products are added up in one piece
@@ -75,12 +74,11 @@ def plan_pieces(model: SpeechModel, windows: Windows, batch_size: int) -> list[P
     if not model.fixed_length:
         batch_size = 1  # padding would change what the network computes
     order = sorted(range(len(windows)), key=lambda i: windows.folds[i])
-    pieces, before, group, in_group = list[Piece](), 0, 0, 0
+    pieces, group, in_group = list[Piece](), 0, 0
     found = list(batches_by_language(order, windows.languages, batch_size))
     for number, rows in enumerate(found):
         in_group += len(rows)
         closes = in_group >= GROUP_WINDOWS or number == len(found) - 1
-        pieces.append(Piece(rows=tuple(rows), number=number, group=group, closes=closes, before=before))
-        before += len(rows)
+        pieces.append(Piece(rows=tuple(rows), number=number, group=group, closes=closes))
         group, in_group = (group + 1, 0) if closes else (group, in_group)
     return pieces

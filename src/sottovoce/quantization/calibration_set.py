@@ -26,12 +26,12 @@ LABEL_BATCH = 16  # utterances transcribed at once
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSpeech:
-    """Prepared calibration speech: 16 kHz recordings, their token ids, and how they came about.
+    """Prepared calibration speech: 16 kHz recordings, the model's own transcripts of them as token ids, and how they came about.
 
-    `labelled`: how many transcripts the model made itself. `cut`: ids of recordings that were cut at silence because they
-    were longer than one forward pass takes. `left_out`: ids of recordings that could not be used, each with the reason.
-    `shares`: what came from each data set, if there are several. `augmentation`: how the recordings were varied. `hashes`: of the
-    recordings as they were read, before they were varied or cut (see `recording_hash`); `named_speakers`: theirs, as far as they are known.
+    `cut`: ids of recordings that were cut at silence because they were longer than one forward pass takes. `left_out`: ids of recordings
+    that could not be used, each with the reason. `shares`: what came from each data set, if there are several. `augmentation`: how the
+    recordings were varied. `hashes`: of the recordings as they were read, before they were varied or cut (see `recording_hash`);
+    `named_speakers`: theirs, as far as they are known.
     """
 
     ids: tuple[str, ...]
@@ -39,7 +39,6 @@ class CalibrationSpeech:
     transcripts: tuple[tuple[int, ...], ...]
     languages: tuple[str | None, ...]
     speakers: tuple[str | None, ...]
-    labelled: int
     cut: tuple[str, ...]
     seconds: float
     label_time_s: float
@@ -61,21 +60,20 @@ def prepare_speech(
     ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
-    """Read the recordings, cut long ones, and find what is said in each.
+    """Read the recordings, cut long ones, and transcribe each with `model`.
 
-    A recording with a known text is taught with it; others with the model's own greedy transcript. `language`: of those that have
-    none of their own; "auto": the model detects it. `augmentation`: vary the recordings by `seed`. Transcripts that `state` has are
-    not made again; those that are made are added to it at once.
-    `ranks`: share out the work, batch by batch; `state` is that of rank 0. Recordings that cannot be used are left out and named. Raises
-    `CalibrationError` if less than two remain.
+    Known texts are not used: a corpus has its own capitals and punctuation, and the decoder is to see the tokens that it writes itself.
+    `language`: of recordings that have none of their own; "auto": the model detects it. `augmentation`: vary the recordings by `seed`.
+    Transcripts that `state` has are not made again; those that are made are added to it at once. `ranks`: share out the work, batch by
+    batch; `state` is that of rank 0. Recordings that cannot be used are left out and named. Raises `CalibrationError` if less than two
+    remain.
     """
-    state = state or RunState()
     usable = read_usable(data)
     hashes = tuple(recording_hash(samples) for samples in usable.samples)
     named_speakers = tuple(sorted({utterance.speaker for utterance in usable.utterances if utterance.speaker is not None}))
     if augmentation is not None:
         usable = augment(usable, augmentation, seed)
-    ids, recordings, texts, speakers, languages, cut = [], [], [], [], list[str | None](), []
+    ids, recordings, speakers, languages, cut = [], [], [], list[str | None](), []
     for utterance, samples in zip(usable.utterances, usable.samples, strict=True):
         pieces = split_at_silence(samples, model.max_duration_s)
         if len(pieces) > 1:
@@ -84,19 +82,44 @@ def prepare_speech(
             ids.append(utterance.id if len(pieces) == 1 else f"{utterance.id}#{i}")
             recordings.append(piece)
             languages.append(utterance.language or language)
-            texts.append(utterance.text if len(pieces) == 1 else None)
             speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
     if len(recordings) < 2:
         reasons = "".join(f"; {reason}" for reason in usable.left_out.values())
         raise CalibrationError(f"{data.name}: {len(recordings)} usable recordings; at least two are needed, better a hundred{reasons}")
     started = time.perf_counter()
-    transcripts: list[tuple[int, ...]] = [() if text is None else tuple(model.tokens(text)) for text in texts]
-    missing = [i for i, text in enumerate(texts) if text is None]
+    transcripts = _transcribe(model, ids, recordings, languages, state=state or RunState(), ranks=ranks, progress=progress)
+    return CalibrationSpeech(
+        ids=tuple(ids),
+        recordings=tuple(recordings),
+        transcripts=tuple(transcripts),
+        languages=tuple(languages),
+        speakers=tuple(speakers),
+        cut=tuple(cut),
+        seconds=sum(map(len, recordings)) / SAMPLE_RATE,
+        label_time_s=time.perf_counter() - started,
+        left_out=usable.left_out,
+        shares=data.shares,
+        augmentation=augmentation,
+        hashes=hashes,
+        named_speakers=named_speakers,
+    )
+
+
+def _transcribe(
+    model: SpeechModel,
+    ids: Sequence[str],
+    recordings: Sequence[np.ndarray],
+    languages: list[str | None],
+    *,
+    state: RunState,
+    ranks: Ranks,
+    progress: Progress,
+) -> list[tuple[int, ...]]:
+    """Return the tokens of each recording. Languages that are to be detected are put into `languages`."""
     known: dict[str, Sequence[int]] = ranks.exchange(state.transcripts() if ranks.leads else {})[0]
-    for i in missing:
-        transcripts[i] = tuple(known.get(ids[i], ()))
-    unknown = {i for i in missing if ids[i] not in known}
-    # A language that is to be found out is needed for those with a known text as well.
+    transcripts = [tuple(known.get(name, ())) for name in ids]
+    unknown = {i for i, name in enumerate(ids) if name not in known}
+    # A language that is to be found out is not in `state`.
     heard = [i for i in range(len(ids)) if i in unknown or languages[i] == DETECT]
     recognizer = TorchRecognizer(model, encoder_batch=LABEL_BATCH)
     batches = list(batches_by_language(range(len(heard)), [languages[i] for i in heard], LABEL_BATCH))
@@ -114,22 +137,7 @@ def prepare_speech(
             state.add_transcripts(made)
             done += len(part)
         progress("transcribing calibration speech", done, len(heard))
-    return CalibrationSpeech(
-        ids=tuple(ids),
-        recordings=tuple(recordings),
-        transcripts=tuple(transcripts),
-        languages=tuple(languages),
-        speakers=tuple(speakers),
-        labelled=len(missing),
-        cut=tuple(cut),
-        seconds=sum(map(len, recordings)) / SAMPLE_RATE,
-        label_time_s=time.perf_counter() - started,
-        left_out=usable.left_out,
-        shares=data.shares,
-        augmentation=augmentation,
-        hashes=hashes,
-        named_speakers=named_speakers,
-    )
+    return transcripts
 
 
 def _recognize(

@@ -115,7 +115,7 @@ def _accumulate(
     if projection is not None:
         projection = projection.to(device)
     accumulators = (MomentAccumulator(width, projection, sums), MomentAccumulator(width, projection, sums))
-    samples, quantized_samples, residual_samples, magnitude = (dict[int, Tensor]() for _ in range(4))
+    samples, quantized_samples, residual_samples, roots, magnitude = (dict[int, Tensor]() for _ in range(5))
     for i, batch in enumerate(batches):
         with _loaded(paused, residual, i, spill):
             seen = [paused.inputs[0][i], paused.inputs[-1][i]]
@@ -147,6 +147,7 @@ def _accumulate(
                     magnitude[place] = (quantized_rows.abs() * root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
                 every = max(1, len(rows) // SAMPLED_ROWS)
                 samples[place] = rows[::every].to(sums, copy=True)
+                roots[place] = root[::every].to(sums, copy=True)
                 quantized_samples[place] = samples[place] if same else quantized_rows[::every].to(sums, copy=True)
                 if error is not None:
                     residual_samples[place] = error[::every].to(sums, copy=True)
@@ -171,6 +172,7 @@ def _accumulate(
         torch.cat(list(ranks.gather_rows(quantized_samples).values())),
         (total / max(folds[0].weight + folds[1].weight, 1e-12)).float(),
         torch.cat(list(ranks.gather_rows(residual_samples).values())) if residual is not None else None,
+        torch.cat(list(ranks.gather_rows(roots).values())),
     )
 
 

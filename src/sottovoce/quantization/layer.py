@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sottovoce.core.error_metrics import code_entropy, outlier_ratio, output_energy, relative_output_error, relative_weight_error
@@ -119,6 +120,8 @@ def quantize_layer(
     damping = held_out.damping if held_out else float(method.damping)
     moments = views.float32 if min(damping, fit.ridge) >= FLOAT32_DAMPING else views.total
     target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
+    # A weight that nothing comes through becomes 0, and must not widen the range of its group.
+    target = torch.where(moments.hessian.dead, 0.0, target)
     # Fitted to the target, not to the weights: a correction can reach beyond the weights' range, where codes would clip.
     parameters = number_format.fit(target, moments.hessian.importance if method.hessian_weighted_scales else None)
     result = gptq(
@@ -211,7 +214,7 @@ def _output_error(weight: Tensor, other: Tensor, statistics: LayerStatistics, sh
     wanted = statistics.samples @ weight.to(statistics.device).T
     missing = wanted - statistics.quantized_samples @ other.to(statistics.device).T
     if shift is not None:
-        missing -= shift
+        missing -= shift if statistics.sample_roots is None else statistics.sample_roots * shift
     if statistics.residual_samples is not None:
         missing += statistics.residual_samples
     whole = float(wanted.square().sum())

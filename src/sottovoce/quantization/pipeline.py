@@ -10,6 +10,7 @@ import torch
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import Share
+from sottovoce.data.folds import one_speaker
 from sottovoce.errors import CalibrationError, MachineError
 from sottovoce.models.batching import Batch
 from sottovoce.models.speech_model import SpeechModel
@@ -29,6 +30,7 @@ from sottovoce.quantization.windows import make_windows
 from sottovoce.system.devices import brought_home as network_brought_home
 from sottovoce.system.devices import share_weights
 from sottovoce.system.memory import keep_freed_memory
+from sottovoce.system.notices import notice
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.ranks import ALONE, Ranks
 
@@ -48,13 +50,13 @@ class CalibrationRecord:
     seed: int  # by which utterances were sampled
     utterances: tuple[str, ...]
     seconds: float
-    transcribed_by_the_model: int  # how many transcripts the model made itself
     cut_at_silence: tuple[str, ...]  # recordings longer than one forward pass takes
     left_out: dict[str, str] = field(default_factory=dict)  # recordings that could not be used, each with the reason
     sources: tuple[Share, ...] = ()  # what came from each data set, if there are several
     augmentation: Augmentation | None = None  # how the recordings were varied
     recordings: tuple[str, ...] = ()  # hashes of the recordings (see `data.audio.recording_hash`); none in older folders
     speakers: tuple[str, ...] = ()  # those that are known, sorted
+    one_speaker: bool = False  # then settings were chosen on other recordings of the same speaker
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,23 +105,20 @@ def quantize_model(
         raise CalibrationError(f"{method.title} calibrates on speech, and none was given")
     batches, few = list[Batch](), list[Batch]()
     if calibrates and speech is not None:
-        windows = make_windows(model, speech, join=recipe.join_recordings)
-        make = partial(
-            make_batches,
-            model,
-            windows,
-            batch_size=batch_size,
-            positions=PositionWeights(padding=recipe.padding_weight, subsampling=recipe.frame_subsampling),
-        )
+        windows = make_windows(model, speech, joined=recipe.joined)
+        if one_speaker(speech.speakers) and ranks.leads:
+            notice("all calibration speech is by one speaker: settings are chosen on other recordings of the same speaker")
+        positions = PositionWeights(padding=recipe.padding_weight, subsampling=recipe.frame_subsampling)
+        make = partial(make_batches, model, batch_size=batch_size, positions=positions)
         groups = plan_pieces(model, windows, batch_size)[-1].group + 1
         if groups < ranks.size:
             raise MachineError(
                 f"{len(speech.ids)} utterances make {len(windows)} windows in {groups} groups, for {ranks.size} processes; start at most "
                 f"{groups}, or give more speech"
             )
-        batches = make(wanted=lambda piece: piece.group % ranks.size == ranks.rank)
+        batches = make(windows, wanted=lambda piece: piece.group % ranks.size == ranks.rank)
         if isinstance(method, QEP) and method.strength == "diagnostic" and ranks.leads:
-            few = make(wanted=lambda piece: piece.before < DIAGNOSTIC_WINDOWS)
+            few = make(windows.first(DIAGNOSTIC_WINDOWS))
     started = time.perf_counter()
     if isinstance(method, GPTQ):
         with keep_freed_memory():
@@ -171,11 +170,11 @@ def calibration_record(speech: CalibrationSpeech, seed: int) -> CalibrationRecor
         seed=seed,
         utterances=speech.ids,
         seconds=round(speech.seconds, 3),
-        transcribed_by_the_model=speech.labelled,
         cut_at_silence=speech.cut,
         left_out=dict(speech.left_out),
         sources=speech.shares,
         augmentation=speech.augmentation,
         recordings=speech.hashes,
         speakers=speech.named_speakers,
+        one_speaker=one_speaker(speech.speakers),
     )

@@ -85,7 +85,7 @@ def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
             raise RecipeError(f"the rule for {rule.title} covers no layer of {model.source}; layers look like {layers[0].name!r}")
     planned, ignored = [], []
     for layer in layers:
-        number_format = _format_of(layer, recipe)
+        number_format = _format_of(layer, recipe, target)
         if number_format is None:
             ignored.append(layer.name)
             continue
@@ -142,11 +142,12 @@ def tie_group(layer: Layer, model: SpeechModel) -> str | None:
     return model.embedding if layer.name == model.head and model.tied else None
 
 
-def _format_of(layer: Layer, recipe: Recipe) -> NumberFormat | None:
+def _format_of(layer: Layer, recipe: Recipe, target: Target) -> NumberFormat | None:
     """The layer's format, or None: it stays in floating point."""
-    found: NumberFormat | None = recipe.format
-    if isinstance(found, Affine) and found.bits < layer.min_bits:
-        found = found.with_bits(layer.min_bits)
+    own = recipe.format
+    if own.code_bits < layer.min_bits:
+        own = own.with_bits(layer.min_bits) if isinstance(own, Affine) else target.format(bits=layer.min_bits)
+    found: NumberFormat | None = own
     if layer.part == "head" and recipe.head_bits is not None:
         found = _affine_at(recipe, recipe.head_bits, {}, "head_bits")
     # Rules that say "same" take the groups of the rule before.

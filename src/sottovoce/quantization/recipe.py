@@ -63,13 +63,15 @@ class Recipe:
     head_embedding_weight: float = 0.01
     padding_weight: float = 0.0  # of audio frames beyond the end of the recording, 0 to 1
     frame_subsampling: int = 3  # only every n-th audio frame counts
-    # Whether recordings are joined to windows of full length, where a model's windows have one (see `quantization.windows`).
-    join_recordings: bool = True
+    # Share of the recordings that are joined to full windows, 0 to 1, where a model's windows have one length (see `quantization.windows`).
+    joined: float = 0.5
     rules: tuple[Rule, ...] = ()  # exceptions; later ones win
 
     def __post_init__(self) -> None:
         if self.head_bits not in (None, *BITS, FLOAT_BITS):
             raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, FLOAT_BITS)}")
+        if not 0 <= self.joined <= 1:
+            raise RecipeError(f"the share of joined recordings must be within 0 .. 1, got {self.joined}")
 
 
 def rule_named(match: str, width: str) -> Rule:

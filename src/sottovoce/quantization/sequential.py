@@ -29,7 +29,7 @@ from sottovoce.system.devices import share_weights
 from sottovoce.system.progress import Progress
 from sottovoce.system.ranks import Ranks
 
-DIAGNOSTIC_WINDOWS = 16  # windows of the pass for the rule "diagnostic"
+DIAGNOSTIC_WINDOWS = 8  # of each fold, in the pass for the rule "diagnostic"
 DIAGNOSTIC_DAMPING = 0.1  # of that pass
 
 

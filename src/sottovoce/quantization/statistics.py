@@ -55,6 +55,7 @@ class LayerStatistics:
     `folds`: sums over two halves of the utterances. `samples`, `quantized_samples` `[n, in]`: some of its inputs in the original and
     in the quantized network. `magnitude` `[in]`: mean absolute input of each channel in the quantized network (or `[0]`: not asked
     for). `residual_samples` `[n, out]`: what the quantized network's residual stream lacks at the samples (None: not asked for).
+    Samples are multiplied by the square root of their position's weight, `sample_roots` `[n, 1]` (None: by 1).
     """
 
     folds: tuple[FoldStatistics, FoldStatistics]
@@ -62,6 +63,7 @@ class LayerStatistics:
     quantized_samples: Tensor
     magnitude: Tensor
     residual_samples: Tensor | None = None
+    sample_roots: Tensor | None = None
 
     @property
     def device(self) -> torch.device:

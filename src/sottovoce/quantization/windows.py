@@ -1,7 +1,7 @@
 """What the network hears at once: a recording, or several that fill its window.
 
 Whisper encodes 30 seconds whatever the length of a recording. Recordings that fill a window together take one pass in place of several, and
-the model is calibrated on positions that short recordings leave empty.
+the model is calibrated on positions that short recordings leave empty. The others keep what a single recording is like.
 """
 
 from collections.abc import Sequence
@@ -35,16 +35,30 @@ class Windows:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def first(self, of_each_fold: int) -> "Windows":
+        """Return the first windows of each fold, at most `of_each_fold`."""
+        rows = [i for fold in (0, 1) for i in [k for k, own in enumerate(self.folds) if own == fold][:of_each_fold]]
+        return Windows(
+            samples=tuple(self.samples[i] for i in rows),
+            transcripts=tuple(self.transcripts[i] for i in rows),
+            folds=tuple(self.folds[i] for i in rows),
+            languages=tuple(self.languages[i] for i in rows),
+            names=tuple(self.names[i] for i in rows),
+        )
 
-def make_windows(model: SpeechModel, speech: CalibrationSpeech, *, join: bool) -> Windows:
+
+def make_windows(model: SpeechModel, speech: CalibrationSpeech, *, joined: float) -> Windows:
     """Make the windows of prepared speech, in folds by speaker.
 
-    `join`: fill windows, if those of `model` have a fixed length: each recording goes to the first window of its fold and language where it
-    has room, and the tokens of the transcripts too.
+    `joined`: share of the recordings of each fold, 0 to 1, that fill windows, if those of `model` have a fixed length: each goes to the
+    first window of its fold and language where it has room, and the tokens of the transcripts too.
     """
     folds = assign_folds(speech.speakers)
-    alone = [[i] for i in range(len(speech.ids))]
-    windows = _filled(model, speech, folds) if join and model.fixed_length else alone
+    share, seen, alone, filling = joined if model.fixed_length else 0.0, [0, 0], list[int](), list[int]()
+    for i, fold in enumerate(folds):
+        (filling if int(share * (seen[fold] + 1)) > int(share * seen[fold]) else alone).append(i)
+        seen[fold] += 1
+    windows = sorted([*([i] for i in alone), *_filled(model, speech, folds, filling)])
     return Windows(
         samples=tuple(_samples([speech.recordings[i] for i in rows]) for rows in windows),
         transcripts=tuple(tuple(token for i in rows for token in speech.transcripts[i]) for rows in windows),
@@ -54,11 +68,12 @@ def make_windows(model: SpeechModel, speech: CalibrationSpeech, *, join: bool) -
     )
 
 
-def _filled(model: SpeechModel, speech: CalibrationSpeech, folds: Sequence[int]) -> list[list[int]]:
-    """Numbers of the recordings of each window, in the order of each window's first one."""
+def _filled(model: SpeechModel, speech: CalibrationSpeech, folds: Sequence[int], which: Sequence[int]) -> list[list[int]]:
+    """Numbers of the recordings of each window that those in `which` fill."""
     longest, pause = int(FILLED * model.max_duration_s * SAMPLE_RATE), int(PAUSE_S * SAMPLE_RATE)
     windows, room, tokens_left = list[list[int]](), list[int](), list[int]()
-    for i, (samples, transcript) in enumerate(zip(speech.recordings, speech.transcripts, strict=True)):
+    for i in which:
+        samples, transcript = speech.recordings[i], speech.transcripts[i]
         kind = (folds[i], speech.languages[i])
         for k, rows in enumerate(windows):
             same = kind == (folds[rows[0]], speech.languages[rows[0]])

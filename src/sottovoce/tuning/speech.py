@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from sottovoce.data.augment import Augmentation, source_ids
+from sottovoce.data.augment import source_ids
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.errors import CalibrationError
-from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
 from sottovoce.quantization.pipeline import CalibrationRecord
-from sottovoce.quantization.run_state import RunState
-from sottovoce.system.progress import Progress
 
 LEAST = 2  # utterances of a fold
 LARGEST_SHARE = 4  # at most every fourth utterance is held out
@@ -50,18 +46,3 @@ def split(drawn: DataSet, utterances: int, held_out: int, calibration: Calibrati
         replace(drawn, name=f"{drawn.name}, held out", utterances=tuple(taken)),
         sum(map(used, taken)),
     )
-
-
-def prepare(
-    original: SpeechModel,
-    data: DataSet,
-    *,
-    language: str | None,
-    augmentation: Augmentation | None = None,
-    seed: int = 0,
-    state: RunState,
-    progress: Progress,
-) -> CalibrationSpeech:
-    """Read recordings and transcribe them with the original, whatever was really said. `augmentation`: vary them by `seed`."""
-    without_texts = replace(data, utterances=tuple(replace(utterance, text=None) for utterance in data))
-    return prepare_speech(original, without_texts, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress)
