@@ -252,18 +252,18 @@ def demo_difference() -> str:
     return f"FADE against plain rounding: {found['difference_percent']:+.1f} points of WER, 95 % interval {low:+.1f} to {high:+.1f}."
 
 
-def certificates(unit: str = "utterance") -> str:
-    """Show the bounds of the stored certificates, each beside what was counted."""
+def certificates() -> str:
+    """Show the bounds over utterances of the stored certificates, each beside what was counted."""
     losses = ("changed", "disagreement", "looped", "empty", "worse", "wer_increase")
     table = []
     for file in sorted((RESULTS / "certificates").glob("*.json")):
         found = json.loads(file.read_text())
-        said = {one["loss"]: one for one in found["statements"] if one["unit"] == unit}
+        said = {one["loss"]: one for one in found["statements"] if one["unit"] == "utterance"}
         cells = [f"{100 * said[loss]['bound']:.1f} ({100 * said[loss]['estimate']:.1f})" for loss in losses]
         model = found["reference"].removeprefix("bundled:")
         table.append([f"{model}, {found['runtime']}", f"{found['bytes'] / 1e6:.1f}", str(said["changed"]["n"]), *cells])
     return _markdown(
-        ["at most (counted)", "MB", f"{unit}s", "changed %", "words of 100 that differ", "new loops %", "new empties %", "worse %",
+        ["at most (counted)", "MB", "utterances", "changed %", "words of 100 that differ", "new loops %", "new empties %", "worse %",
          "WER increase, points"],
         table,
     )  # fmt: skip

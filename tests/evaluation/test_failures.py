@@ -1,8 +1,10 @@
 """Loops are found, repeated words of ordinary speech are not."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sottovoce.evaluation.failures import is_loop
+from sottovoce.evaluation.failures import COMPRESSION_LIMIT, LONGEST_LOOP, REPEATS, compression_ratio, is_loop
 
 
 @pytest.mark.parametrize(
@@ -12,6 +14,8 @@ from sottovoce.evaluation.failures import is_loop
         ("no no no no no", True),
         ("thank you thank you thank you thank you thank you", True),
         ("and then he said and then he said and then he said goodbye", False),
+        ("so one two one two one two one two one two", True),  # wherever it starts
+        ("so one two one two one two one two one too", False),
         ("a b c " * 30, True),
         ("", False),
     ],
@@ -28,9 +32,22 @@ def test_loops(text: str, loop: bool) -> None:
         ("ハハハハハハ", False),  # laughter
         ("あ" * 10, True),
         ("ありがとう" * 5, True),
+        ("はい" + "ありが" * 5, True),
         ("ご視聴ありがとうございました" * 5, True),
         ("昨日は雨でしたが今日は晴れていますので散歩に行きましょう", False),
     ],
 )
 def test_loops_of_characters(text: str, loop: bool) -> None:
     assert is_loop(" ".join(text), characters=True) == loop
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from("ab"), max_size=24))
+def test_a_loop_is_a_phrase_that_stands_five_times_in_a_row_anywhere(units: list[str]) -> None:
+    found = any(
+        units[start : start + size] * REPEATS == units[start : start + size * REPEATS]
+        for size in range(1, LONGEST_LOOP + 1)
+        for start in range(len(units) - size * REPEATS + 1)
+    )
+    text = " ".join(units)
+    assert is_loop(text) == (found or compression_ratio(text) > COMPRESSION_LIMIT)

@@ -120,14 +120,16 @@ def make_statements(
     """Bound every loss over utterances, means over words too, and all over speakers where two or more are named.
 
     `speakers`: of each utterance, None where it is not known; those are left out of the bounds over speakers. `seed`: of the order of
-    the bets, which does not depend on the order of `losses`. Losses that need the spoken text are bounded on utterances that have one.
-    Raises `RecipeError` for a confidence that is not between 0.5 and 1.
+    the bets on utterances and on speakers, which does not depend on the order of `losses`. Losses that need the spoken text are bounded
+    on utterances that have one. Raises `RecipeError` for a confidence that is not between 0.5 and 1.
     """
     check_confidence(confidence)
-    order = sorted(range(len(losses)), key=lambda i: losses[i].id)
-    order = [order[i] for i in np.random.default_rng(seed).permutation(len(order))]
+    order = _order([row.id for row in losses], seed)
     rows = [losses[i] for i in order]
     named = [speakers[i] for i in order]
+    # Not in the order in which they appear among the utterances: there, speakers with many utterances come first.
+    people = list({speaker for speaker in named if speaker is not None})
+    people = [people[i] for i in _order(people, seed)]
     delta = 1 - confidence
     statements = list[Statement]()
     for loss in LOSSES:
@@ -139,12 +141,13 @@ def make_statements(
         if loss in ("disagreement", "wer_increase"):
             words = np.array([rows[i].words if loss == "disagreement" else rows[i].reference_words or 0 for i in known], float)
             statements.append(_mean(loss, "word", values, delta, np.clip(words, 1, MOST_WORDS) / MOST_WORDS))
-        by_speaker: dict[str, list[float]] = {}
+        by_speaker: dict[str, list[float]] = {speaker: [] for speaker in people}
         for i, value in zip(known, values, strict=True):
             if (speaker := named[i]) is not None:
-                by_speaker.setdefault(speaker, []).append(float(value))
-        if len(by_speaker) > 1:
-            statements.append(_mean(loss, "speaker", np.array([np.mean(own) for own in by_speaker.values()]), delta))
+                by_speaker[speaker].append(float(value))
+        means = np.array([np.mean(own) for own in by_speaker.values() if own])
+        if len(means) > 1:
+            statements.append(_mean(loss, "speaker", means, delta))
     return tuple(statements)
 
 
@@ -169,6 +172,12 @@ def check_confidence(confidence: float) -> None:
     """Raise `RecipeError` for a confidence that is not between 0.5 and 1."""
     if not 0.5 <= confidence < 1:
         raise RecipeError(f"a confidence of {confidence} is out of range; give a number from 0.5 to below 1, such as 0.95")
+
+
+def _order(names: Sequence[str], seed: int) -> list[int]:
+    """Return the positions of `names` in an order that depends on nothing but the names and the seed."""
+    found = sorted(range(len(names)), key=names.__getitem__)
+    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
 
 
 def _value(loss: Loss, row: UtteranceLosses) -> float:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sottovoce.evaluation.certificate import MOST_WORDS, SHARES, Certificate, Loss, Statement, Unit
+from sottovoce.evaluation.certificate import LABELLED, MOST_WORDS, SHARES, Certificate, Loss, Statement, Unit
 from sottovoce.evaluation.normalize import WITHOUT_SPACES
 
 PHRASES: dict[Loss, str] = {
@@ -13,6 +13,7 @@ PHRASES: dict[Loss, str] = {
     "worse": "utterances with more errors than the original's",
     "wer_increase": "increase of the word error rate",
 }
+CAPPED = "No utterance counts as more wrong than it is long."
 UNITS: dict[Unit, str] = {"utterance": "utterances", "word": "words", "speaker": "speakers"}
 
 
@@ -24,16 +25,17 @@ def rate_text(loss: Loss, rate: float) -> str:
 
 
 def sentences(certificate: Certificate) -> tuple[str, ...]:
-    """Return what the certificate says, one sentence a statement over utterances, the first with its scope."""
+    """Return what the certificate says: its scope, then each statement over utterances and over words, last how words are counted."""
     corpora = " + ".join(corpus.name for corpus in certificate.corpora)
     confidence = _percent(certificate.confidence)
     found = [f"On speech like {corpora} ({scope(certificate)}), each of the following holds with {confidence} % confidence:"]
     if certificate.chosen_among is not None:
         limits = "; ".join(f"{PHRASES[name]}: at most {rate_text(name, limit).lstrip('+')}" for name, limit in limits_of(certificate))
-        return (
+        chosen = (
             f"On speech like {corpora} ({scope(certificate)}), the following holds with {confidence} % confidence of this file, which was "
-            f"chosen out of {certificate.chosen_among} by fixed-sequence testing: {limits}.",
+            f"chosen out of {certificate.chosen_among} by fixed-sequence testing: {limits}."
         )
+        return (chosen, CAPPED) if any(name not in SHARES for name, _ in limits_of(certificate)) else (chosen,)
     said = {
         "changed": "at most {} of utterances get another transcript than the original's;",
         "disagreement": "an utterance differs from the original's in at most {} words on average;",
@@ -47,10 +49,12 @@ def sentences(certificate: Certificate) -> tuple[str, ...]:
             found.append(said[statement.loss].format(rate_text(statement.loss, statement.bound).lstrip("+")))
         elif statement.unit == "word" and statement.loss == "disagreement":
             text = rate_text("disagreement", statement.bound)
-            found.append(f"over all words, at most {text} differ, and no word error rate changes by more than that, up or down;")
+            # Where the spoken texts are known, the errors have bounds of their own.
+            errors = "" if _labelled(certificate) else ", and the number of errors, counted in the same way, changes by no more, up or down"
+            found.append(f"over all words, at most {text} words of the original's transcripts are changed, added or left out{errors};")
         elif statement.unit == "word":
             found.append(f"over all words, the word error rate rises by at most {rate_text(statement.loss, statement.bound).lstrip('+')};")
-    return (*found[:-1], found[-1].removesuffix(";") + ".")
+    return (*found[:-1], found[-1].removesuffix(";") + ".", CAPPED)
 
 
 def scope(certificate: Certificate) -> str:
@@ -80,13 +84,15 @@ def assumptions(certificate: Certificate) -> tuple[str, ...]:
         "Bounds over utterances take the utterances as independent. Utterances of one speaker are not quite; " + _speakers(certificate),
         f"Each statement has the confidence of {_percent(certificate.confidence)} % by itself; the {said} over utterances and words hold "
         f"all at once with {_percent(joint)} % at least.",
-        "Of an utterance no more words count as wrong than it has, so a loop counts once; loops are certified apart. "
-        f"In bounds over words no utterance counts as more than {MOST_WORDS} words.",
+        "Of an utterance no more words count as wrong than the original's transcript has, or for error rates than were spoken, so a loop "
+        "counts once; loops are certified apart. An empty transcript of the original's counts as one word. In bounds over words no "
+        f"utterance counts as more than {MOST_WORDS} words.",
     ]
-    if not any(s.loss == "wer_increase" for s in certificate.statements):
+    if not _labelled(certificate):
         found.append(
-            "No text of what was spoken is known. An error rate changes by no more than the words that differ, because edit distance "
-            "obeys the triangle inequality; it is counted per word of the original's transcript."
+            "No text of what was spoken is known, so there is no bound of the word error rate. The number of errors changes by no more "
+            "than the number of words that differ, because edit distance obeys the triangle inequality. Both are shares of the original's "
+            "words: if more words were recognized than were spoken, the word error rate may change by more."
         )
     if WITHOUT_SPACES.intersection(certificate.languages):
         found.append("In languages written without spaces the words are characters.")
@@ -124,6 +130,10 @@ def statement_row(statement: Statement) -> tuple[str, str, str, str, str]:
         f"{rate_text(statement.loss, statement.bound)} ({statement.method})",
         beside,
     )
+
+
+def _labelled(certificate: Certificate) -> bool:
+    return any(statement.loss in LABELLED for statement in certificate.statements)
 
 
 def _speakers(certificate: Certificate) -> str:

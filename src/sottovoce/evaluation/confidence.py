@@ -13,8 +13,8 @@ import jiwer
 import numpy as np
 
 from sottovoce.errors import DataError
-from sottovoce.evaluation.failures import is_loop
-from sottovoce.evaluation.normalize import counts_characters, normalize, plain_word
+from sottovoce.evaluation.failures import text_loops
+from sottovoce.evaluation.normalize import plain_word
 from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.evaluation.transcripts import Transcript
 
@@ -90,14 +90,10 @@ def fit_to_transcripts(recognizer: Recognizer, transcripts: Sequence[Transcript]
     """
     labeled, used = [], []
     for transcript, half in zip(transcripts, halves, strict=True):
-        if transcript.has_confidences and not _loops(transcript):
+        if transcript.has_confidences and not text_loops(transcript.text, transcript.language):
             labeled.append(label_words(word_confidences(recognizer, transcript), transcript.reference or ""))
             used.append(half)
     return replace(fit_scalings(labeled, used), left_out=len(transcripts) - len(used))
-
-
-def _loops(transcript: Transcript) -> bool:
-    return is_loop(normalize(transcript.text, transcript.language), characters=counts_characters(transcript.language))
 
 
 def fit_scalings(labeled: Sequence[tuple[np.ndarray, np.ndarray]], halves: Sequence[int]) -> FittedConfidence:

@@ -21,10 +21,10 @@ def is_loop(text: str, *, characters: bool = False) -> bool:
     units = text.split()
     for size in range(1, (LONGEST_CHARACTER_LOOP if characters else LONGEST_LOOP) + 1):
         enough = CHARACTER_REPEATS if characters and size == 1 else REPEATS
-        run = 1
-        for i in range(size, len(units) - size + 1, size):
-            run = run + 1 if units[i : i + size] == units[i - size : i] else 1
-            if run >= enough:
+        same = 0  # consecutive units that equal the one `size` before; counted one by one, so that a loop may start anywhere
+        for i in range(size, len(units)):
+            same = same + 1 if units[i] == units[i - size] else 0
+            if same >= size * (enough - 1):
                 return True
     return compression_ratio("".join(units) if characters else text) > COMPRESSION_LIMIT
 
