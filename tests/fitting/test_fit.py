@@ -46,7 +46,7 @@ def _one_thread() -> Iterator[None]:
 def priced(fit: Fit) -> list[PricedUnit]:
     """Units whose loss falls with their size."""
     return [
-        PricedUnit(unit=unit, errors=tuple(4.0 ** (-8 * size / unit.weights) for size in unit.bytes), base=0, level=1.0 + i)
+        PricedUnit(unit=unit, errors=tuple(4.0 ** (-8 * size / unit.weights) for size in unit.bytes), base=0, base_loss=1.0 + i)
         for i, unit in enumerate(fit.units)
     ]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import Attempt, install
+from sottovoce.fitting.unit_losses import ChangeMeter
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.install import tie_embedding
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import PricedUnit, schedule_of
-from sottovoce.quantization.unit_levels import ChangeMeter
 from sottovoce.system.progress import Progress
 
 
