@@ -21,6 +21,7 @@ from sottovoce.fitting.loop_guard import longest, new_loops, without_costliest
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import file_bytes, parse_size
 from sottovoce.fitting.speech import held_out_speech
+from sottovoce.fitting.swaps import propose_swaps
 from sottovoce.fitting.word_goal import ENOUGH, WordGoal
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
@@ -46,7 +47,7 @@ def _one_thread() -> Iterator[None]:
 def priced(fit: Fit) -> list[PricedUnit]:
     """Units whose loss falls with their size."""
     return [
-        PricedUnit(unit=unit, errors=tuple(4.0 ** (-8 * size / unit.weights) for size in unit.bytes), base=0, level=1.0 + i)
+        PricedUnit(unit=unit, errors=tuple(4.0 ** (-8 * size / unit.weights) for size in unit.bytes), base=0, base_loss=1.0 + i)
         for i, unit in enumerate(fit.units)
     ]
 
@@ -264,6 +265,18 @@ def test_a_unit_may_not_become_smaller_than_it_must(sizes: tuple[int, int]) -> N
     assert again.loss >= free.loss
     largest = [len(unit.unit.bytes) - 1 for unit in units]
     assert without_costliest(units, largest) is None
+
+
+def test_a_unit_in_float16_is_not_swapped_down() -> None:
+    """Its codes do not exist: only layers that are quantized are also made in other formats."""
+    units = priced(Fit(make_tiny(layers=1), BACKENDS["transcribe.cpp"], FitGoal(max_kl=1.0), FitSettings()))
+    entries = [len(unit.unit.menu) - 1 if i % 2 else 0 for i, unit in enumerate(units)]
+    assert units[1].unit.menu[entries[1]] is None
+    most = 2 * sum(max(unit.unit.bytes) for unit in units)
+    assert propose_swaps(units, entries, most, len(units)) == []
+    entries[1] -= 1
+    (swap,) = propose_swaps(units, entries, most, len(units))
+    assert swap.entries[1] < entries[1]
 
 
 def test_a_new_loop_takes_bits_from_elsewhere(

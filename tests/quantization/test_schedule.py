@@ -41,12 +41,12 @@ def unit(name: str, rows: int, menu: tuple[NumberFormat | None, ...] = MENU) -> 
 
 @pytest.fixture
 def priced() -> list[PricedUnit]:
-    """Four units of unequal sizes and levels whose errors fall by four a bit, but for some noise."""
+    """Four units of unequal sizes and losses whose errors fall by four a bit, but for some noise."""
     chance = random.Random(3)  # noqa: S311 - test data
     found = []
     for i, rows in enumerate((32, 96, 64, 160)):
         errors = tuple(chance.uniform(0.8, 1.2) * 4.0**-bits for bits in (2, 3, 4, 8))
-        found.append(PricedUnit(unit=unit(f"u{i}", rows), errors=errors, base=1, level=0.01 * (1 + 3 * i)))
+        found.append(PricedUnit(unit=unit(f"u{i}", rows), errors=errors, base=1, base_loss=0.01 * (1 + 3 * i)))
     return found
 
 
@@ -54,11 +54,11 @@ def every(priced: list[PricedUnit]) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(len(one.unit.menu)) for one in priced)))
 
 
-def test_losses_are_the_level_at_the_base_and_scale_with_the_errors(priced: list[PricedUnit]) -> None:
+def test_losses_are_the_base_loss_at_the_base_and_scale_with_the_errors(priced: list[PricedUnit]) -> None:
     one = priced[2]
-    assert one.losses[one.base] == pytest.approx(one.level)
-    assert one.losses[3] == pytest.approx(one.level * one.errors[3] / one.errors[1])
-    silent = PricedUnit(unit=one.unit, errors=(0.0,) * 4, base=1, level=0.3)
+    assert one.losses[one.base] == pytest.approx(one.base_loss)
+    assert one.losses[3] == pytest.approx(one.base_loss * one.errors[3] / one.errors[1])
+    silent = PricedUnit(unit=one.unit, errors=(0.0,) * 4, base=1, base_loss=0.3)
     assert silent.losses == (0.0,) * 4
 
 
@@ -84,7 +84,7 @@ def test_the_fewest_bytes_below_a_loss_are_brute_forces(priced: list[PricedUnit]
 
 
 def test_entries_below_the_least_are_not_taken(priced: list[PricedUnit]) -> None:
-    guarded = [PricedUnit(unit=p.unit, errors=p.errors, base=p.base, level=p.level, least_bytes=p.unit.bytes[2]) for p in priced]
+    guarded = [PricedUnit(unit=p.unit, errors=p.errors, base=p.base, base_loss=p.base_loss, least_bytes=p.unit.bytes[2]) for p in priced]
     found = cheapest_loss(guarded, sum(p.unit.bytes[2] for p in priced))
     assert found is not None
     assert found.entries == (2, 2, 2, 2)
@@ -97,7 +97,7 @@ def test_the_ideal_has_equal_marginal_losses_and_costs_what_it_says(priced: list
     bits, loss = ideal_bits(priced, most)
     assert float(counts @ bits) / 8 == pytest.approx(most, rel=1e-6)
     stored = [np.array(p.unit.bytes) * 8 / p.unit.weights for p in priced]
-    losses = [p.level * 4.0 ** (s[p.base] - b) for p, s, b in zip(priced, stored, bits, strict=True)]
+    losses = [p.base_loss * 4.0 ** (s[p.base] - b) for p, s, b in zip(priced, stored, bits, strict=True)]
     assert loss == pytest.approx(sum(losses))
     marginal = np.array(losses) / counts
     np.testing.assert_allclose(marginal, marginal[0], rtol=1e-6)

@@ -1,9 +1,9 @@
 """A fit from beginning to end: price, measure, solve, quantize, measure again, swap, write.
 
 1. Quantize with one format for all units, near the size: the operating point. On the way every layer's factor prices all formats.
-2. Measure each unit's level there, on held-out speech.
+2. Measure each unit's loss there, on held-out speech.
 3. Solve the knapsack, and quantize with that schedule in network order.
-4. Compare predicted and measured KL. If they differ by more than a factor of 1.5, measure the levels again there and repeat 3 once.
+4. Compare predicted and measured KL. If they differ by more than a factor of 1.5, measure the losses again there and repeat 3 once.
    With a bound on the word error rate: count the words, choose another bound on the KL, and repeat 3, a few times at most.
 5. Try swaps on another fold.
 6. Decode long recordings. If one loops that does not with the original, the encoder unit that costs most has to become larger: repeat 3
@@ -31,6 +31,7 @@ from sottovoce.fitting.outcome import MeasuredKL, fit_record
 from sottovoce.fitting.size import file_bytes
 from sottovoce.fitting.speech import FitSpeech
 from sottovoce.fitting.swaps import Swap, propose_swaps, try_swaps, wanted_formats
+from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, measure_unit_losses
 from sottovoce.fitting.word_goal import START_KL, WordGoal
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.fit_record import FitGoal, FitRecord, LoopGuard, PassCount, WordIncrease
@@ -49,17 +50,16 @@ from sottovoce.quantization.schedule import (
     schedule_of,
     uniform_entries,
 )
-from sottovoce.quantization.unit_levels import ChangeMeter, UnitLevel, measure_levels
 from sottovoce.system.progress import Progress
 
-TOLERANCE = 1.5  # factor between predicted and measured KL up to which levels are not measured again
-ROUNDS = 2  # how often levels are measured at most
+TOLERANCE = 1.5  # factor between predicted and measured KL up to which losses are not measured again
+ROUNDS = 2  # how often losses are measured at most
 KL_ATTEMPTS = 4  # schedules tried until a bound on the KL holds
 WORD_ATTEMPTS = 6  # schedules tried for a bound on the word error rate
 RANDOM_SCHEDULES = 20
 GUARD_ROUNDS = 3  # quantizations on account of loops, at most
 START_BITS = 4.75  # stored bits per weight of the operating point where no size is given
-LEVELS = "levels"
+LOSSES = "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Fit:
             others=self._formats_of(draws) if self.settings.baselines else None,
             price=True,
         )
-        units: Sequence[PricedUnit] = self._levels(base, self.base, base.errors, speech, run, "base", progress)
+        units: Sequence[PricedUnit] = self._losses(base, self.base, base.errors, speech, run, "base", progress)
         schedule = self._solve(units)
         units, schedule, attempt, swaps, rounds = self._search(units, schedule, base, quantizer, speech, run, progress)
         result, entries, accepted, meter = try_swaps(
@@ -153,11 +153,11 @@ class Fit:
                 plan_of(self.units, schedule.entries, self.model, self.backend.target),
                 others=wanted_formats(units, swaps),
             )
-            kl = self._measure(attempt.result.model, speech.held_out["levels"])
+            kl = self._measure(attempt.result.model, speech.held_out["losses"])
             ratio = kl / schedule.loss if schedule.loss > 0 else 1.0
             if rounds < ROUNDS and abs(math.log(max(ratio, 1e-9))) > math.log(TOLERANCE):
                 rounds += 1
-                units = self._levels(attempt, schedule.entries, base.errors, speech, run, f"round-{round_number}", progress, units)
+                units = self._losses(attempt, schedule.entries, base.errors, speech, run, f"round-{round_number}", progress, units)
             elif speech.words is not None and self.kl_bound is not None:
                 words = speech.words
                 increase = self._increase(attempt.result.model, words, words.choice, progress).points
@@ -169,7 +169,7 @@ class Fit:
                     break
                 self.kl_bound = bound
             elif self.kl_bound is not None and kl > self.kl_bound:
-                units = [replace(unit, level=unit.level * 1.05 * ratio) for unit in units]
+                units = [replace(unit, base_loss=unit.base_loss * 1.05 * ratio) for unit in units]
             else:
                 return units, schedule, attempt, swaps, rounds
             again = self._find(units)
@@ -259,7 +259,7 @@ class Fit:
     def _room(self, schedule: Schedule) -> int:
         return self.goal.max_bytes - self.fixed_bytes if self.goal.max_bytes is not None else schedule.bytes
 
-    def _levels(
+    def _losses(
         self,
         attempt: Attempt,
         entries: Sequence[int],
@@ -270,20 +270,20 @@ class Fit:
         progress: Progress,
         before: Sequence[PricedUnit] | None = None,
     ) -> list[PricedUnit]:
-        meter = ChangeMeter(attempt.result.model, speech.held_out["levels"])
-        key = f"{LEVELS}-{stage}"
-        known = {value["unit"]: UnitLevel(own=value["own"], marginal=value["marginal"]) for value in run.values(key)}
+        meter = ChangeMeter(attempt.result.model, speech.held_out["losses"])
+        key = f"{LOSSES}-{stage}"
+        known = {value["unit"]: UnitLoss(own=value["own"], marginal=value["marginal"]) for value in run.values(key)}
         names = {unit.name: [layer.name for layer in unit.layers] for unit in self.units}
-        levels = measure_levels(
+        losses = measure_unit_losses(
             self.model,
             meter,
             names,
             known=known,
-            on_level=lambda name, level: run.add_value(key, {"unit": name, "own": level.own, "marginal": level.marginal}),
+            on_loss=lambda name, loss: run.add_value(key, {"unit": name, "own": loss.own, "marginal": loss.marginal}),
             progress=progress,
         )
         self._count(meter)
-        return priced_units(self.units, entries, errors, levels, meter.kl, before)
+        return priced_units(self.units, entries, errors, losses, meter.kl, before)
 
     def _measure(self, model: SpeechModel, speech: HeldOutSpeech) -> float:
         self.passes = [count + speech.n_utterances for count in self.passes]
@@ -293,7 +293,7 @@ class Fit:
         self.passes = [self.passes[0] + meter.encoder_passes, self.passes[1] + meter.decoder_passes]
 
     def _random_entries(self) -> list[tuple[int, ...]]:
-        free = [PricedUnit(unit=unit, errors=(0.0,) * len(unit.bytes), base=0, level=0.0) for unit in self.units]
+        free = [PricedUnit(unit=unit, errors=(0.0,) * len(unit.bytes), base=0, base_loss=0.0) for unit in self.units]
         most = sum(unit.bytes[entry] for unit, entry in zip(self.units, self.base, strict=True))
         if self.goal.max_bytes is not None:
             most = self.goal.max_bytes - self.fixed_bytes
@@ -356,16 +356,16 @@ def priced_units(
     units: Sequence[Unit],
     entries: Sequence[int],
     errors: Mapping[tuple[str, NumberFormat], float],
-    levels: Mapping[str, UnitLevel],
+    losses: Mapping[str, UnitLoss],
     kl: float,
     before: Sequence[PricedUnit] | None = None,
 ) -> list[PricedUnit]:
-    """Join prices and levels.
+    """Join prices and losses.
 
-    Levels are the units' own half variances, scaled so that they add up to the KL of the operating point: cross terms are shared out in
+    Losses are the units' own half variances, scaled so that they add up to the KL of the operating point: cross terms are shared out in
     proportion. A unit that is in float16 at the operating point tells nothing; it keeps the price it had `before`.
     """
-    whole = sum(level.own for level in levels.values())
+    whole = sum(loss.own for loss in losses.values())
     scale = kl / whole if whole > 0 else 1.0
     priced = []
     for i, (unit, entry) in enumerate(zip(units, entries, strict=True)):
@@ -373,5 +373,5 @@ def priced_units(
         if unit.menu[entry] is None and before is not None:
             priced.append(before[i])
             continue
-        priced.append(PricedUnit(unit=unit, errors=own, base=entry, level=scale * levels[unit.name].own))
+        priced.append(PricedUnit(unit=unit, errors=own, base=entry, base_loss=scale * losses[unit.name].own))
     return priced

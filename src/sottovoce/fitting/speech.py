@@ -13,7 +13,7 @@ from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_sp
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.progress import Progress
 
-FOLDS = ("levels", "swaps", "report")  # what the held-out utterances are for: no choice sees the last
+FOLDS = ("losses", "swaps", "report")  # what the held-out utterances are for: no choice sees the last
 LEAST_CALIBRATION = 2  # utterances
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import Attempt, install
+from sottovoce.fitting.unit_losses import ChangeMeter
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.install import tie_embedding
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import PricedUnit, schedule_of
-from sottovoce.quantization.unit_levels import ChangeMeter
 from sottovoce.system.progress import Progress
 
 
@@ -24,12 +24,15 @@ class Swap:
 
 
 def propose_swaps(units: Sequence[PricedUnit], entries: Sequence[int], most_bytes: int, count: int) -> list[Swap]:
-    """List the `count` swaps within `most_bytes` that the table finds least bad; each unit takes part in one at most."""
+    """List the `count` swaps within `most_bytes` that the table finds least bad; each unit takes part in one at most.
+
+    A unit in float16 stays there: it was not quantized, so no codes of a smaller format can be made of it.
+    """
     size = schedule_of(units, entries).bytes
     found = []
     for up, down in ((i, j) for i in range(len(units)) for j in range(len(units)) if i != j):
         higher, lower = _neighbor(units[up], entries[up], 1), _neighbor(units[down], entries[down], -1)
-        if higher is None or lower is None:
+        if higher is None or lower is None or units[down].unit.menu[entries[down]] is None:
             continue
         changes = {up: higher, down: lower}
         if size + sum(units[i].unit.bytes[k] - units[i].unit.bytes[entries[i]] for i, k in changes.items()) <= most_bytes:

@@ -79,7 +79,7 @@ class FitRecord:
     measured_kl: float
     ideal_kl: float  # predicted for real numbers of bits, by reverse water-filling
     tokens: int  # on which `measured_kl` was measured
-    rounds: int  # how often levels were measured
+    rounds: int  # how often the units' losses were measured
     uniform: Baseline | None
     random: Baseline
     units: tuple[FittedUnit, ...]

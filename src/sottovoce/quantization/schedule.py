@@ -3,9 +3,9 @@
 Layers that the runtime ties are one unit. Every unit has a menu: the formats that the target holds, with the bytes they take in the real
 file and the loss they are expected to cost. The loss of unit u in format f is modelled as
 
-    K[u][f] = level[u] * E[u][f] / E[u][base]
+    K[u][f] = loss[u] * E[u][f] / E[u][base]
 
-with `E` from GPTQ's own Cholesky factor (`core.pricing`) and `level` from one measurement at the operating point: the model with all
+with `E` from GPTQ's own Cholesky factor (`core.pricing`) and `loss` from one measurement at the operating point: the model with all
 units in one base format. The sum over the units is minimized exactly (`core.knapsack`).
 """
 
@@ -132,20 +132,20 @@ def _holds(target: Target, number_format: NumberFormat, layer: Layer, shape: tup
 
 @dataclass(frozen=True, kw_only=True)
 class PricedUnit:
-    """A unit with what it costs. `errors[k]`: `E` of entry k of its menu; `level`: its loss at entry `base`, in nats. `least_bytes`: no
+    """A unit with what it costs. `errors[k]`: `E` of entry k of its menu; `base_loss`: its loss at entry `base`, in nats. `least_bytes`: no
     smaller entry may be chosen."""
 
     unit: Unit
     errors: tuple[float, ...]
     base: int
-    level: float
+    base_loss: float
     least_bytes: int = 0
 
     @property
     def losses(self) -> tuple[float, ...]:
         """The loss of each entry of the menu, in nats."""
         reference = self.errors[self.base]
-        return tuple(self.level * error / reference if reference > 0 else 0.0 for error in self.errors)
+        return tuple(self.base_loss * error / reference if reference > 0 else 0.0 for error in self.errors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,15 +255,15 @@ def ideal_bits(units: Sequence[PricedUnit], most_bytes: int) -> tuple[np.ndarray
     counts = np.array([unit.unit.weights for unit in units], float)
     stored = [np.array(unit.unit.bytes, float) * 8 / unit.unit.weights for unit in units]
     base = np.array([bits[unit.base] for bits, unit in zip(stored, units, strict=True)])
-    levels = np.array([unit.level for unit in units]) / counts * 4.0**base
+    variances = np.array([unit.base_loss for unit in units]) / counts * 4.0**base
     bits = reverse_water_filling(
         counts.tolist(),
-        levels.tolist(),
+        variances.tolist(),
         8 * most_bytes / float(counts.sum()),
         min(float(b.min()) for b in stored),
         max(float(b.max()) for b in stored),
     )
-    return bits, float((counts * levels * 4.0**-bits).sum())
+    return bits, float((counts * variances * 4.0**-bits).sum())
 
 
 def blocking_unit(units: Sequence[Unit]) -> tuple[Unit, int]:

@@ -16,7 +16,7 @@ from sottovoce.system.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitLevel:
+class UnitLoss:
     """`own`: half the variance of what the unit does to the logits, in nats: never negative, KL to second order of the unit alone.
     `marginal`: the KL that goes away with it, cross terms with all other units included; may be negative."""
 
@@ -66,34 +66,34 @@ class ChangeMeter:
         return speech.log_probabilities(model, states)
 
 
-def measure_levels(
+def measure_unit_losses(
     original: SpeechModel,
     meter: ChangeMeter,
     units: Mapping[str, Sequence[str]],
     *,
-    known: Mapping[str, UnitLevel],
-    on_level: Callable[[str, UnitLevel], None],
+    known: Mapping[str, UnitLoss],
+    on_loss: Callable[[str, UnitLoss], None],
     progress: Progress,
-) -> dict[str, UnitLevel]:
-    """Return the level of each unit (`units`: names of its layers) in the meter's model.
+) -> dict[str, UnitLoss]:
+    """Return the loss of each unit (`units`: names of its layers) in the meter's model.
 
-    One pass of the decoder for each unit, and of the encoder for those in it, from their block on. `known`: levels that are not
-    measured again; `on_level` is told the others.
+    One pass of the decoder for each unit, and of the encoder for those in it, from their block on. `known`: losses that are not
+    measured again; `on_loss` is told the others.
     """
-    levels = dict(known)
+    losses = dict(known)
     for i, (name, layers) in enumerate(units.items()):
         progress("measuring units", i, len(units))
-        if name in levels:
+        if name in losses:
             continue
         with at_full_precision(original, meter.model, layers):
             log_other = meter.changed(layers)
-        levels[name] = UnitLevel(
+        losses[name] = UnitLoss(
             own=float(half_variance(log_other, meter.log_q).double().mean()),
             marginal=meter.kl - float(meter.speech.divergence(log_other).double().mean()),
         )
-        on_level(name, levels[name])
+        on_loss(name, losses[name])
     progress("measuring units", len(units), len(units))
-    return levels
+    return losses
 
 
 @contextmanager
