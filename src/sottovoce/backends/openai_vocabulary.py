@@ -29,7 +29,7 @@ def require_openai_like(source: Source, runtime: str) -> None:
     settings = source.model.network.generation_config
     shift = 0 if size == ENGLISH_VOCABULARY else 1 + size - SMALLEST_MULTILINGUAL
     for title, found, wanted in (
-        ("the end of a transcript", settings.eos_token_id, ENGLISH_END + min(shift, 1)),
+        ("the end of a transcript", source.end_token(runtime), ENGLISH_END + min(shift, 1)),
         ("a transcript without timestamps", settings.no_timestamps_token_id, ENGLISH_NO_TIMESTAMPS + shift),
     ):
         if found != wanted:
@@ -111,7 +111,7 @@ def special_tokens(source: Source) -> SpecialTokens:
 
     settings = source.model.network.generation_config
     multilingual = bool(settings.is_multilingual)
-    end = int(settings.eos_token_id if isinstance(settings.eos_token_id, int) else settings.eos_token_id[0])
+    end = source.model.end_tokens[0]
     if multilingual:
         known = {name[2:-2]: number for name, number in settings.lang_to_id.items()}
         languages = dict(sorted(known.items(), key=lambda item: item[1]))

@@ -38,6 +38,16 @@ class Source:
         """The architecture, as `transformers` calls it."""
         return str(self.config.model_type)
 
+    def end_token(self, runtime: str) -> int:
+        """Return the id that ends a transcript. Raises `ExportError` if there are several: `runtime` ends at one."""
+        end, *others = self.model.end_tokens
+        if others:
+            raise ExportError(
+                f"{runtime} ends a transcript at one token, and this model at any of {', '.join(map(str, self.model.end_tokens))} "
+                "(eos_token_id in generation_config.json); export it to onnxruntime or keep its folder"
+            )
+        return end
+
     def floats(self) -> dict[str, np.ndarray]:
         """All parameters by name in float32, a tied head's once, under the embedding."""
         skipped = f"{self.model.head}.weight" if self.model.tied else ""

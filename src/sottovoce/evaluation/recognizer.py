@@ -220,8 +220,7 @@ class TorchRecognizer:
 
     def _end_log_probability(self, state: Tensor) -> float:
         """Return the log-probability of any end token at the head's input `state` `[1, d]`."""
-        ends = self.model.network.generation_config.eos_token_id
-        ends = [*ends] if isinstance(ends, list | tuple) else [ends]
+        ends = self.model.end_tokens
         return float(token_log_probabilities(self.model, state.expand(len(ends), -1), ends).logsumexp(0))
 
 

@@ -124,7 +124,7 @@ class OnnxRecognizer:
     def _decode(self, states: Any, language: str | None) -> list[tuple[list[int], list[float], bool]]:
         generation = self.model.network.generation_config
         prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"].numpy()
-        count, end = states.shape()[0], generation.eos_token_id
+        count, ends = states.shape()[0], self.model.end_tokens
         suppressed = list(getattr(generation, "suppress_tokens", None) or [])
         at_first = list(getattr(generation, "begin_suppress_tokens", None) or [])
         rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
@@ -147,7 +147,7 @@ class OnnxRecognizer:
                 tokens, probabilities, ended = rows[i]
                 if ended:
                     continue
-                if token == end:
+                if token in ends:
                     rows[i] = (tokens, probabilities, True)
                     continue
                 tokens.append(token)
