@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def assign_folds(speakers: Sequence[str | None]) -> list[int]:
-    """FoldStatistics 0 or 1 for each utterance; utterances of one (known) speaker share a fold, and the folds are kept level."""
+    """Return the fold, 0 or 1, of each utterance; utterances of one (known) speaker share a fold, and the folds are kept level."""
     counts, of_speaker, folds = [0, 0], dict[str, int](), []
     for speaker in speakers:
         fold = 0 if counts[0] <= counts[1] else 1
