@@ -9,7 +9,7 @@ import numpy as np
 
 from sottovoce.backends.crispasr.layout import LIMIT, MODEL, NAME, QWEN, TOKENIZER
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.errors import ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT, choose_language
@@ -37,7 +37,7 @@ class CrispAsrRecognizer(WordlessRecognizer):
             with captured_stderr():
                 self._session = package.Session(str(self._folder / MODEL), n_threads=threads, use_gpu=False)
         except (RuntimeError, OSError) as exc:
-            raise ExportError(f"{folder}: {NAME} cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
+            raise ExportError(f"{folder}: {NAME} cannot load it ({first_line(exc)}); export it again") from exc
         if limit:
             self._session.set_max_new_tokens(limit)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.backends.mlx.layout import CONFIG, WEIGHTS
-from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.errors import ExportError, MissingDependencyError, ModelError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
@@ -32,8 +32,7 @@ class MlxRecognizer(WordlessRecognizer):
             self.model = self._whisper.load_models.load_model(str(self._folder), dtype=self._core.float32)
             stored = set(self._core.load(str(self._folder / WEIGHTS)))
         except Exception as exc:
-            reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-            raise ExportError(f"{folder}: mlx-whisper cannot load it ({reason}); export it again") from exc
+            raise ExportError(f"{folder}: mlx-whisper cannot load it ({first_line(exc)}); export it again") from exc
         wanted = {name for name, _ in flatten(self.model.parameters())} - {"alignment_heads"}
         if odd := sorted(wanted - stored):  # it would go on with random numbers
             raise ExportError(f"{folder}: has no tensor {odd[0]!r}, which mlx-whisper wants; export it again")

@@ -12,7 +12,7 @@ from torch import nn
 
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT, cache_names
 from sottovoce.backends.onnx_runtime.saturation import name_saturation
-from sottovoce.errors import DataError, ExportError, MissingDependencyError
+from sottovoce.errors import DataError, ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow, ShortContext, by_context
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model, window_of_model
 from sottovoce.models.load import FAMILIES
@@ -52,7 +52,7 @@ class OnnxRecognizer:
                 for name in (ENCODER, DECODER)
             )
         except Exception as exc:
-            raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
+            raise ExportError(f"{folder}: ONNX Runtime cannot load it ({first_line(exc)}); export it again") from exc
         name_saturation(str(folder), self._folder / ENCODER)
         self.model = FAMILIES[config.model_type](settings, processor, self.source)
         self.max_duration_s = self.model.max_duration_s

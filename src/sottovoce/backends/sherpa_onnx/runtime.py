@@ -10,7 +10,7 @@ import numpy as np
 from sottovoce.backends.onnx_runtime.saturation import name_saturation
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.errors import ExportError, MissingDependencyError, ModelError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
@@ -81,8 +81,7 @@ class SherpaRecognizer(WordlessRecognizer):
                             encoder, decoder, tokens, language=language, num_threads=self._threads, tail_paddings=WHOLE_WINDOW
                         )
                 except Exception as exc:
-                    reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-                    raise ExportError(f"{self.source}: {NAME} cannot load it ({reason}); export it again") from exc
+                    raise ExportError(f"{self.source}: {NAME} cannot load it ({first_line(exc)}); export it again") from exc
             self._recognizers = {language: found}  # one at a time: each holds the whole model
         return self._recognizers[language]
 
