@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
+from sottovoce.models.languages import DEFAULT_LANGUAGE, world_languages
 
 END_OF_TEXT = "<|endoftext|>"
 # These runtimes know the special tokens by their places in OpenAI's vocabularies: English alone, 99 and 100 languages. One token more is
@@ -12,6 +13,12 @@ ENGLISH_VOCABULARY, SMALLEST_MULTILINGUAL, LARGEST_VOCABULARY = 51864, 51865, 51
 ENGLISH_END, ENGLISH_NO_TIMESTAMPS = 50256, 50362
 ENGLISH_MODELS_LANGUAGES = 99  # models of English alone leave room for these
 FEED_FORWARD = 4  # width of feed-forward layers, in widths of the model
+
+
+def languages_of(tokens: int) -> tuple[str, ...]:
+    """Return the codes of the languages that a vocabulary of OpenAI's with so many tokens has: English, or the first of the world's."""
+    count = ENGLISH_MODELS_LANGUAGES + tokens - SMALLEST_MULTILINGUAL
+    return (DEFAULT_LANGUAGE,) if tokens < SMALLEST_MULTILINGUAL else tuple(world_languages())[:count]
 
 
 def require_openai_like(source: Source, runtime: str) -> None:
