@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
 from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import load, read_weights
 from sottovoce.checkpoint.manifest import read_manifest
@@ -44,7 +45,7 @@ class Source:
         if others:
             raise ExportError(
                 f"{runtime} ends a transcript at one token, and this model at any of {', '.join(map(str, self.model.end_tokens))} "
-                "(eos_token_id in generation_config.json); export it to onnxruntime or keep its folder"
+                f"(eos_token_id in generation_config.json); export it to {ONNX_RUNTIME}, or keep its folder"
             )
         return end
 

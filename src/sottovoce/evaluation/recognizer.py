@@ -254,6 +254,6 @@ class WordlessRecognizer:
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
         del tokens, values
         raise ModelError(
-            f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or onnx "
-            "instead"
+            f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or "
+            "onnxruntime instead"
         )

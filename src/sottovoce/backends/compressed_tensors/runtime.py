@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from sottovoce.backends.pytorch import NAME as PYTORCH
 from sottovoce.errors import ExportError, first_line
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.generic import Generic
@@ -24,8 +25,8 @@ def open_in_transformers(folder: str | Path) -> TorchRecognizer:
         network, report = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(path)
     except Exception as exc:
-        raise ExportError(f"{folder}: transformers cannot load it ({first_line(exc)}); run it with --runtime torch") from exc
+        raise ExportError(f"{folder}: transformers cannot load it ({first_line(exc)}); run it with --runtime {PYTORCH}") from exc
     if missing := sorted(report["missing_keys"]):
-        raise ExportError(f"{folder}: transformers finds no weight {missing[0]!r} in it; run it with --runtime torch")
+        raise ExportError(f"{folder}: transformers finds no weight {missing[0]!r} in it; run it with --runtime {PYTORCH}")
     family = FAMILIES.get(network.config.model_type, Generic)
     return TorchRecognizer(family(network.eval().requires_grad_(False), processor, str(folder)))

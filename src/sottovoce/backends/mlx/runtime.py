@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.backends.mlx.layout import CONFIG, WEIGHTS
+from sottovoce.backends.mlx.layout import CONFIG, NAME, WEIGHTS
 from sottovoce.backends.openai_vocabulary import languages_of
 from sottovoce.errors import ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow
@@ -28,7 +28,7 @@ class MlxRecognizer(WordlessRecognizer):
         self._core, self._whisper, flatten = _require_mlx()
         self.source, self._folder = str(folder), Path(folder).expanduser()
         if missing := [name for name in (CONFIG, WEIGHTS) if not (self._folder / name).is_file()]:
-            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... mlx` is wanted")
+            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
         try:
             self.model = self._whisper.load_models.load_model(str(self._folder), dtype=self._core.float32)
             stored = set(self._core.load(str(self._folder / WEIGHTS)))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sottovoce.backends.onnx_runtime import NAME
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT, cache_names
 from sottovoce.backends.onnx_runtime.saturation import name_saturation
 from sottovoce.errors import DataError, ExportError, MissingDependencyError, first_line
@@ -39,7 +40,7 @@ class OnnxRecognizer:
 
         self.source, self._folder, self._runtime, self._batch = str(folder), Path(folder).expanduser(), runtime, batch
         if missing := [name for name in (ENCODER, DECODER, "config.json") if not (self._folder / name).is_file()]:
-            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... onnx` is wanted")
+            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
