@@ -85,3 +85,8 @@ class MissingDependencyError(SottovoceError):
 def first_of(names: Sequence[str]) -> str:
     """Name the first of `names`, and say how many more there are."""
     return f"{names[0]!r}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of an error's message that holds anything, or the name of the error's class: it may have no message."""
+    return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)

@@ -254,7 +254,7 @@ class TestCommand:
             ],
         )
         assert done.exit_code == 1
-        assert "take word confidences in the runtime torch or onnx instead" in done.stderr
+        assert "take word confidences in the runtime torch or onnxruntime instead" in done.stderr
 
     def test_a_file_runs_as_what_it_is(self, folder: Path, tmp_path: Path) -> None:
         api.export(folder, "gguf", tmp_path / "t.gguf", verify=False)

@@ -146,6 +146,17 @@ def test_transcripts_equal_those_of_generate(floats: tuple[Whisper, Path]) -> No
         np.testing.assert_allclose(g.log_probabilities, w.log_probabilities, atol=1e-3)
 
 
+def test_the_end_may_be_a_list(floats: tuple[Whisper, Path]) -> None:
+    recognizer = open_runtime("onnxruntime", floats[1], 2)
+    wanted = recognizer.recognize(recordings(3), None).recognitions
+    settings = recognizer.model.network.generation_config  # type: ignore[attr-defined]
+    settings.eos_token_id = [settings.eos_token_id]
+    assert recognizer.recognize(recordings(3), None).recognitions == wanted
+    settings.eos_token_id = [*settings.eos_token_id, wanted[0].tokens[1]]
+    (cut, *_) = recognizer.recognize(recordings(3), None).recognitions
+    assert (cut.tokens, cut.ended) == (wanted[0].tokens[: wanted[0].tokens.index(wanted[0].tokens[1])], True)
+
+
 def test_low_bit_operators_hold_every_quantized_layer_once(lowbit: tuple[QuantizedModel, Path]) -> None:
     result, folder = lowbit
     decoder = onnx.load(folder / DECODER)

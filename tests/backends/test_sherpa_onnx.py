@@ -11,12 +11,11 @@ from click.testing import CliRunner
 
 from sottovoce.backends.openai_vocabulary import special_tokens, token_bytes
 from sottovoce.backends.registry import open_runtime, runtime_of, target_named
-from sottovoce.backends.sherpa_onnx.runtime import SherpaRecognizer
 from sottovoce.backends.sherpa_onnx.writer import piece_bytes, write_sherpa
 from sottovoce.backends.source import Source, open_source
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
-from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.whisper import Whisper
 from tests.backends.conftest import rounded, small_openai
@@ -150,11 +149,6 @@ def test_moonshine_too(moonshine_folder: tuple[Source, Path]) -> None:
 def test_what_it_cannot_hold_is_refused(tmp_path: Path, source: Source) -> None:
     with pytest.raises(ExportError, match="OpenAI's vocabulary"):
         write_sherpa(Source(make_tiny(), {}), tmp_path)
-    recognizer = object.__new__(SherpaRecognizer)
-    recognizer._languages, recognizer.source = ["en", "de"], "x"
-    assert (recognizer._spoken("de"), recognizer._spoken(None), recognizer._spoken("auto")) == ("de", "en", "")
-    with pytest.raises(ModelError, match="does not know the language 'xx'"):
-        recognizer._spoken("xx")
     assert "sherpa-onnx has no operator" in (target_named("sherpa-onnx").misfit(_minimum(), "encoder", 64) or "")
     settings = source.model.network.generation_config
     kept = settings.no_timestamps_token_id

@@ -159,7 +159,7 @@ def test_a_runtime_without_word_boundaries_says_so() -> None:
     transcript = Transcript(id="a", text="x", tokens=(65,), duration_s=1.0, log_probabilities=(-0.1,))
     recognizer = Wordless(make_tiny())
     recognizer.source = "a.bin"
-    with pytest.raises(ModelError, match=r"a\.bin: whisper\.cpp does not tell how its tokens make words; .* torch or onnx"):
+    with pytest.raises(ModelError, match=r"a\.bin: whisper\.cpp does not tell how its tokens make words; .* torch or onnxruntime"):
         word_confidences(recognizer, transcript)
 
 

@@ -29,6 +29,11 @@ def test_transcripts_survive_the_file(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["t.jsonl"]
 
 
+def test_only_id_and_text_are_wanted_and_other_keys_left_out(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"id": "x", "text": "y", "duration_s": 2, "wer": 0.5}\n')
+    assert read_transcripts(tmp_path / "t.jsonl") == (Transcript(id="x", text="y", tokens=(), duration_s=2.0),)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -41,6 +46,17 @@ def test_transcripts_survive_the_file(tmp_path: Path) -> None:
         ('{"id": "x", "text": "y", "language": 3}', "language"),
         ('{"id": "x", "text": "y", "decoding": null}', "decoding"),
         ('{"id": "x", "text": "y", "temperature": -1}', "temperature"),
+        ('{"id": "x", "text": "y", "duration_s": true}', "line 2: duration_s: wanted a number, got True"),
+        ('{"id": "x", "text": "y", "tokens": [1, true]}', r"tokens\[1\]: wanted a whole number, got True"),
+        ('{"id": "x", "text": "y", "pieces": "2"}', "pieces: wanted a whole number, got '2'"),
+        ('{"id": "x", "text": "y", "pieces": true}', "pieces: wanted a whole number, got True"),
+        ('{"id": "x", "text": "y", "pieces": 0}', "pieces: wanted a whole number that is at least 1, got 0"),
+        ('{"id": "x", "text": "y", "truncated": 1}', "truncated: wanted true or false, got 1"),
+        ('{"id": "x", "text": "y", "truncated": "true"}', "truncated: wanted true or false, got 'true'"),
+        ('{"id": "x", "text": "y", "log_probabilities": [0.5]}', "log_probabilities: wanted a list of numbers that are at most 0"),
+        ('{"id": "x", "text": "y", "log_probabilities": [false]}', r"log_probabilities\[0\]: wanted a number, got False"),
+        ('{"id": "x", "text": "y", "context": true}', "context: wanted a whole number or null, got True"),
+        ('{"id": "x", "text": "y", "context": 0}', "context: wanted a number of encoder positions or null, got 0"),
         ('{"id": "first", "text": "y"}', "occurs twice"),
     ],
 )

@@ -16,8 +16,10 @@ from sottovoce.core.awq import divide_outputs, scale_inputs
 from sottovoce.core.formats import format_named
 from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, ModelError
+from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.generic import Generic
+from sottovoce.models.readiness import make_ready
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.batches import PositionWeights, make_batches
 from sottovoce.quantization.calibration_set import prepare_speech
@@ -66,6 +68,35 @@ def test_decoding_is_quiet_and_leaves_verbosity_alone(maker: Maker) -> None:
         transformers_logging.remove_handler(handler)
         transformers_logging.set_verbosity(before)
     assert noticed == []
+
+
+@pytest.mark.parametrize("maker", [make_tiny, make_tiny_moonshine, *MAKERS])
+def test_the_end_may_be_one_token_or_a_list(maker: Maker) -> None:
+    model, heard = maker(), recordings(9600, 24000)
+    settings, encoded = model.network.generation_config, model.encode(model.features(heard))
+    (end,) = model.end_tokens
+    settings.eos_token_id = end
+    wanted = model.greedy_decode(encoded, None, 10)
+    inputs, _ = model.teacher_forcing([[40, 50], [60]], None)
+    settings.eos_token_id = [end]
+    if maker is not make_cohere:  # whose configuration takes one alone
+        model.network.config.eos_token_id = [end]
+    assert make_ready(model).greedy_decode(encoded, None, 10) == wanted
+    assert torch.equal(model.teacher_forcing([[40, 50], [60]], None)[0]["decoder_input_ids"], inputs["decoder_input_ids"])
+    assert TorchRecognizer(model).recognize(heard, None, confidence=True).recognitions
+    longest = max((tokens for tokens, _ in wanted), key=len)
+    settings.eos_token_id = [end, longest[-1]]
+    assert model.end_tokens == (end, longest[-1])
+    for (tokens, ended), (whole, came_to_end) in zip(model.greedy_decode(encoded, None, 10), wanted, strict=True):
+        stops = longest[-1] in whole
+        assert (tokens, ended) == (whole[: whole.index(longest[-1])] if stops else whole, stops or came_to_end)
+
+
+def test_no_end_at_all_is_refused() -> None:
+    model = make_tiny_moonshine()
+    model.network.generation_config.eos_token_id = []
+    with pytest.raises(ModelError, match=r"eos_token_id is \[\]; wanted a token id, or a list of them"):
+        make_ready(model)
 
 
 def test_qwen_hears_what_its_processor_and_network_hear() -> None:

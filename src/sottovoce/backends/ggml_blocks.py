@@ -22,6 +22,8 @@ from sottovoce.backends.ggml_k_blocks import k_blocks
 from sottovoce.backends.ggml_simple import BLOCK, as_bytes, low_blocks
 from sottovoce.backends.ggml_types import BLOCK_TYPES
 from sottovoce.backends.source import affine_parts
+from sottovoce.backends.transcribe_cpp import NAME as TRANSCRIBE_CPP
+from sottovoce.backends.whisper_cpp import NAME as WHISPER_CPP
 from sottovoce.core.affine import Affine, AffineTensor
 from sottovoce.core.affine_minimum import AffineMinimum
 from sottovoce.core.fp4 import MXFP4, NVFP4
@@ -78,7 +80,7 @@ def to_blocks(name: str, quantized: QuantizedTensor) -> tuple[str, np.ndarray]:
     kind = kind_of(quantized.format)
     if kind is None:
         raise ExportError(
-            f"{name}: ggml has no blocks for {quantized.format.title!r}; quantize with --target whisper.cpp or transcribe.cpp"
+            f"{name}: ggml has no blocks for {quantized.format.title!r}; quantize with --target {WHISPER_CPP} or {TRANSCRIBE_CPP}"
         )
     blocks = PACKERS[type(quantized.format)].blocks(name, quantized, kind)
     return kind, np.ascontiguousarray(blocks.reshape(len(blocks), -1))
@@ -111,7 +113,7 @@ def _affine_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarr
         if not bool((minimum.half().float() == minimum).all()):
             raise ExportError(
                 f"{name}: the minima of its groups are no float16 numbers, which ggml's Q4_1 stores; quantize with --target "
-                "transcribe.cpp (or whisper.cpp), whose scales are chosen so that they are"
+                f"{TRANSCRIBE_CPP} (or {WHISPER_CPP}), whose scales are chosen so that they are"
             )
         head.append(as_bytes(minimum.half().repeat_interleave(repeat, dim=1)))
     return np.concatenate([*head, *low_blocks(codes, wide)], axis=2)

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
 from sottovoce.backends.source import Source
+from sottovoce.backends.transcribe_cpp import NAME as TRANSCRIBE_CPP
 from sottovoce.errors import ExportError
+from sottovoce.models.languages import DEFAULT_LANGUAGE, world_languages
 
 END_OF_TEXT = "<|endoftext|>"
 # These runtimes know the special tokens by their places in OpenAI's vocabularies: English alone, 99 and 100 languages. One token more is
@@ -11,31 +14,38 @@ END_OF_TEXT = "<|endoftext|>"
 ENGLISH_VOCABULARY, SMALLEST_MULTILINGUAL, LARGEST_VOCABULARY = 51864, 51865, 51866
 ENGLISH_END, ENGLISH_NO_TIMESTAMPS = 50256, 50362
 ENGLISH_MODELS_LANGUAGES = 99  # models of English alone leave room for these
+ANY_MODEL = f"{TRANSCRIBE_CPP} or {ONNX_RUNTIME}"  # which take nothing of the kind for granted
 FEED_FORWARD = 4  # width of feed-forward layers, in widths of the model
+
+
+def languages_of(tokens: int) -> tuple[str, ...]:
+    """Return the codes of the languages that a vocabulary of OpenAI's with so many tokens has: English, or the first of the world's."""
+    count = ENGLISH_MODELS_LANGUAGES + tokens - SMALLEST_MULTILINGUAL
+    return (DEFAULT_LANGUAGE,) if tokens < SMALLEST_MULTILINGUAL else tuple(world_languages())[:count]
 
 
 def require_openai_like(source: Source, runtime: str) -> None:
     """Raise `ExportError` if the model is not built like OpenAI's own, which `runtime` takes for granted."""
     if source.family != "whisper":
-        raise ExportError(f"{runtime} runs Whisper only, not a {source.family!r} model; export it to gguf or onnx")
+        raise ExportError(f"{runtime} runs Whisper only, not a {source.family!r} model; export it to {ANY_MODEL}")
     config = source.config
     size = config.vocab_size
     if size not in range(ENGLISH_VOCABULARY, LARGEST_VOCABULARY + 1) or not source.model.tied:
         added = f", {size - LARGEST_VOCABULARY} more than the largest of them" if size > LARGEST_VOCABULARY else ""
         raise ExportError(
             f"{runtime} wants OpenAI's vocabulary ({ENGLISH_VOCABULARY} to {LARGEST_VOCABULARY} tokens) with a tied head, since it finds "
-            f"the special tokens by their places; this model has {size} tokens{added}; export it to transcribe.cpp or onnxruntime"
+            f"the special tokens by their places; this model has {size} tokens{added}; export it to {ANY_MODEL}"
         )
     settings = source.model.network.generation_config
     shift = 0 if size == ENGLISH_VOCABULARY else 1 + size - SMALLEST_MULTILINGUAL
     for title, found, wanted in (
-        ("the end of a transcript", settings.eos_token_id, ENGLISH_END + min(shift, 1)),
+        ("the end of a transcript", source.end_token(runtime), ENGLISH_END + min(shift, 1)),
         ("a transcript without timestamps", settings.no_timestamps_token_id, ENGLISH_NO_TIMESTAMPS + shift),
     ):
         if found != wanted:
             raise ExportError(
                 f"{runtime} takes token {wanted} for {title} where a vocabulary has {size} tokens, and this model has token {found} for "
-                "it; export it to transcribe.cpp or onnxruntime"
+                f"it; export it to {ANY_MODEL}"
             )
     if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {FEED_FORWARD * config.d_model}:
         raise ExportError(
@@ -111,7 +121,7 @@ def special_tokens(source: Source) -> SpecialTokens:
 
     settings = source.model.network.generation_config
     multilingual = bool(settings.is_multilingual)
-    end = int(settings.eos_token_id if isinstance(settings.eos_token_id, int) else settings.eos_token_id[0])
+    end = source.model.end_tokens[0]
     if multilingual:
         known = {name[2:-2]: number for name, number in settings.lang_to_id.items()}
         languages = dict(sorted(known.items(), key=lambda item: item[1]))

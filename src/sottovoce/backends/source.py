@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
 from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import load, read_weights
 from sottovoce.checkpoint.manifest import read_manifest
@@ -37,6 +38,16 @@ class Source:
     def family(self) -> str:
         """The architecture, as `transformers` calls it."""
         return str(self.config.model_type)
+
+    def end_token(self, runtime: str) -> int:
+        """Return the id that ends a transcript. Raises `ExportError` if there are several: `runtime` ends at one."""
+        end, *others = self.model.end_tokens
+        if others:
+            raise ExportError(
+                f"{runtime} ends a transcript at one token, and this model at any of {', '.join(map(str, self.model.end_tokens))} "
+                f"(eos_token_id in generation_config.json); export it to {ONNX_RUNTIME}, or keep its folder"
+            )
+        return end
 
     def floats(self) -> dict[str, np.ndarray]:
         """All parameters by name in float32, a tied head's once, under the embedding."""

@@ -25,7 +25,7 @@ class Row:
     `calibration_share`: share of the WER's variance that comes from the calibration draw; the rest comes from the test
     sample (bootstrap over utterances). `gain`, `reliability`: against RTN on the same grid, `(WER_RTN - WER) / WER_RTN` and
     `(Acc - Acc_RTN) / Acc_RTN` with `Acc = 1 - WER`; None where there is no RTN row or its accuracy is not positive.
-    Another runtime than PyTorch has a row of its own, `method` "fade, gguf"; its divergences are NaN, since it shows none.
+    Another runtime than PyTorch has a row of its own, `method` "fade, transcribe.cpp"; its divergences are NaN, since it shows none.
     `capped`: see `Score.capped_wer`. `difference`: WER minus the original's, with its widest paired interval over seeds.
     """
 
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What a row of the table is about; `method` names the runtime too if it is another than PyTorch: "fade, gguf"."""
+    """What a row of the table is about; `method` names the runtime too if it is another than PyTorch: "fade, transcribe.cpp"."""
 
     model: str
     method: str

@@ -37,7 +37,7 @@ class FloatBook(LevelBook):
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return unpack_nibbles(tensor_named("weight_packed", tensors)), {"scale": tensor_named("weight_scale", tensors)}
 
-    def only(self, tensors: Mapping[str, Tensor], names: set[str]) -> None:
+    def refuse_others(self, tensors: Mapping[str, Tensor], names: set[str]) -> None:
         """Raise `CheckpointError` if there are other tensors than `names`."""
         if extra := sorted(tensors.keys() - names):
             raise CheckpointError(f"a tensor {extra[0]!r} is there, which {self.title!r} does not have")
@@ -89,7 +89,7 @@ class MXFP4(FloatBook):
             raise CheckpointError(f"a scale is not within {LOWEST_BYTE} .. {HIGHEST_BYTE}")
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        self.only(tensors, {"weight_packed", "weight_scale"})
+        self.refuse_others(tensors, {"weight_packed", "weight_scale"})
         return super().unpack(tensors)
 
 
@@ -150,7 +150,7 @@ class NVFP4(FloatBook):
         return super().pack(codes, parameters) | {"weight_global_scale": torch.tensor([1 / self.tensor_scale])}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        self.only(tensors, {"weight_packed", "weight_scale", "weight_global_scale"})
+        self.refuse_others(tensors, {"weight_packed", "weight_scale", "weight_global_scale"})
         found = tensor_named("weight_global_scale", tensors)
         if found.dtype != torch.float32 or found.tolist() != [1 / self.tensor_scale]:
             raise CheckpointError(f"'weight_global_scale' is {found.dtype} {tuple(found.shape)}; wanted [{1 / self.tensor_scale:g}]")

@@ -1,7 +1,7 @@
 """Folders as the corpora are handed out: LibriSpeech, TED-LIUM, SPGISpeech, and plain folders of sound files.
 
 Their texts follow rules of their own. What is not speech (TED-LIUM's `<unk>`, `{NOISE}`, pronunciation marks) is taken out here,
-so that a text can also be taught; spelling, case, punctuation and numbers are levelled when scoring (`evaluate.score.normalize`).
+so that a text can also be taught; spelling, case, punctuation and numbers are levelled when scoring (`evaluation.normalize`).
 """
 
 import codecs

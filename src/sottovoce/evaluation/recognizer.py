@@ -17,7 +17,7 @@ from sottovoce.evaluation.fallback import FALLBACK, Fallback
 from sottovoce.evaluation.kl_divergence import hidden_states, token_log_probabilities
 from sottovoce.evaluation.transcripts import GREEDY, LONG_FORM
 from sottovoce.models.batching import Encoded, batches_by_language
-from sottovoce.models.languages import DETECT
+from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.speech_model import SpeechModel
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
@@ -220,8 +220,7 @@ class TorchRecognizer:
 
     def _end_log_probability(self, state: Tensor) -> float:
         """Return the log-probability of any end token at the head's input `state` `[1, d]`."""
-        ends = self.model.network.generation_config.eos_token_id
-        ends = [*ends] if isinstance(ends, list | tuple) else [ends]
+        ends = self.model.end_tokens
         return float(token_log_probabilities(self.model, state.expand(len(ends), -1), ends).logsumexp(0))
 
 
@@ -234,11 +233,19 @@ def split_words_of_model(model: SpeechModel, tokens: Sequence[int], values: Sequ
 class WordlessRecognizer:
     """What runtimes have in common that have no procedure for long recordings and do not tell how their tokens make words.
 
-    `runtime`: as it is called. Long recordings are cut at silence, as for every model without timestamps.
+    `runtime`: as it is called. Long recordings are cut at silence, as for every model without timestamps. `languages`: the codes that the
+    model transcribes, none: its files do not say. `detects_languages`: whether the runtime can tell which of them is spoken.
     """
 
     source: str
     runtime: ClassVar[str]
+    languages: tuple[str, ...] = ()
+    detects_languages: bool = False
+
+    def choose_language(self, asked: str | None) -> str:
+        """Return the code of the language to transcribe: the one asked for, "auto", or the default. Raises `ModelError`."""
+        code = choose_language(asked, self.languages, detects=self.detects_languages, source=self.source)
+        return code or default_language(self.languages, self.source)
 
     def recognize_long(self, recording: np.ndarray, language: str | None) -> Recognition | None:
         del recording, language
@@ -247,6 +254,6 @@ class WordlessRecognizer:
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
         del tokens, values
         raise ModelError(
-            f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or onnx "
-            "instead"
+            f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or "
+            "onnxruntime instead"
         )

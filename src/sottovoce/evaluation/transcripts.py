@@ -7,16 +7,19 @@ Only `id` and `text` are required when reading; `reference` is the text that was
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sottovoce.errors import DataError, OutputError
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.plain_data import from_plain
 from sottovoce.system.text_files import read_lines
 
 GREEDY = "greedy"  # the decoding in which models and runtimes are compared
+NOT_SAID: dict[str, Any] = {"tokens": [], "duration_s": 0.0}  # of a file that holds texts alone
 LONG_FORM = "long-form"  # a model's own procedure for recordings of more than one pass
 
 
@@ -87,40 +90,24 @@ def _from_line(line: str, where: str) -> Transcript:
 
 
 def transcript_from(row: Any, where: str) -> Transcript:
-    """Read a transcript as it stands in a file. Raises `DataError`, calling its place `where`, for anything that does not fit."""
+    """Read a transcript as it stands in a file. Raises `DataError`, calling its place `where`, for anything that does not fit.
+
+    Keys that a `Transcript` does not have are left out: files of other programs may have more to say.
+    """
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: wanted an object with "id" and "text" (both text); got {str(row)[:80]!r}')
-    reference, duration, tokens = row.get("reference"), row.get("duration_s", 0.0), row.get("tokens", [])
-    if reference is not None and not isinstance(reference, str):
-        raise DataError(f'{where}: "reference" must be text or null, got {reference!r}')
-    if not isinstance(duration, int | float) or not 0 <= duration < float("inf"):
-        raise DataError(f'{where}: "duration_s" must be a number of seconds, got {duration!r}')
-    log_probabilities = row.get("log_probabilities", [])
-    if not isinstance(log_probabilities, list) or not all(isinstance(p, int | float) and p <= 0 for p in log_probabilities):
-        raise DataError(f'{where}: "log_probabilities" must be a list of numbers that are at most 0')
-    language, decoding, temperature = row.get("language"), row.get("decoding", GREEDY), row.get("temperature", 0.0)
-    if language is not None and not isinstance(language, str):
-        raise DataError(f'{where}: "language" must be text or null, got {language!r}')
-    if not isinstance(decoding, str):
-        raise DataError(f'{where}: "decoding" must be text, got {decoding!r}')
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
-        raise DataError(f'{where}: "temperature" must be a number that is at least 0, got {temperature!r}')
-    context = row.get("context")
-    if context is not None and (not isinstance(context, int) or context < 1):
-        raise DataError(f'{where}: "context" must be a number of encoder positions or null, got {context!r}')
-    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise DataError(f'{where}: "tokens" must be a list of whole numbers')
-    return Transcript(
-        id=row["id"],
-        text=row["text"],
-        tokens=tuple(tokens),
-        duration_s=float(duration),
-        reference=reference,
-        pieces=row["pieces"] if isinstance(row.get("pieces"), int) else 1,
-        truncated=row.get("truncated") is True,
-        log_probabilities=tuple(map(float, log_probabilities)),
-        language=language,
-        decoding=decoding,
-        temperature=float(temperature),
-        context=context,
-    )
+    known = {field.name for field in fields(Transcript)}
+    try:
+        transcript = from_plain(Transcript, NOT_SAID | {key: value for key, value in row.items() if key in known})
+    except DataError as exc:
+        raise DataError(f"{where}: {exc}") from exc
+    for name, (fits, wanted) in {
+        "duration_s": (0 <= transcript.duration_s < math.inf, "a number of seconds"),
+        "pieces": (transcript.pieces >= 1, "a whole number that is at least 1"),
+        "log_probabilities": (all(p <= 0 for p in transcript.log_probabilities), "a list of numbers that are at most 0"),
+        "temperature": (0 <= transcript.temperature < math.inf, "a number that is at least 0"),
+        "context": (transcript.context is None or transcript.context >= 1, "a number of encoder positions or null"),
+    }.items():
+        if not fits:
+            raise DataError(f"{where}: {name}: wanted {wanted}, got {str(row[name])[:80]}")
+    return transcript

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from sottovoce.errors import OutputError, SottovoceError
+from sottovoce.errors import OutputError, SottovoceError, first_line
 from sottovoce.hub.staged import stage
 from sottovoce.system.progress import Progress, silent
 
@@ -128,8 +128,7 @@ def _sentence(exc: BaseException) -> str:
             return REFUSED[status]
     if any(_is_transport_error(error) for error in chain):
         return f"{constants.ENDPOINT} cannot be reached, or the connection broke; run the same command again when there is a network"
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    return f"the upload failed ({lines[0] if lines else type(exc).__name__}); what has arrived is kept, and the same command continues"
+    return f"the upload failed ({first_line(chain[-1])}); what has arrived is kept, and the same command continues"
 
 
 def _is_transport_error(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ A model's `generation_config.json` may ask for more (beams, penalties, sampling)
 else the same codes would give other words there than in ONNX Runtime, transcribe.cpp and whisper.cpp.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from transformers import GenerationConfig
@@ -27,7 +28,23 @@ OTHER_NEUTRAL = {"task": ("transcribe",), "low_memory": (False,), "renormalize_l
 
 def measured_config(settings: GenerationConfig) -> GenerationConfig:
     """Return `settings` with neutral values for all that would not be the same in every runtime."""
-    return GenerationConfig(**{name: getattr(settings, name) for name in KEPT if getattr(settings, name, None) is not None})
+    kept = {name: getattr(settings, name) for name in KEPT if getattr(settings, name, None) is not None}
+    if len(ends := token_ids(kept.get("eos_token_id"))) == 1:
+        kept["eos_token_id"] = ends[0]  # Whisper's long-form procedure compares it with the token of padding
+    return GenerationConfig(**kept)
+
+
+def token_ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ids of a setting that may be one id, a list of them, or not given."""
+    if setting is None:
+        return ()
+    return (setting,) if isinstance(setting, int) else tuple(setting)
+
+
+def cut_at_end(row: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:
+    """Return the tokens of `row` before the first of the end tokens `ends`, and whether there is one."""
+    stop = next((i for i, token in enumerate(row) if token in ends), None)
+    return list(row[:stop]), stop is not None
 
 
 def set_aside(settings: GenerationConfig) -> dict[str, Any]:

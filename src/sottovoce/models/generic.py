@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.decoding import cut_at_end
 from sottovoce.models.layers import AWQMapping, Layer, Part, Positions
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
@@ -118,8 +119,6 @@ class Generic(SpeechModel):
     ) -> list[tuple[list[int], bool]]:
         prompt, room = self._prompt(language), self.max_new_tokens(language)
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
-        ends = self.network.generation_config.eos_token_id
-        ends = {*ends} if isinstance(ends, list | tuple) else {ends}
         transcripts = []
         for states in _one_by_one(encoded):
             out = generate(
@@ -129,9 +128,7 @@ class Generic(SpeechModel):
                 **choice_of_tokens(temperature),
                 max_new_tokens=limit,
             )
-            row = out[0, len(prompt) :].tolist()
-            stop = next((i for i, token in enumerate(row) if token in ends), None)
-            transcripts.append((row[:stop], stop is not None))
+            transcripts.append(cut_at_end(out[0, len(prompt) :].tolist(), self.end_tokens))
         return transcripts
 
     def _outputs(self, states: Tensor) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sottovoce.errors import ModelError, SottovoceError
+from sottovoce.errors import ModelError, SottovoceError, first_line
 from sottovoce.models import bundled, ctranslate2
 from sottovoce.models.generic import Generic
 from sottovoce.models.moonshine import Moonshine
@@ -70,7 +70,7 @@ def _quantized_folder(name: str, folder: Path) -> Path | None:
     try:
         return Path(snapshot_download(name))
     except Exception as exc:  # what the clients of the Hub raise has no common root
-        raise ModelError(f"{name}: cannot be fetched ({_first_line(exc)}); try again when the Hub can be reached") from exc
+        raise ModelError(f"{name}: cannot be fetched ({first_line(exc)}); try again when the Hub can be reached") from exc
 
 
 def _from_transformers(source: Path | str) -> tuple[Any, Any]:
@@ -101,7 +101,7 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
             raise ModelError(_merge_first(str(source), adapter)) from exc
         if not Path(source).exists() and not re.fullmatch(HUB_ID, str(source)):
             raise ModelError(f"{source}: no such file or folder; give a Hub id, a local folder or bundled:tiny.en") from exc
-        raise ModelError(f"{source}: cannot be loaded ({_first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
+        raise ModelError(f"{source}: cannot be loaded ({first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
 
 
 def _processor(source: Path | str) -> Any:
@@ -142,11 +142,6 @@ def _adapter_on_hub(source: Path | str) -> Path | None:
         return Path(hf_hub_download(source, ADAPTER))
     except Exception:  # noqa: BLE001 - whatever the reason, the first error is the one to tell
         return None
-
-
-def _first_line(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0] if lines else type(exc).__name__
 
 
 def _check_weights(network: Any, name: str) -> None:

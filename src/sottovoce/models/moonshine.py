@@ -12,6 +12,7 @@ from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderMod
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.decoding import cut_at_end
 from sottovoce.models.layers import AWQMapping, Layer, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
@@ -141,16 +142,12 @@ class Moonshine(SpeechModel):
             **choice_of_tokens(temperature),
             max_new_tokens=max(limits),
         )
-        end = self.network.generation_config.eos_token_id
-        transcripts = []
-        for row, limit in zip(out[:, 1:].tolist(), limits, strict=True):
-            row = row[:limit]  # the others of the batch may take longer
-            transcripts.append((row[: row.index(end)] if end in row else row, end in row))
-        return transcripts
+        # At its own limit: the others of the batch may take longer.
+        return [cut_at_end(row[:limit], self.end_tokens) for row, limit in zip(out[:, 1:].tolist(), limits, strict=True)]
 
     def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         del language
         start, room = self.network.config.decoder_start_token_id, self.network.config.max_position_embeddings - 1
         rows = [[start, *list(transcript)[:room]] for transcript in transcripts]
-        ids, mask = padded_rows(rows, self.network.config.eos_token_id)
+        ids, mask = padded_rows(rows, self.end_tokens[0])
         return self.on_device({"decoder_input_ids": ids}), mask

@@ -18,6 +18,7 @@ from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.decoding import cut_at_end
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT, language_code
 from sottovoce.models.layers import AWQMapping, Layer, Positions, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
@@ -164,19 +165,10 @@ class Qwen3ASR(SpeechModel):
             attention_mask=mask,
             **choice_of_tokens(temperature),
             max_new_tokens=limit,
-            eos_token_id=self._ends,
-            pad_token_id=self._ends[0],
+            eos_token_id=list(self.end_tokens),
+            pad_token_id=self.end_tokens[0],
         )
-        transcripts = []
-        for row in out.tolist():
-            stop = next((i for i, token in enumerate(row) if token in self._ends), None)
-            transcripts.append((row[:stop], stop is not None))
-        return transcripts
-
-    @property
-    def _ends(self) -> list[int]:
-        ends = self.network.generation_config.eos_token_id or self.network.config.eos_token_id
-        return list(ends) if isinstance(ends, list | tuple) else [ends]
+        return [cut_at_end(row, self.end_tokens) for row in out.tolist()]
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.processor.decode(list(tokens), return_format="transcription_only")).strip()
@@ -184,7 +176,7 @@ class Qwen3ASR(SpeechModel):
     def teacher_forcing(self, transcripts: Sequence[Sequence[int]], language: str | None) -> tuple[dict[str, Tensor], Tensor]:
         rest = self._prompts(self.spoken_language(language))[1]
         rows = [[*rest, *list(transcript)[: self.max_new_tokens(language)]] for transcript in transcripts]
-        ids, mask = padded_rows(rows, self._ends[0])
+        ids, mask = padded_rows(rows, self.end_tokens[0])
         return self.on_device({"decoder_input_ids": ids}), mask
 
     def teacher_forced_inputs(

@@ -93,7 +93,7 @@ def check_setting_types(source: str, settings: Any) -> None:
     for name in IDS:
         wanted[name] = (_is_number(getattr(settings, name, None)), "a token id (a whole number)")
     ends = getattr(settings, "eos_token_id", None)
-    wanted["eos_token_id"] = (_is_number(ends) or _is_list_of_numbers(ends), "a token id, or a list of them")
+    wanted["eos_token_id"] = (_is_number(ends) or (bool(ends) and _is_list_of_numbers(ends)), "a token id, or a list of them")
     for name in LISTS_OF_IDS:
         value = getattr(settings, name, None)
         wanted[name] = (value is None or _is_list_of_numbers(value), "a list of token ids")

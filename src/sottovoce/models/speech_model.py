@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, batches_by_language
+from sottovoce.models.decoding import token_ids
 from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.layers import AWQMapping, Layer, Positions
 from sottovoce.system.devices import Placement, placed, placement_of
@@ -72,8 +73,13 @@ class SpeechModel(ABC):
 
     def special_tokens(self) -> list[tuple[int, str | None]]:
         """List the ids that decoding relies on, each with the name that the tokenizer must have there (None: any special token)."""
-        ends = self.network.generation_config.eos_token_id
-        return [(int(end), None) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+        return [(end, None) for end in self.end_tokens]
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that end a transcript: `eos_token_id` of the generation settings, which may be one id or a list of them."""
+        ends = getattr(self.network.generation_config, "eos_token_id", None)
+        return token_ids(getattr(self.network.config, "eos_token_id", None) if ends is None else ends)
 
     @property
     def vocabulary_size(self) -> int:

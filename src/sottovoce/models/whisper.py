@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.models.batching import Encoded, padded_rows
+from sottovoce.models.decoding import cut_at_end
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
 from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, mlp_layers
 from sottovoce.models.network import choice_of_tokens, generate
@@ -51,10 +52,11 @@ class Whisper(SpeechModel):
         complete_generation_config(self.network, self.processor.tokenizer, self.source)
 
     def special_tokens(self) -> list[tuple[int, str | None]]:
-        settings = self.network.generation_config
+        settings, ends, end = self.network.generation_config, self.end_tokens, self.processor.tokenizer.get_vocab()[END]
+        named = end if end in ends else ends[0]  # one of them has to be Whisper's own, whatever the others are
         wanted: list[tuple[int, str | None]] = [
             (settings.decoder_start_token_id, START),
-            (settings.eos_token_id, END),
+            *((token, END if token == named else None) for token in ends),
             (settings.no_timestamps_token_id, NO_TIMESTAMPS),
         ]
         if settings.is_multilingual:
@@ -193,7 +195,7 @@ class Whisper(SpeechModel):
                 **LONG_FORM,
                 **self._language_options(language),
             )
-        skipped = {*self.processor.tokenizer.all_special_ids, self.network.generation_config.eos_token_id}
+        skipped = {*self.processor.tokenizer.all_special_ids, *self.end_tokens}
         return [token for token in out[0].tolist() if token not in skipped and token < first_timestamp], True
 
     def _generate(
@@ -210,13 +212,13 @@ class Whisper(SpeechModel):
                 max_new_tokens=limit,
                 **self._language_options(language),
             )
-        end, prompt = self.network.generation_config.eos_token_id, set(self._prompt(language))
+        prompt = set(self._prompt(language))
         transcripts = []
         for row in out.tolist():
             while row and row[0] in prompt:
                 row = row[1:]
-            # The longest row of a batch comes without its end token.
-            transcripts.append((row[: row.index(end)] if end in row else row, end in row or len(row) < limit))
+            tokens, ended = cut_at_end(row, self.end_tokens)
+            transcripts.append((tokens, ended or len(row) < limit))  # the longest row of a batch comes without its end token
         return transcripts
 
     def tokens(self, text: str) -> list[int]:

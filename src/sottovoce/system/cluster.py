@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sottovoce.errors import MachineError, MissingDependencyError
+from sottovoce.errors import MachineError, MissingDependencyError, first_line
 from sottovoce.system.versions import environment
 
 LOCAL = "local"
@@ -68,8 +68,9 @@ class Cluster:
         cause = getattr(exc, "cause", None)
         if isinstance(cause, Exception):
             return cause
-        first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        return MachineError(f"a worker of the cluster was lost {RETRIES + 1} times ({first}); look at its memory, and start again")
+        return MachineError(
+            f"a worker of the cluster was lost {RETRIES + 1} times ({first_line(exc)}); look at its memory, and start again"
+        )
 
 
 def _run(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, wanted: dict[str, str]) -> Any:
@@ -111,9 +112,8 @@ def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
         else:
             ray.init(address=address, **settings)
     except Exception as exc:  # what Ray raises has no common root
-        first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise MachineError(
-            f"the Ray cluster {address!r} cannot be reached ({first}); give its address, or --ray alone for one here"
+            f"the Ray cluster {address!r} cannot be reached ({first_line(exc)}); give its address, or --ray alone for one here"
         ) from exc
     finally:
         if in_main_thread:  # Ray sets a handler of its own

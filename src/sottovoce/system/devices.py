@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sottovoce.errors import MachineError
+from sottovoce.errors import MachineError, first_line
 from sottovoce.system.ranks import local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ def _lacks(device: torch.device, dtype: torch.dtype) -> str | None:
         y = nn.functional.layer_norm(nn.functional.gelu(y @ y.transpose(1, 2)), (4,))
         nn.functional.scaled_dot_product_attention(y, y, y).softmax(-1).float().sum().item()
     except (RuntimeError, TypeError) as exc:
-        return str(exc).splitlines()[0]
+        return first_line(exc)
     return None
 
 

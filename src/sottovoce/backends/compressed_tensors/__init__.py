@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend
+from sottovoce.backends.pytorch import NAME as PYTORCH
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def _refusal(number_format: NumberFormat, _part: str, _in_features: int) -> str 
 
     if isinstance(number_format, Affine | MXFP4 | NVFP4):
         return None
-    return f"{NAME} holds affine formats, MXFP4 and NVFP4, not {number_format.title!r} (--target torch holds every format)"
+    return f"{NAME} holds affine formats, MXFP4 and NVFP4, not {number_format.title!r} (--target {PYTORCH} holds every format)"
 
 
 def _open(model: str, _threads: int) -> Recognizer:

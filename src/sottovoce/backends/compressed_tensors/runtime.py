@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.errors import ExportError
+from sottovoce.backends.pytorch import NAME as PYTORCH
+from sottovoce.errors import ExportError, first_line
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.generic import Generic
 from sottovoce.models.load import FAMILIES
@@ -24,9 +25,8 @@ def open_in_transformers(folder: str | Path) -> TorchRecognizer:
         network, report = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(path)
     except Exception as exc:
-        reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
-        raise ExportError(f"{folder}: transformers cannot load it ({reason}); run it with --runtime torch") from exc
+        raise ExportError(f"{folder}: transformers cannot load it ({first_line(exc)}); run it with --runtime {PYTORCH}") from exc
     if missing := sorted(report["missing_keys"]):
-        raise ExportError(f"{folder}: transformers finds no weight {missing[0]!r} in it; run it with --runtime torch")
+        raise ExportError(f"{folder}: transformers finds no weight {missing[0]!r} in it; run it with --runtime {PYTORCH}")
     family = FAMILIES.get(network.config.model_type, Generic)
     return TorchRecognizer(family(network.eval().requires_grad_(False), processor, str(folder)))

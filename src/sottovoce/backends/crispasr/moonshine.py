@@ -74,10 +74,9 @@ def _write_settings(source: Source, writer: Any) -> None:
         for key, value in numbers.items():
             writer.add_uint32(f"moonshine.{half}.{key}", value)
         writer.add_float32(f"moonshine.{half}.partial_rotary_factor", config.rope_parameters.get("partial_rotary_factor", 1.0))
-    settings = source.model.network.generation_config
     writer.add_uint32("moonshine.vocab_size", config.vocab_size)
     writer.add_uint32("moonshine.bos_token_id", config.decoder_start_token_id)
-    writer.add_uint32("moonshine.eos_token_id", settings.eos_token_id)
+    writer.add_uint32("moonshine.eos_token_id", source.end_token(NAME))
     writer.add_float32("moonshine.attention.layer_norm_epsilon", encoder.layer_norm.eps)
     writer.add_float32("moonshine.rope.freq_base", config.rope_parameters["rope_theta"])
     for number, convolution in enumerate((encoder.conv1, encoder.conv2, encoder.conv3), 1):

@@ -110,9 +110,9 @@ def _require_prompt(source: Source) -> None:
     for index, piece in FIXED_TOKENS.items():
         if index < len(pieces) and pieces[index] not in (piece, UNUSED.format(index)):
             raise ExportError(f"{NAME} takes token {index} for {piece!r}, and this model has {pieces[index]!r} there; keep its folder")
-    ends = source.model.network.generation_config.eos_token_id or source.config.eos_token_id
-    if END not in pieces or pieces.index(END) not in (ends if isinstance(ends, list | tuple) else [ends]):
-        raise ExportError(f"{NAME} ends a transcript at {END!r}, and this model ends it at {ends}; keep its folder")
+    ends = source.model.end_tokens
+    if END not in pieces or pieces.index(END) not in ends:
+        raise ExportError(f"{NAME} ends a transcript at {END!r}, and this model ends it at {list(ends)}; keep its folder")
     processor = source.model.processor
     (text,) = processor.apply_transcription_request(np.zeros(SAMPLE_RATE, np.float32), language="en", tokenize=False)
     if text != f"{BEFORE}{processor.audio_token}{AFTER}":

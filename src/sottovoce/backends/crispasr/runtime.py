@@ -9,10 +9,9 @@ import numpy as np
 
 from sottovoce.backends.crispasr.layout import LIMIT, MODEL, NAME, QWEN, TOKENIZER
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.errors import ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
-from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT, choose_language
 from sottovoce.system.stderr import captured_stderr
 
 SHORTEST = 8000  # samples; Qwen3-ASR's own front end fills up a shorter recording with zeros, CrispASR's does not
@@ -32,12 +31,13 @@ class CrispAsrRecognizer(WordlessRecognizer):
         architecture, limit = _checked_gguf(self._folder / MODEL)
         self._files = [MODEL] if architecture == QWEN else [MODEL, TOKENIZER]
         _require_file(self._folder, self._files[-1])
-        self._languages = _languages() if architecture == QWEN else {}
+        self._names = _languages() if architecture == QWEN else {}
+        self.languages, self.detects_languages = tuple(self._names), bool(self._names)
         try:
             with captured_stderr():
                 self._session = package.Session(str(self._folder / MODEL), n_threads=threads, use_gpu=False)
         except (RuntimeError, OSError) as exc:
-            raise ExportError(f"{folder}: {NAME} cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
+            raise ExportError(f"{folder}: {NAME} cannot load it ({first_line(exc)}); export it again") from exc
         if limit:
             self._session.set_max_new_tokens(limit)
 
@@ -49,7 +49,7 @@ class CrispAsrRecognizer(WordlessRecognizer):
     def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
         """CrispASR reports no times of its parts and no ids of tokens; all time counts as the decoder's. Cut transcripts are not known."""
         del confidence
-        spoken, shortest = self._spoken(language), SHORTEST if self._languages else 0
+        spoken, shortest = self._spoken(language), SHORTEST if self._names else 0
         began, found = time.perf_counter(), list[Recognition]()
         for samples in recordings:
             filled = np.pad(np.asarray(samples, np.float32), (0, max(0, shortest - len(samples))))
@@ -61,10 +61,7 @@ class CrispAsrRecognizer(WordlessRecognizer):
 
     def _spoken(self, language: str | None) -> str | None:
         """Return the English name of the language, as the prompt has it; None: the model says it before the transcript."""
-        if not self._languages:
-            return None
-        code = choose_language(language, tuple(self._languages), detects=True, source=self.source)
-        return None if code == DETECT else self._languages[code or DEFAULT_LANGUAGE]
+        return self._names.get(self.choose_language(language))  # "auto" has none, and neither has a Moonshine model
 
 
 def _languages() -> dict[str, str]:

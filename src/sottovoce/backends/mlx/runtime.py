@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.backends.mlx.layout import CONFIG, WEIGHTS
-from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.backends.mlx.layout import CONFIG, NAME, WEIGHTS
+from sottovoce.backends.openai_vocabulary import languages_of
+from sottovoce.errors import ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
-from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
+from sottovoce.models.languages import DETECT
 
 SAMPLES = 480_000  # of 30 s
 
@@ -27,16 +28,16 @@ class MlxRecognizer(WordlessRecognizer):
         self._core, self._whisper, flatten = _require_mlx()
         self.source, self._folder = str(folder), Path(folder).expanduser()
         if missing := [name for name in (CONFIG, WEIGHTS) if not (self._folder / name).is_file()]:
-            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... mlx` is wanted")
+            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
         try:
             self.model = self._whisper.load_models.load_model(str(self._folder), dtype=self._core.float32)
             stored = set(self._core.load(str(self._folder / WEIGHTS)))
         except Exception as exc:
-            reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-            raise ExportError(f"{folder}: mlx-whisper cannot load it ({reason}); export it again") from exc
+            raise ExportError(f"{folder}: mlx-whisper cannot load it ({first_line(exc)}); export it again") from exc
         wanted = {name for name, _ in flatten(self.model.parameters())} - {"alignment_heads"}
         if odd := sorted(wanted - stored):  # it would go on with random numbers
             raise ExportError(f"{folder}: has no tensor {odd[0]!r}, which mlx-whisper wants; export it again")
+        self.languages, self.detects_languages = languages_of(self.model.dims.n_vocab), self.model.is_multilingual
 
     @property
     def stored_bytes(self) -> int:
@@ -46,12 +47,13 @@ class MlxRecognizer(WordlessRecognizer):
     def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
         """One after the other; encoder (with features) and decoder are timed apart. There are no log-probabilities of tokens."""
         del confidence
+        spoken = self.choose_language(language)
         found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
         for samples in recordings:
             began = time.perf_counter()
             states = self.states(samples)
             between = time.perf_counter()
-            found.append(self._decoded(states, language))
+            found.append(self._decoded(states, None if spoken == DETECT else spoken))
             encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
         return RecognitionBatch(recognitions=found, encoder_s=encoder_s, decoder_s=decoder_s)
 
@@ -64,18 +66,14 @@ class MlxRecognizer(WordlessRecognizer):
         return states
 
     def _decoded(self, states: Any, language: str | None) -> Recognition:
+        """Decode in `language`; None: mlx-whisper finds out which it is."""
         decoding, dims = self._whisper.decoding, self.model.dims
-        spoken = None if language == DETECT else language or DEFAULT_LANGUAGE
-        if not self.model.is_multilingual:
-            spoken = DEFAULT_LANGUAGE
-        elif spoken not in (None, *self._whisper.tokenizer.LANGUAGES):
-            raise ModelError(f"{self.source}: mlx-whisper does not know the language {language!r}; give a code such as 'en' or 'de'")
         prompt = 4 if self.model.is_multilingual else 2
         room = dims.n_text_ctx - prompt
         (result,) = decoding.decode(
             self.model,
             states,
-            decoding.DecodingOptions(language=spoken, without_timestamps=True, fp16=False, sample_len=room),
+            decoding.DecodingOptions(language=language, without_timestamps=True, fp16=False, sample_len=room),
         )
         return Recognition(
             text=result.text,

@@ -10,8 +10,9 @@ from safetensors.numpy import save
 from sottovoce.backends.backend import StoredType
 from sottovoce.backends.mlx.layout import CONFIG, NAME, WEIGHTS
 from sottovoce.backends.mlx.matrices import quantization, refusal, stored_type, to_mlx
+from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
 from sottovoce.backends.openai_names import openai_dimensions, openai_name
-from sottovoce.backends.openai_vocabulary import require_openai_like
+from sottovoce.backends.openai_vocabulary import ANY_MODEL, require_openai_like
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
 
@@ -28,7 +29,7 @@ def write_mlx(source: Source, folder: Path) -> dict[str, StoredType]:
     require_openai_like(source, NAME)
     config = source.config
     if config.activation_function != "gelu":
-        raise ExportError(f"{NAME} computes GELU, and this model wants {config.activation_function!r}; export it to onnx")
+        raise ExportError(f"{NAME} computes GELU, and this model wants {config.activation_function!r}; export it to {ANY_MODEL}")
     for name, weight in source.weights.items():
         if (reason := refusal(weight.format)) is not None:
             raise ExportError(f"{name}: {reason}; quantize with --target {NAME}")
@@ -77,12 +78,12 @@ def _require_sinusoids(positions: np.ndarray) -> None:
     farthest = float(np.abs(positions - sinusoids(*positions.shape)).max())
     if farthest > MOST_FROM_SINUSOIDS:
         raise ExportError(
-            f"{NAME} computes the encoder's positions, and those of this model differ from them by up to {farthest:.2g}; export it to gguf "
-            "or onnx"
+            f"{NAME} computes the encoder's positions, and those of this model differ from them by up to {farthest:.2g}; export it to "
+            f"{ANY_MODEL}"
         )
 
 
 def _halved(name: str, array: np.ndarray) -> np.ndarray:
     if np.abs(array).max() > np.finfo(np.float16).max:
-        raise ExportError(f"{name}: a weight exceeds the largest float16 number, which is what {NAME} stores; export it to onnx")
+        raise ExportError(f"{name}: a weight exceeds the largest float16 number, which is what {NAME} stores; export it to {ONNX_RUNTIME}")
     return np.ascontiguousarray(array.astype(np.float16))

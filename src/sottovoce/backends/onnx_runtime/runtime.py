@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sottovoce.backends.onnx_runtime import NAME
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT, cache_names
 from sottovoce.backends.onnx_runtime.saturation import name_saturation
-from sottovoce.errors import DataError, ExportError, MissingDependencyError
+from sottovoce.errors import DataError, ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow, ShortContext, by_context
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model, window_of_model
 from sottovoce.models.load import FAMILIES
@@ -39,7 +40,7 @@ class OnnxRecognizer:
 
         self.source, self._folder, self._runtime, self._batch = str(folder), Path(folder).expanduser(), runtime, batch
         if missing := [name for name in (ENCODER, DECODER, "config.json") if not (self._folder / name).is_file()]:
-            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... onnx` is wanted")
+            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -52,7 +53,7 @@ class OnnxRecognizer:
                 for name in (ENCODER, DECODER)
             )
         except Exception as exc:
-            raise ExportError(f"{folder}: ONNX Runtime cannot load it ({str(exc).splitlines()[0]}); export it again") from exc
+            raise ExportError(f"{folder}: ONNX Runtime cannot load it ({first_line(exc)}); export it again") from exc
         name_saturation(str(folder), self._folder / ENCODER)
         self.model = FAMILIES[config.model_type](settings, processor, self.source)
         self.max_duration_s = self.model.max_duration_s
@@ -124,7 +125,7 @@ class OnnxRecognizer:
     def _decode(self, states: Any, language: str | None) -> list[tuple[list[int], list[float], bool]]:
         generation = self.model.network.generation_config
         prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"].numpy()
-        count, end = states.shape()[0], generation.eos_token_id
+        count, ends = states.shape()[0], self.model.end_tokens
         suppressed = list(getattr(generation, "suppress_tokens", None) or [])
         at_first = list(getattr(generation, "begin_suppress_tokens", None) or [])
         rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
@@ -147,7 +148,7 @@ class OnnxRecognizer:
                 tokens, probabilities, ended = rows[i]
                 if ended:
                     continue
-                if token == end:
+                if token in ends:
                     rows[i] = (tokens, probabilities, True)
                     continue
                 tokens.append(token)

@@ -10,6 +10,8 @@ from sottovoce.quantization.target import Target
 if TYPE_CHECKING:
     from sottovoce.evaluation.recognizer import Recognizer
 
+NAME = "torch"
+
 
 def _open(model: str, _threads: int) -> Recognizer:
     from sottovoce.checkpoint.load import load
@@ -19,8 +21,8 @@ def _open(model: str, _threads: int) -> Recognizer:
 
 
 PYTORCH = Backend(
-    name="torch",
+    name=NAME,
     title="PyTorch (this package)",
-    target=Target(name="torch", refusal=lambda *_: None),
+    target=Target(name=NAME, refusal=lambda *_: None),
     open=_open,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from sottovoce.backends.onnx_runtime.saturation import name_saturation
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.errors import ExportError, MissingDependencyError, ModelError
+from sottovoce.errors import ExportError, MissingDependencyError, ModelError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.models.languages import DEFAULT_LANGUAGE, DETECT
@@ -39,14 +39,15 @@ class SherpaRecognizer(WordlessRecognizer):
         if missing := [file.name for file in self._files if not file.is_file()]:
             raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
         self._most_tokens = MOST_TOKENS
-        self._languages = self._checked()
+        self.languages = self._checked()
+        self.detects_languages = len(self.languages) > 1
         name_saturation(str(folder), self._files[0])
         self.max_duration_s = LONGEST_S[self.family]
         self._recognizers = dict[str, Any]()
         self._recognizer(DEFAULT_LANGUAGE)
 
-    def _checked(self) -> list[str]:
-        """Codes of the languages of a multilingual model; sherpa-onnx ends the process on files that it does not like."""
+    def _checked(self) -> tuple[str, ...]:
+        """Return the codes of a Whisper model's languages; sherpa-onnx ends the process on files that it does not like."""
         graphs = list[Any]()
         for file in self._files[:2]:
             try:
@@ -61,12 +62,13 @@ class SherpaRecognizer(WordlessRecognizer):
         if not numbers or numbers != list(range(len(numbers))):
             raise ExportError(f"{self._files[2]}: is damaged (its numbers have gaps); export it again")
         if self.family != "whisper":
-            return []
+            return ()
         entries = {entry.key: entry.value for entry in graphs[0].metadata_props}
         if missing := [name for name in WANTED_METADATA if name not in entries]:
             raise ExportError(f"{self._files[0]}: its metadata have no {missing[0]!r}, which {NAME} wants; export it again")
         self._most_tokens = int(entries["n_text_ctx"]) // 2
-        return entries.get("all_language_codes", "").split(",") if entries.get("is_multilingual") == "1" else []
+        multilingual = entries.get("is_multilingual") == "1"
+        return tuple(entries.get("all_language_codes", "").split(",")) if multilingual else (DEFAULT_LANGUAGE,)
 
     def _recognizer(self, language: str) -> Any:
         """sherpa-onnx fixes the language when it loads a model; an empty one is detected."""
@@ -81,8 +83,7 @@ class SherpaRecognizer(WordlessRecognizer):
                             encoder, decoder, tokens, language=language, num_threads=self._threads, tail_paddings=WHOLE_WINDOW
                         )
                 except Exception as exc:
-                    reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-                    raise ExportError(f"{self.source}: {NAME} cannot load it ({reason}); export it again") from exc
+                    raise ExportError(f"{self.source}: {NAME} cannot load it ({first_line(exc)}); export it again") from exc
             self._recognizers = {language: found}  # one at a time: each holds the whole model
         return self._recognizers[language]
 
@@ -94,7 +95,10 @@ class SherpaRecognizer(WordlessRecognizer):
     def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
         """sherpa-onnx reports no times of its parts, no ids and no probabilities; all time counts as the decoder's."""
         del confidence
-        recognizer = self._recognizer(self._spoken(language))
+        spoken = self.choose_language(language)
+        if self.family == "moonshine":  # its files are of one language, and do not say which
+            spoken = DEFAULT_LANGUAGE
+        recognizer = self._recognizer("" if spoken == DETECT else spoken)
         began, found = time.perf_counter(), list[Recognition]()
         for samples in recordings:
             stream = recognizer.create_stream()
@@ -121,15 +125,6 @@ class SherpaRecognizer(WordlessRecognizer):
         except UnicodeDecodeError:
             return True
         return count < min(int((samples + SHIFT // 2) // SHIFT * SHIFT / SAMPLE_RATE * TOKENS_PER_SECOND[self.family]), self._most_tokens)
-
-    def _spoken(self, language: str | None) -> str:
-        if not self._languages:
-            return DEFAULT_LANGUAGE
-        if language == DETECT:
-            return ""
-        if (spoken := language or DEFAULT_LANGUAGE) not in self._languages:
-            raise ModelError(f"{self.source}: this model does not know the language {language!r}; give a code such as 'en' or 'de'")
-        return spoken
 
 
 def _reason(log: str) -> str:

@@ -41,6 +41,7 @@ def write_sherpa(source: Source, folder: Path, activations: str = "int8") -> dic
         _write_whisper(onnx, source, folder, activations)
         tokens = token_bytes(source)
     else:
+        source.end_token(NAME)
         write_graphs(onnx, source, folder, activations)
         for written, wanted in zip((ENCODER, DECODER), FILES["moonshine"], strict=True):
             for file in (folder / written).parent.glob(f"{Path(written).name}*"):  # weights beside a large graph go with it

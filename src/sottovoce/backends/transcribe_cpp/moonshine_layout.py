@@ -74,7 +74,7 @@ def _settings(source: Source, writer: Any) -> None:
     for key, piece in (("unknown", "<unk>"), ("bos", "<s>"), ("eos", "</s>")):
         if piece in ids:
             writer.add_uint32(f"tokenizer.ggml.{key}_token_id", ids[piece])
-    end, start = generation.eos_token_id, config.decoder_start_token_id
+    end, start = source.end_token("transcribe.cpp"), config.decoder_start_token_id
     padding = end if generation.pad_token_id is None else generation.pad_token_id
     writer.add_uint32("tokenizer.ggml.padding_token_id", padding)
     writer.add_bool("tokenizer.ggml.add_bos_token", True)

@@ -9,7 +9,7 @@ import numpy as np
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
-from sottovoce.models.languages import DEFAULT_LANGUAGE
+from sottovoce.models.languages import DETECT
 from sottovoce.system.stderr import captured_stderr
 
 
@@ -29,9 +29,11 @@ class TranscribeCppRecognizer(WordlessRecognizer):
         except (transcribe_cpp.TranscribeError, OSError) as exc:
             raise ExportError(f"{file}: transcribe.cpp cannot load it ({exc}); export it again") from exc
         self._session = self._model.session(n_threads=threads)
-        self._multilingual = len(self._model.capabilities.languages) > 1
         whisper = transcribe_cpp.WhisperRunOptions(temperature_inc=0.0, temperature=0.0)
         self._options: dict[str, Any] = {"family": whisper} if self._model.accepts(whisper) else {}
+        if self._options:  # files of Moonshine say "en" of every model
+            self.languages = tuple(self._model.capabilities.languages)
+            self.detects_languages = bool(self._model.capabilities.supports_language_detect)
 
     @property
     def stored_bytes(self) -> int:
@@ -43,13 +45,14 @@ class TranscribeCppRecognizer(WordlessRecognizer):
 
         Without timestamps it gives the text of a Whisper model, and no tokens.
         """
-        if self._multilingual:
-            language = language or DEFAULT_LANGUAGE
+        chosen = self.choose_language(language)
+        # A model of one language is not told which; without one, a model of several detects it.
+        spoken = None if len(self.languages) <= 1 or chosen == DETECT else chosen
         found, encoder_s, decoder_s = list[Recognition](), 0.0, 0.0
         for samples in recordings:
             ended = True
             try:
-                result = self._session.run(np.ascontiguousarray(samples, np.float32), language=language, timestamps="none", **self._options)
+                result = self._session.run(np.ascontiguousarray(samples, np.float32), language=spoken, timestamps="none", **self._options)
             except self._library.errors.OutputTruncated as exc:
                 result, ended = exc.partial_result, False
                 if result is None:

@@ -50,6 +50,7 @@ def _settings(source: Source, writer: Any) -> None:
     extractor = source.model.processor.feature_extractor
     if config.activation_function != "gelu" or config.scale_embedding or not source.model.tied:
         raise ExportError("transcribe.cpp runs Whisper only with GELU, unscaled embeddings and a head tied to them")
+    source.end_token("transcribe.cpp")  # it ends at <|endoftext|> alone
     languages = [code[2:-2] for code in getattr(generation, "lang_to_id", None) or {}] or [DEFAULT_LANGUAGE]
     writer.add_array("general.languages", languages)
     writer.add_bool("stt.capability.lang_detect", len(languages) > 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.backends.ggml_types import BLOCK_TYPES, F16, F32
+from sottovoce.backends.whisper_cpp import NAME
 from sottovoce.errors import ExportError
 
 MAGIC = 0x67676D6C
@@ -52,5 +53,5 @@ def read_header(file: Path) -> tuple[int, ...]:
         if kind not in (F32, F16):
             kinds.add(kind)
     if len(kinds) > 1:
-        raise ExportError(f"{file}: mixes block types, which whisper.cpp does not hold; export it again with --target ggml")
+        raise ExportError(f"{file}: mixes block types, which whisper.cpp does not hold; export it again with --target {NAME}")
     return tuple(numbers)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.openai_vocabulary import languages_of
 from sottovoce.backends.whisper_cpp.header import read_header
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
-from sottovoce.models.languages import DEFAULT_LANGUAGE
 from sottovoce.system.stderr import captured_stderr
 
 # Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
@@ -43,6 +43,8 @@ class WhisperCppRecognizer(WordlessRecognizer):
         header = read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
         self.source, self._calls, self._class, self._threads = str(file), _pywhispercpp, Model, threads
         self.window = EncoderWindow(positions=header[1])
+        self.languages = languages_of(header[0])
+        self.detects_languages = len(self.languages) > 1
         self._whole, self._short = self._load(whole=True), None
         self._context = vars(self._whole)["_ctx"]  # the runtime's, of the recording that was recognized last
         self._end = _pywhispercpp.whisper_token_eot(self._context)
@@ -89,13 +91,12 @@ class WhisperCppRecognizer(WordlessRecognizer):
         contexts: Sequence[int | None] = (),
     ) -> RecognitionBatch:
         """whisper.cpp reports no times of its parts; all counts as the decoder's."""
+        spoken = self.choose_language(language)
         found, calls, seconds = list[Recognition](), self._calls, 0.0
         for samples, positions in zip(recordings, contexts or [None] * len(recordings), strict=True):
             model = self._model(positions)
             began = time.perf_counter()
-            segments = model.transcribe(
-                np.ascontiguousarray(samples, np.float32), language=language or DEFAULT_LANGUAGE, audio_ctx=positions or 0
-            )
+            segments = model.transcribe(np.ascontiguousarray(samples, np.float32), language=spoken, audio_ctx=positions or 0)
             self._context = context = vars(model)["_ctx"]
             tokens = [
                 (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))

@@ -17,6 +17,8 @@ from sottovoce.backends.ggml_types import BLOCK_TYPES, F16, F32
 from sottovoce.backends.openai_names import openai_name
 from sottovoce.backends.openai_vocabulary import require_openai_like, token_bytes
 from sottovoce.backends.source import Source
+from sottovoce.backends.transcribe_cpp import NAME as TRANSCRIBE_CPP
+from sottovoce.backends.whisper_cpp import NAME
 from sottovoce.backends.whisper_cpp.header import MAGIC
 from sottovoce.errors import ExportError
 
@@ -37,7 +39,7 @@ def write_ggml(source: Source, file: Path) -> dict[str, StoredType]:
         odd = next(name for name in matrices if kinds[name] != kinds[matrices[0]])
         raise ExportError(
             f"whisper.cpp holds one type for all matrices, but {matrices[0]} is {kinds[matrices[0]]} and {odd} is {kinds[odd]}; "
-            "quantize with one width for all, head included (--target ggml), or export to gguf"
+            f"quantize with one width for all, head included (--target {NAME}), or export to {TRANSCRIBE_CPP}"
         )
     kind = kinds[matrices[0]]
     with file.open("wb") as out:

@@ -117,7 +117,7 @@ export class Model {
   }
 
   async decode(states, prompt) {
-    const settings = this.generation, ids = [];
+    const settings = this.generation, ends = [settings.eos_token_id].flat(), ids = [];
     const never = new Set(settings.suppress_tokens ?? []), notFirst = new Set(settings.begin_suppress_tokens ?? []);
     const positions = this.isWhisper ? this.config.max_target_positions : this.config.max_position_embeddings;
     const room = Math.min(settings.max_length ?? positions, positions) - prompt.length;
@@ -125,7 +125,7 @@ export class Model {
     while (ids.length < room) {
       const step = await this.step(input, states, cache);
       const next = largest(step.scores, (id) => !never.has(id) && !(ids.length === 0 && notFirst.has(id)));
-      if (next === settings.eos_token_id) break;
+      if (ends.includes(next)) break;
       ids.push(next);
       input = [next];
       cache = step.cache;
