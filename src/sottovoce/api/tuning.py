@@ -10,8 +10,8 @@ import torch
 
 from sottovoce.api.inputs import calibration_sets, loaded
 from sottovoce.checkpoint.layout import stored_name
-from sottovoce.checkpoint.load import load, read_weights
-from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
+from sottovoce.checkpoint.load import open_folder
+from sottovoce.checkpoint.manifest import MANIFEST
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
 from sottovoce.data.augment import Augmentation
@@ -125,18 +125,16 @@ def open_quantized(checkpoint: str | Path) -> tuple[QuantizedModel, History]:
             f"{checkpoint}: is not a folder written by `sottovoce quantize`, and only such a folder is tuned; in place of an exported file "
             "give the folder that it was made from"
         )
-    manifest = read_manifest(folder)
+    opened = open_folder(folder)
+    manifest = opened.manifest
     if manifest.tune is not None:
         raise CheckpointError(
             f"{checkpoint}: is tuned already ({manifest.tune.chosen} steps); give the folder that it was made from, with more steps or "
             "more speech"
         )
-    model = load(folder)
-    model.source = manifest.source
-    stored = read_weights(folder, manifest.plan)
     result = QuantizedModel(
-        model=model,
-        weights={layer.name: stored[stored_name(layer)] for layer in manifest.plan.layers},
+        model=opened.model,
+        weights={layer.name: opened.weights[stored_name(layer)] for layer in manifest.plan.layers},
         reports=manifest.layers,
         plan=manifest.plan,
         recipe=manifest.recipe,
