@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sottovoce.api.fitting import DEFAULT_HELD_OUT
-from sottovoce.api.inputs import loaded
+from sottovoce.api.inputs import limited, loaded
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.data.dataset import DataSet
-from sottovoce.data.load import load_data
 from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
 from sottovoce.fitting.speech import held_out_speech
 from sottovoce.models.speech_model import SpeechModel
@@ -38,7 +37,7 @@ def inspect_errors(
     """
     opened = open_folder(folder)
     original = loaded(against or opened.manifest.source)
-    data = audio.take(limit) if isinstance(audio, DataSet) else load_data(audio, at_most=limit)
+    data = limited(audio, limit)
     speech = held_out_speech(original, data, language=language, progress=progress)
     planned = {layer.name for layer in opened.manifest.plan.layers}
     units = {layer.name: [layer.name] for layer in original.layers() if layer.name in planned}

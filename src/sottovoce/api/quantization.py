@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, loaded
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import StoredRun, exclusive_run
@@ -54,7 +54,7 @@ def quantize(
     *,
     recipe: Recipe | None = None,
     plan: Plan | None = None,
-    calibration: str | Path | DataSet | Sequence[str | Path | DataSet] | None = None,
+    calibration: Sources | None = None,
     weighting: Weighting = "hours",
     augmentation: Augmentation | None = None,
     utterances: int | None = 128,

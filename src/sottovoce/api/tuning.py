@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded
 from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
@@ -34,7 +34,6 @@ from sottovoce.tuning.schedule import MARGIN, SMALLEST
 from sottovoce.tuning.speech import Folds, prepare, split
 from sottovoce.tuning.teacher import make_lessons, token_count
 
-Sources = str | Path | DataSet | Sequence[str | Path | DataSet]
 DEFAULT_UTTERANCES, DEFAULT_HELD_OUT = 192, 48
 
 
@@ -180,8 +179,7 @@ def draw(
     seed: int,
 ) -> Folds:
     """Draw both folds from speech; `calibrated`: what the codes were calibrated on. Raises `CalibrationError` if there is too little."""
-    # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
-    count = None if len(sets) == 1 else utterances + held_out
+    count = drawn_count(sets, utterances + held_out)
     return split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out, calibrated)
 
 
