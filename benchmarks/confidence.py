@@ -15,10 +15,10 @@ from pathlib import Path
 
 from sottovoce.bench.cells import TORCH, CellStore
 from sottovoce.bench.collect import finished_evaluations
-from sottovoce.bench.records import FLOAT_BITS
 from sottovoce.evaluation.confidence import fit_to_transcripts
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.models.load import load_model
+from sottovoce.quantization.recipe import FLOAT_BITS
 
 
 def main() -> None:

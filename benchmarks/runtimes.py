@@ -31,6 +31,7 @@ from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.backends.whisper_cpp.writer import write_ggml
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.activation_rounding import int8_activations
 from sottovoce.evaluation.normalize import normalize
@@ -271,7 +272,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
         result["transcripts"] = {name: to_plain(transcribe_data(recognizer, data).transcripts) for name, data in sets.items()}
     else:
         clips = [u.samples() for data in sets.values() for u in list(data)[:CLIPS_PER_SET]]
-        result["audio_s"] = sum(map(len, clips)) / 16000
+        result["audio_s"] = sum(map(len, clips)) / SAMPLE_RATE
         runs = []
         for _ in range(arguments.repeats + 1):
             measured = [recognized(recognizer, clip, arguments.threads) for clip in clips]

@@ -27,7 +27,7 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
-from sottovoce.system.ranks import refuse_ranks
+from sottovoce.system.torchrun import refuse_ranks
 from sottovoce.system.versions import environment
 
 DEFAULT_HELD_OUT = 16  # utterances of each fold on which a fit measures

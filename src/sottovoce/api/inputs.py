@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sottovoce.checkpoint.load import load
 from sottovoce.data.dataset import DataSet
+from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data, load_each
 from sottovoce.models.speech_model import SpeechModel
 
@@ -40,6 +41,6 @@ def limited(data: str | Path | DataSet, limit: int | None) -> DataSet:
 
 def _enough_of(source: str | Path, utterances: int | None) -> DataSet:
     """All there is in a folder; of a data set on the Hub, some times as many as are drawn, not the whole corpus."""
-    if str(source).startswith("hf:") and utterances is not None:
+    if str(source).startswith(PREFIX) and utterances is not None:
         return load_data(source, at_most=HUB_SURPLUS * utterances)
     return load_data(source)

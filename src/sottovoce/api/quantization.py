@@ -32,7 +32,8 @@ from sottovoce.system.devices import Placement
 from sottovoce.system.notices import notice
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.progress import Progress, silent
-from sottovoce.system.ranks import Ranks, is_leading, joined_ranks, refuse_ranks
+from sottovoce.system.ranks import Ranks, joined_ranks
+from sottovoce.system.torchrun import is_leading, refuse_ranks
 from sottovoce.system.versions import environment
 
 MEMORY = "memory"

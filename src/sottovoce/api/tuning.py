@@ -26,7 +26,7 @@ from sottovoce.quantization.tune_record import TuneRecord, TuneSettings, default
 from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
-from sottovoce.system.ranks import refuse_ranks
+from sottovoce.system.torchrun import refuse_ranks
 from sottovoce.system.versions import environment
 from sottovoce.tuning.numbers import TunedNumbers
 from sottovoce.tuning.run import Tuning

@@ -14,6 +14,7 @@ from sottovoce.backends.transcribe_cpp.layout import (
     parameter_names,
     tokens_by_id,
 )
+from sottovoce.data.audio import SAMPLE_RATE
 
 ATTENTION = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}
 TOP = {
@@ -102,7 +103,7 @@ def _settings(source: Source, writer: Any) -> None:
     for key, value in {"decoder_start": start, "bos": config.bos_token_id, "eos": end, "pad": padding}.items():
         writer.add_uint32(f"stt.moonshine.{key}_token_id", value)
     writer.add_string("stt.frontend.type", "raw")
-    writer.add_uint32("stt.frontend.sample_rate", 16_000)
+    writer.add_uint32("stt.frontend.sample_rate", SAMPLE_RATE)
     writer.add_uint32("stt.frontend.num_mels", 1)
 
 
