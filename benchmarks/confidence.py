@@ -15,10 +15,11 @@ from pathlib import Path
 
 from sottovoce.bench.cells import TORCH, CellStore
 from sottovoce.bench.collect import finished_evaluations
-from sottovoce.bench.records import FLOAT_BITS
 from sottovoce.evaluation.confidence import fit_to_transcripts
 from sottovoce.evaluation.recognizer import TorchRecognizer
+from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.models.load import load_model
+from sottovoce.quantization.recipe import FLOAT_BITS
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/confidence.json")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    by_system: dict[tuple[str, int], list] = {}
+    by_system: dict[tuple[str, int], list[Transcript]] = {}
     found = finished_evaluations(CellStore(Path(arguments.results)).all())
     for run in sorted(found, key=lambda run: (run.method, run.bits, run.data, run.seed or 0)):
         if run.model == arguments.model and run.runtime == TORCH and run.bits in (FLOAT_BITS, arguments.bits):

@@ -98,14 +98,15 @@ def main() -> None:
 
 
 def _result_file(arguments: argparse.Namespace, system: str) -> Path:
-    return arguments.work / MODEL / f"results-{arguments.clips}" / f"{system.replace(' ', '_').replace(',', '')}.json"
+    work: Path = arguments.work
+    return work / MODEL / f"results-{arguments.clips}" / f"{system.replace(' ', '_').replace(',', '')}.json"
 
 
 def _file_of(arguments: argparse.Namespace, quantization: str | None, runtime: str) -> Path | None:
     """Return the folder that a system runs; make it if it is not there."""
-    work = arguments.work / MODEL
+    work: Path = arguments.work / MODEL
     folder = work / quantization if quantization else None
-    if folder is not None and not folder.is_dir():
+    if quantization and folder is not None and not folder.is_dir():
         settings = dict(QUANTIZED[quantization])
         target = target_named(settings.pop("target"))
         calibration = arguments.speech / "calibration"
@@ -175,7 +176,7 @@ def _work(arguments: argparse.Namespace, system: str) -> None:
     if "sherpa" in SYSTEMS[system][1]:
         alone = min(recognizer.recognize([np.zeros(1600, np.float32)], None).decoder_s for _ in range(3))
     for name, data in sets.items():
-        rows = []
+        rows = list[Transcript]()
         for utterance in data:
             found = transcribe_data(recognizer, replace(data, utterances=(utterance,)))  # one at a time, as all runtimes work
             encoder_s, decoder_s = encoder_s + found.encoder_s + alone, decoder_s + found.decoder_s - alone
@@ -198,7 +199,9 @@ def _encoder_in_openvino(arguments: argparse.Namespace) -> None:
     import onnxruntime
     import openvino
 
-    file = str(_file_of(arguments, *SYSTEMS["4 bits FADE, sherpa-onnx"]) / FILES["whisper"][0])
+    folder = _file_of(arguments, *SYSTEMS["4 bits FADE, sherpa-onnx"])
+    assert folder is not None
+    file = str(folder / FILES["whisper"][0])
     model = api.load(f"bundled:{MODEL}")
     mel = model.features([load_data(arguments.speech / SETS[0]).take(1).utterances[0].samples()])["input_features"].numpy()
     options = onnxruntime.SessionOptions()

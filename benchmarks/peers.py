@@ -26,7 +26,6 @@ from sottovoce.fitting.speech import held_out_speech
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import quantize_model
-from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
@@ -50,17 +49,17 @@ def main() -> None:
     manifest = read_manifest(arguments.folders[0])
     plan, original = manifest.plan, api.load(manifest.source)
     layers = [layer.name for layer in plan.layers]
-    weights = sum(layer.weights for layer in plan.layers)
     hqq_bits = arguments.bits + 2 * FLOAT16_BITS / arguments.group_size
     plain = Recipe(method=METHODS["rtn"], format=manifest.recipe.format, head_bits=manifest.recipe.head_bits)
     systems: dict[str, tuple[float, Any]] = {
         "original": (FLOAT16_BITS, lambda: original),
         f"HQQ, groups of {arguments.group_size}": (hqq_bits, lambda: hqq(api.load(manifest.source), layers, arguments)),
-        "RTN": (stored_bits(plan, weights), lambda: quantize_model(original, plan, plain, None).model),
+        "RTN": (plan.bits_per_weight, lambda: quantize_model(original, plan, plain, None).model),
     }
     for folder in arguments.folders:
-        title = "FADE" if read_manifest(folder).tune is None else "FADE, tuned"
-        systems[f"{title} ({folder.name})"] = (stored_bits(plan, weights), lambda folder=folder: api.load(folder))
+        own = read_manifest(folder)
+        title = "FADE" if own.tune is None else "FADE, tuned"
+        systems[f"{title} ({folder.name})"] = (own.plan.bits_per_weight, lambda folder=folder: api.load(folder))
     sets = {name: load_data(arguments.speech / name, at_most=arguments.limit) for name in SETS}
     taught = {name: held_out_speech(original, data, language=None, progress=silent) for name, data in sets.items()}
     for name, (bits, make) in systems.items():
@@ -74,11 +73,6 @@ def main() -> None:
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(name, json.dumps(row["sets"]), flush=True)
-
-
-def stored_bits(plan: Plan, weights: int) -> float:
-    """Bits per quantized weight, with all parameters."""
-    return sum(layer.weights * layer.format.bits_per_weight(layer.shape[1]) for layer in plan.layers) / weights
 
 
 def hqq(model: SpeechModel, layers: list[str], arguments: argparse.Namespace) -> SpeechModel:

@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.backends.whisper_cpp.writer import write_ggml
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.activation_rounding import int8_activations
 from sottovoce.evaluation.normalize import normalize
@@ -105,6 +107,7 @@ SIMULATED = {
     "float32, ONNX Runtime": "float32, PyTorch",
 }
 
+WRITERS: dict[str, Callable[[Source, Path], object]] = {"gguf": write_gguf, "ggml": write_ggml, "onnx": write_onnx}
 SHIPPED = "4 bits FADE, transcribe.cpp"
 COMPARED = ("float32, PyTorch", "8 bits RTN (Q8_0), transcribe.cpp", "4 bits RTN, transcribe.cpp", "int8, faster-whisper")
 
@@ -189,14 +192,15 @@ def main() -> None:
 
 def _result_file(arguments: argparse.Namespace, model: str, system: str, timed: bool) -> Path:
     kind = "speed" if timed else "words"
-    return arguments.work / model / "results" / f"{system.replace(' ', '_').replace(',', '')}.{kind}.json"
+    work: Path = arguments.work
+    return work / model / "results" / f"{system.replace(' ', '_').replace(',', '')}.{kind}.json"
 
 
 def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None, runtime: str) -> Path | None:
     """Return the file or folder that a system runs; make it if it is not there."""
-    work = arguments.work / model
+    work: Path = arguments.work / model
     folder = work / quantization if quantization else None
-    if folder is not None and not folder.is_dir():
+    if quantization and folder is not None and not folder.is_dir():
         settings = dict(QUANTIZED[quantization])
         target, method = settings.pop("target"), settings.pop("method")
         rules = settings.pop("rules", ())
@@ -216,8 +220,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
     elif runtime == "onnx-int8":
         _dynamic_int8(_file_of(arguments, model, None, "onnx"), file)
     else:
-        writer = {"gguf": write_gguf, "ggml": write_ggml, "onnx": write_onnx}[runtime]
-        writer(Source(api.load(f"bundled:{model}"), {}), file)
+        WRITERS[runtime](Source(api.load(f"bundled:{model}"), {}), file)
     return file
 
 
@@ -271,7 +274,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
         result["transcripts"] = {name: to_plain(transcribe_data(recognizer, data).transcripts) for name, data in sets.items()}
     else:
         clips = [u.samples() for data in sets.values() for u in list(data)[:CLIPS_PER_SET]]
-        result["audio_s"] = sum(map(len, clips)) / 16000
+        result["audio_s"] = sum(map(len, clips)) / SAMPLE_RATE
         runs = []
         for _ in range(arguments.repeats + 1):
             measured = [recognized(recognizer, clip, arguments.threads) for clip in clips]
@@ -291,7 +294,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
 
 def recognized(recognizer: Any, clip: np.ndarray, threads: int, language: str | None = None) -> RecognitionBatch:
     """Recognize one clip, with the seconds of encoder and decoder apart in every runtime."""
-    batch = recognizer.recognize([clip], language)
+    batch: RecognitionBatch = recognizer.recognize([clip], language)
     if not hasattr(recognizer, "_calls"):
         return batch
     began = time.perf_counter()  # whisper.cpp reports one time for both: run its encoder once more, alone
@@ -323,7 +326,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 "capped_wer": score.capped_wer,
                 "interval": [score.low, score.high],
                 "loops": len(score.looped),
-                "paired_with_float": None if score.paired is None else asdict(score.paired),
+                "paired_with_float": to_plain(score.paired),
             }
             if name in SIMULATED and SIMULATED[name] in transcripts_of:
                 simulated = transcripts_of[SIMULATED[name]][data]
@@ -334,12 +337,12 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 row["sets"][data]["wer_simulated"] = score_transcripts(simulated).wer
         if name == SHIPPED:
             row["paired"] = {
-                other: {data: asdict(score_transcripts(ours, transcripts_of[other][data]).paired) for data, ours in sets.items()}
+                other: {data: to_plain(score_transcripts(ours, transcripts_of[other][data]).paired) for data, ours in sets.items()}
                 for other in COMPARED
                 if other in transcripts_of
             }
-        if speed[name]:
-            runs, audio_s = speed[name]["runs"], speed[name]["audio_s"]
+        if timed := speed[name]:
+            runs, audio_s = timed["runs"], timed["audio_s"]
             encoder_s, decoder_s = (statistics.median(run[key] for run in runs) for key in ("encoder_s", "decoder_s"))
             row["speed"] = {
                 "encoder_s": encoder_s,
@@ -350,7 +353,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 "ms_per_token": 1000 * decoder_s / runs[0]["tokens"] if runs[0]["tokens"] else None,
                 "runs": runs,
             }
-            row["memory_bytes"] = speed[name]["memory_bytes"]
+            row["memory_bytes"] = timed["memory_bytes"]
         systems[name] = row
     machine = {
         "processor": to_plain(processor()),

@@ -150,7 +150,8 @@ def options() -> str:
 
 
 def _systems(model: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"runtimes/{model}.json").read_text())["systems"]
+    systems: dict[str, Any] = json.loads((RESULTS / f"runtimes/{model}.json").read_text())["systems"]
+    return systems
 
 
 def runtimes(model: str) -> str:

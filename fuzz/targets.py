@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -246,7 +247,7 @@ BOOK_PLAN = Plan(
     target="torch",
     layers=tuple(PlannedLayer(name=name, part="encoder", format=format_named(name), shape=(2, 256)) for name in BOOKS),
 )
-VERSION_1 = {
+VERSION_1: dict[str, Any] = {
     "source": "m",
     "calibration": None,
     "environment": {},

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from sottovoce import api
+from sottovoce.api.tuning import open_quantized
+from sottovoce.backends.source import open_source
+from sottovoce.checkpoint import manifest as manifests
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_sealed
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
@@ -71,6 +74,20 @@ def test_every_targets_folder_is_verified(target: str, symmetric: bool, model_fo
     )
     api.quantize(model_folder, tmp_path / "out", recipe=recipe, target=target)
     assert api.verify(tmp_path / "out").weights > 0
+
+
+@pytest.mark.parametrize("opens", [api.load, api.verify, open_quantized, open_source])
+def test_opening_a_folder_hashes_each_file_once(opens: Callable[[Path], object], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = list[str]()
+    digest = manifests.sha256
+    monkeypatch.setattr(manifests, "sha256", lambda file: hashed.append(file.name) or digest(file))
+    opens(folder)
+    assert sorted(hashed) == sorted(read_names(folder))
+
+
+def read_names(folder: Path) -> list[str]:
+    """The names in a folder, but for its manifest."""
+    return [file.name for file in folder.iterdir() if file.name != MANIFEST]
 
 
 def test_what_was_added_is_named(folder: Path, tmp_path: Path) -> None:

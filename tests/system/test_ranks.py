@@ -18,7 +18,8 @@ from sottovoce.quantization.layer import LayerReport, LayerResult
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.sharding import _from_bytes, _to_bytes
-from sottovoce.system.ranks import ALONE, refuse_ranks
+from sottovoce.system.ranks import ALONE
+from sottovoce.system.torchrun import refuse_ranks
 from tests.forked import Forked
 
 UTTERANCES = 32  # four groups of eight

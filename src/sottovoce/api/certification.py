@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
+from sottovoce.api.inputs import Sources
 from sottovoce.api.opening import open_recognizer
 from sottovoce.api.recognition import transcribe_resumably
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.dataset import Utterance
 from sottovoce.errors import AudioError, DataError, RecipeError
 from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
@@ -98,7 +99,7 @@ class _Settings:
 
 def certify(
     checkpoint: str | Path,
-    audio: str | Path | DataSet | Sequence[str | Path | DataSet],
+    audio: Sources,
     *,
     against: str | Path,
     folder: str | Path | None = None,
@@ -141,7 +142,7 @@ def certify(
 
 def choose_smallest(
     checkpoints: Sequence[str | Path],
-    audio: str | Path | DataSet | Sequence[str | Path | DataSet],
+    audio: Sources,
     *,
     against: str | Path,
     limits: Mapping[Loss, float],

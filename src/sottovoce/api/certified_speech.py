@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sottovoce.api.inputs import Sources
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.data.hub import PREFIX
@@ -24,12 +24,12 @@ class CertifiedSpeech:
     left_out: dict[str, str]
 
 
-def recording_hashes(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> tuple[str, ...]:
+def recording_hashes(audio: Sources) -> tuple[str, ...]:
     """Return the hashes of all usable recordings, by which manifests know them. Raises `DataError` as `certify` does."""
     return tuple(read_speech(audio).hashes.values())
 
 
-def read_speech(audio: str | Path | DataSet | Sequence[str | Path | DataSet]) -> CertifiedSpeech:
+def read_speech(audio: Sources) -> CertifiedSpeech:
     """Read every recording once, before any model: what can be used, and what each is called whatever its name."""
     sets = load_each([audio] if isinstance(audio, str | Path | DataSet) else audio, load_data)
     hashes, seconds, left_out, known = dict[str, str](), dict[str, float](), dict[str, str](), dict[str, str]()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded
 from sottovoce.backends.export import export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
-from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import OutputError, RecipeError
 from sottovoce.fitting.attempt import Quantizer
@@ -29,7 +27,7 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
-from sottovoce.system.ranks import refuse_ranks
+from sottovoce.system.torchrun import refuse_ranks
 from sottovoce.system.versions import environment
 
 DEFAULT_HELD_OUT = 16  # utterances of each fold on which a fit measures
@@ -53,7 +51,7 @@ def fit(
     max_kl: float | None = None,
     max_wer_increase: float | None = None,
     target: str = DEFAULT_TARGET,
-    calibration: str | Path | DataSet | Sequence[str | Path | DataSet],
+    calibration: Sources,
     recipe: Recipe | None = None,
     weighting: Weighting = "hours",
     utterances: int = 128,
@@ -103,8 +101,7 @@ def fit(
     running = speech_model.placed(placement, keep_float32=True)
     fitting = Fit(running, backend, goal, settings)
     sets = calibration_sets(calibration, utterances + 3 * held_out)
-    # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
-    count = None if len(sets) == 1 else utterances + 3 * held_out
+    count = drawn_count(sets, utterances + 3 * held_out)
     sample, folds = split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out)
     inputs = {
         "model": speech_model.digest(),

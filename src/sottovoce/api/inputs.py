@@ -7,9 +7,11 @@ from pathlib import Path
 
 from sottovoce.checkpoint.load import load
 from sottovoce.data.dataset import DataSet
+from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data, load_each
 from sottovoce.models.speech_model import SpeechModel
 
+Sources = str | Path | DataSet | Sequence[str | Path | DataSet]  # one data set or several
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
 
@@ -18,14 +20,27 @@ def loaded(model: str | Path | SpeechModel) -> SpeechModel:
     return model if isinstance(model, SpeechModel) else load(model)
 
 
-def calibration_sets(calibration: str | Path | DataSet | Sequence[str | Path | DataSet], utterances: int | None) -> list[DataSet]:
+def calibration_sets(calibration: Sources, utterances: int | None) -> list[DataSet]:
     """Load one data set or several, of which `utterances` will be drawn."""
     sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
     return load_each(sources, lambda source: _enough_of(source, utterances))
 
 
+def drawn_count(sets: Sequence[DataSet], wanted: int) -> int | None:
+    """Return how many utterances are drawn of `sets` before folds are made of them, None for all.
+
+    Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
+    """
+    return None if len(sets) == 1 else wanted
+
+
+def limited(data: str | Path | DataSet, limit: int | None) -> DataSet:
+    """Return the first `limit` utterances of a data set, loaded if it is named; None: all."""
+    return data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+
+
 def _enough_of(source: str | Path, utterances: int | None) -> DataSet:
     """All there is in a folder; of a data set on the Hub, some times as many as are drawn, not the whole corpus."""
-    if str(source).startswith("hf:") and utterances is not None:
+    if str(source).startswith(PREFIX) and utterances is not None:
         return load_data(source, at_most=HUB_SURPLUS * utterances)
     return load_data(source)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sottovoce.api.fitting import DEFAULT_HELD_OUT
-from sottovoce.api.inputs import loaded
-from sottovoce.checkpoint.load import load
+from sottovoce.api.inputs import limited, loaded
+from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.data.dataset import DataSet
-from sottovoce.data.load import load_data
 from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
 from sottovoce.fitting.speech import held_out_speech
 from sottovoce.models.speech_model import SpeechModel
@@ -36,10 +35,10 @@ def inspect_errors(
     `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
     of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`.
     """
-    manifest = read_manifest(folder)
-    original, quantized = loaded(against or manifest.source), load(folder)
-    data = audio.take(limit) if isinstance(audio, DataSet) else load_data(audio, at_most=limit)
+    opened = open_folder(folder)
+    original = loaded(against or opened.manifest.source)
+    data = limited(audio, limit)
     speech = held_out_speech(original, data, language=language, progress=progress)
-    planned = {layer.name for layer in manifest.plan.layers}
+    planned = {layer.name for layer in opened.manifest.plan.layers}
     units = {layer.name: [layer.name] for layer in original.layers() if layer.name in planned}
-    return error_statistics(original, quantized, units, speech, mode="alone" if alone else "telescoped", progress=progress)
+    return error_statistics(original, opened.model, units, speech, mode="alone" if alone else "telescoped", progress=progress)

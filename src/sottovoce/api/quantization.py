@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, loaded
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import StoredRun, exclusive_run
@@ -32,7 +32,8 @@ from sottovoce.system.devices import Placement
 from sottovoce.system.notices import notice
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.progress import Progress, silent
-from sottovoce.system.ranks import Ranks, is_leading, joined_ranks, refuse_ranks
+from sottovoce.system.ranks import Ranks, joined_ranks
+from sottovoce.system.torchrun import is_leading, refuse_ranks
 from sottovoce.system.versions import environment
 
 MEMORY = "memory"
@@ -54,7 +55,7 @@ def quantize(
     *,
     recipe: Recipe | None = None,
     plan: Plan | None = None,
-    calibration: str | Path | DataSet | Sequence[str | Path | DataSet] | None = None,
+    calibration: Sources | None = None,
     weighting: Weighting = "hours",
     augmentation: Augmentation | None = None,
     utterances: int | None = 128,

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from sottovoce import __version__
-from sottovoce.api.inputs import loaded
+from sottovoce.api.inputs import limited, loaded
 from sottovoce.api.opening import open_recognizer
 from sottovoce.api.remote import Opening, transcribe_on
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
-from sottovoce.data.load import load_data, load_sources
+from sottovoce.data.load import load_sources
 from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
@@ -79,7 +79,7 @@ def evaluate(
     Raises `DataError` if none can be scored, or if `against` recognizes no word.
     """
     asked = as_context(context)
-    data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+    data = limited(data, limit)
     reference = None
     with joined_cluster(ray) as cluster:
         if against is not None:
@@ -140,7 +140,7 @@ def fit_confidence(
     there are too few words to fit or to judge. `placement`: as for `open_recognizer`.
     """
     model = loaded(model).placed(placement)
-    data = data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+    data = limited(data, limit)
     known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
     recognizer = TorchRecognizer(model)

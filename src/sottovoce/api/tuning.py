@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded
 from sottovoce.checkpoint.layout import stored_name
-from sottovoce.checkpoint.load import load, read_weights
-from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
+from sottovoce.checkpoint.load import open_folder
+from sottovoce.checkpoint.manifest import MANIFEST
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
 from sottovoce.data.augment import Augmentation
@@ -27,7 +27,7 @@ from sottovoce.quantization.tune_record import TuneRecord, TuneSettings, default
 from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import Progress, silent
-from sottovoce.system.ranks import refuse_ranks
+from sottovoce.system.torchrun import refuse_ranks
 from sottovoce.system.versions import environment
 from sottovoce.tuning.numbers import TunedNumbers
 from sottovoce.tuning.run import Tuning
@@ -35,7 +35,6 @@ from sottovoce.tuning.schedule import MARGIN, SMALLEST
 from sottovoce.tuning.speech import Folds, split
 from sottovoce.tuning.teacher import make_lessons, token_count
 
-Sources = str | Path | DataSet | Sequence[str | Path | DataSet]
 DEFAULT_UTTERANCES, DEFAULT_HELD_OUT = 192, 48
 
 
@@ -126,18 +125,16 @@ def open_quantized(checkpoint: str | Path) -> tuple[QuantizedModel, History]:
             f"{checkpoint}: is not a folder written by `sottovoce quantize`, and only such a folder is tuned; in place of an exported file "
             "give the folder that it was made from"
         )
-    manifest = read_manifest(folder)
+    opened = open_folder(folder)
+    manifest = opened.manifest
     if manifest.tune is not None:
         raise CheckpointError(
             f"{checkpoint}: is tuned already ({manifest.tune.chosen} steps); give the folder that it was made from, with more steps or "
             "more speech"
         )
-    model = load(folder)
-    model.source = manifest.source
-    stored = read_weights(folder, manifest.plan)
     result = QuantizedModel(
-        model=model,
-        weights={layer.name: stored[stored_name(layer)] for layer in manifest.plan.layers},
+        model=opened.model,
+        weights={layer.name: opened.weights[stored_name(layer)] for layer in manifest.plan.layers},
         reports=manifest.layers,
         plan=manifest.plan,
         recipe=manifest.recipe,
@@ -183,8 +180,7 @@ def draw(
     seed: int,
 ) -> Folds:
     """Draw both folds from speech; `calibrated`: what the codes were calibrated on. Raises `CalibrationError` if there is too little."""
-    # Of a single set all may be drawn, since those by speakers who are held out are left out; of several the weights decide.
-    count = None if len(sets) == 1 else utterances + held_out
+    count = drawn_count(sets, utterances + held_out)
     return split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out, calibrated)
 
 

@@ -6,7 +6,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import jiwer
 import torch
 
 from sottovoce.backends.registry import open_runtime
@@ -16,6 +15,7 @@ from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import recognized_words
+from sottovoce.evaluation.word_losses import edit_distance
 from sottovoce.models.speech_model import SpeechModel
 
 MOST_DIFFERENT = 0.2  # of the words; runtimes round activations to 8 bits, so that near ties fall the other way
@@ -65,13 +65,7 @@ def agree(ours: tuple[Transcript, ...], theirs: tuple[Transcript, ...]) -> Agree
     """Compare the words of two transcriptions of the same data, after normalization by the language of `ours`."""
     pairs = [(normalize(a.text, a.language), normalize(b.text, a.language)) for a, b in zip(ours, theirs, strict=True)]
     words = sum(len(a.split()) for a, _ in pairs)
-    errors = 0
-    for a, b in pairs:
-        if not a or not b:
-            errors += len(a.split()) + len(b.split())
-            continue
-        output = jiwer.process_words(a, b)
-        errors += output.substitutions + output.deletions + output.insertions
+    errors = sum(edit_distance(a, b) for a, b in pairs)
     return Agreement(
         utterances=len(pairs),
         equal=sum(a == b for a, b in pairs),

@@ -12,7 +12,8 @@ import torch
 
 from sottovoce.backends.ggml_simple import as_bytes, nibble_pairs
 from sottovoce.core.fp4 import MXFP4, NVFP4
-from sottovoce.core.iq4 import BLOCK, IQ4NL, IQ4XS, LOWEST, SUPER_BLOCK
+from sottovoce.core.iq4 import BLOCK, IQ4NL, IQ4XS, LOWEST
+from sottovoce.core.k_quants import SUPER_BLOCK
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 

@@ -7,12 +7,13 @@ from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp import NAME as TRANSCRIBE_CPP
 from sottovoce.errors import ExportError
 from sottovoce.models.languages import DEFAULT_LANGUAGE, world_languages
+from sottovoce.models.whisper_settings import ENGLISH_END
 
 END_OF_TEXT = "<|endoftext|>"
 # These runtimes know the special tokens by their places in OpenAI's vocabularies: English alone, 99 and 100 languages. One token more is
 # one language more to them, and moves all that follows.
 ENGLISH_VOCABULARY, SMALLEST_MULTILINGUAL, LARGEST_VOCABULARY = 51864, 51865, 51866
-ENGLISH_END, ENGLISH_NO_TIMESTAMPS = 50256, 50362
+ENGLISH_NO_TIMESTAMPS = 50362
 ENGLISH_MODELS_LANGUAGES = 99  # models of English alone leave room for these
 ANY_MODEL = f"{TRANSCRIBE_CPP} or {ONNX_RUNTIME}"  # which take nothing of the kind for granted
 FEED_FORWARD = 4  # width of feed-forward layers, in widths of the model

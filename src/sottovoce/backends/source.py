@@ -8,8 +8,7 @@ import numpy as np
 
 from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
 from sottovoce.checkpoint.layout import stored_name
-from sottovoce.checkpoint.load import load, read_weights
-from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.checkpoint.load import open_folder
 from sottovoce.core.affine import AffineTensor
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
@@ -74,11 +73,8 @@ def open_source(source: str | Path | QuantizedModel) -> Source:
     """Open a folder written by sottovoce, checked file by file, or a result in memory. Raises `CheckpointError`."""
     if isinstance(source, QuantizedModel):
         return Source(source.model, {stored_name(layer): source.weights[layer.name] for layer in source.plan.layers})
-    folder = Path(source).expanduser()
-    manifest = read_manifest(folder)
-    model = load(folder)
-    model.source = manifest.source
-    return Source(model, read_weights(folder, manifest.plan), manifest.short_context)
+    opened = open_folder(source)
+    return Source(opened.model, opened.weights, opened.manifest.short_context)
 
 
 def affine_parts(name: str, weight: QuantizedTensor) -> AffineTensor:

@@ -15,7 +15,6 @@ from sottovoce.bench.cells import (
     ReferenceCell,
 )
 from sottovoce.bench.records import (
-    FLOAT_BITS,
     MANIFEST,
     ORIGINAL,
     BenchManifest,
@@ -31,6 +30,7 @@ from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_utterance
 from sottovoce.quantization.layer import LayerReport
+from sottovoce.quantization.recipe import FLOAT_BITS
 
 
 @dataclass(frozen=True, kw_only=True)

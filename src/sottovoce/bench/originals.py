@@ -23,6 +23,7 @@ from sottovoce.bench.cells import (
 from sottovoce.bench.plan import BenchPlan
 from sottovoce.checkpoint.load import load_quantized
 from sottovoce.data.dataset import DataSet
+from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput
 from sottovoce.models.load import load_model
@@ -90,7 +91,7 @@ class Originals:
         return model, model.digest()
 
     def _load_data(self, name: str) -> tuple[DataSet, str]:
-        data = load_data(name if name.startswith("hf:") else self.data_root / name, at_most=self.plan.limit)
+        data = load_data(name if name.startswith(PREFIX) else self.data_root / name, at_most=self.plan.limit)
         return data, data.digest()
 
     def _make_evaluator(self, model: str, data: str) -> TeacherForcedEvaluator:

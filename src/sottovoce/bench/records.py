@@ -19,7 +19,7 @@ from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.versions import Processor
 
 MANIFEST, EVALUATIONS, LAYERS = "bench.json", "evaluations.jsonl", "layers.jsonl"
-ORIGINAL, FLOAT_BITS = "none", 16  # method and bits of the full-precision model
+ORIGINAL = "none"  # method of the full-precision model; its bits are FLOAT_BITS
 T = TypeVar("T")
 
 

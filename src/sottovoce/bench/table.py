@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sottovoce.bench.cells import TORCH
-from sottovoce.bench.records import FLOAT_BITS, ORIGINAL, EvaluationRecord
+from sottovoce.bench.records import ORIGINAL, EvaluationRecord
 from sottovoce.evaluation.intervals import RESAMPLES
 from sottovoce.evaluation.wer import Score, combine_utterances
+from sottovoce.quantization.recipe import FLOAT_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +173,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
         for row in own:
             change = "" if row.difference is None else "{:+.1f} ({:+.1f} .. {:+.1f})".format(*(100 * d for d in row.difference))
             cells = [
-                row.width if row.method != "none" else "16",
-                row.method if row.method != "none" else "full precision",
+                row.width if row.method != ORIGINAL else str(FLOAT_BITS),
+                row.method if row.method != ORIGINAL else "full precision",
                 str(row.seeds),
                 _with_deviation(100 * row.wer, 100 * row.deviation, row.seeds, 1),
                 f"{100 * row.low:.1f} .. {100 * row.high:.1f}",

@@ -31,7 +31,7 @@ from sottovoce.bench.plan import BenchPlan, Quantization
 from sottovoce.checkpoint.load import load_quantized
 from sottovoce.checkpoint.save import save_quantized
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluation.teacher_forced import divergence
+from sottovoce.evaluation.teacher_forced import divergence_of_outputs
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
@@ -201,7 +201,7 @@ class BenchWorker:
         started = time.perf_counter()
         reference = self.originals.reference(job.model, key.data)
         output = self.originals.evaluator(job.model, key.data).evaluate(model, self.plan.language, reference.tokens)
-        distances = divergence(self.originals.model(job.model)[0], reference, model, output)
+        distances = divergence_of_outputs(self.originals.model(job.model)[0], reference, model, output)
         result = EvaluationResult(
             transcripts=output.transcripts,
             divergence=Divergence(mean=float(distances.mean()), median=float(distances.median()), tokens=len(distances)),

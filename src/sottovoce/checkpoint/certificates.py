@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sottovoce.checkpoint.layout import CARD
 from sottovoce.checkpoint.manifest import FileRecord, read_manifest, write_manifest
 from sottovoce.errors import OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
 from sottovoce.system.atomic_files import built_beside, sha256, swap_in
 
-CARD = "README.md"
 BEGIN, END = "<!-- certificates -->", "<!-- end of certificates -->"
 
 

@@ -20,6 +20,7 @@ from sottovoce.quantization.plan import Plan, PlannedLayer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 OWN_METHOD = "sottovoce"  # quantization method of folders that hold other than affine layers
 
 

@@ -1,6 +1,7 @@
 """Read a quantized folder."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sottovoce.checkpoint.layout import WEIGHTS, stored_name
-from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, ModelError
 from sottovoce.models.load import load_model
 from sottovoce.models.readiness import refuse_giant
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedFolder:
+    """A quantized folder, every file checked against its sha256.
+
+    `model` computes with the dequantized weights and goes by the name of what was quantized; `weights` holds the codes of every planned
+    layer, by the name under which its tensors are stored.
+    """
+
+    manifest: Manifest
+    model: SpeechModel
+    weights: dict[str, QuantizedTensor]
+
+
+def open_folder(folder: str | Path) -> OpenedFolder:
+    """Open a folder written by sottovoce, with its files hashed and its codes unpacked once. Raises `CheckpointError`, `ModelError`."""
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    weights = read_weights(folder, manifest.plan)
+    model = load_model(folder, quantized_loader=lambda _: _network(folder, weights))
+    model.source = manifest.source
+    return OpenedFolder(manifest, model, weights)
 
 
 def load(source: str | Path) -> SpeechModel:
@@ -28,11 +52,15 @@ def load_quantized(folder: Path | str) -> tuple[Any, Any]:
 
     Raises `CheckpointError` for a changed, missing or unknown file, an unknown version, or tensors that do not fit.
     """
+    folder = Path(folder)
+    return _network(folder, read_weights(folder, read_manifest(folder).plan))
+
+
+def _network(folder: Path, weights: Mapping[str, QuantizedTensor]) -> tuple[Any, Any]:
+    """The network, float32, with dequantized `weights`, and the processor. Raises `CheckpointError` for tensors that do not fit."""
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, GenerationConfig
     from transformers.initialization import no_init_weights
 
-    folder = Path(folder)
-    weights = read_weights(folder, read_manifest(folder).plan)
     state = {name: tensor.float() for name, tensor in _plain_tensors(folder, weights).items()}
     state |= {f"{name}.weight": weight.dequantize() for name, weight in weights.items()}
     try:

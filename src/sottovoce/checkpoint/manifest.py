@@ -18,6 +18,7 @@ from sottovoce.errors import CheckpointError, DataError, OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.confidence import FittedConfidence
 from sottovoce.evaluation.context import ShortContext
+from sottovoce.models.load import MANIFEST as MANIFEST  # known there, since it tells a folder of ours from other models
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.pipeline import CalibrationRecord
@@ -28,7 +29,6 @@ from sottovoce.system.atomic_files import sha256, written_whole
 from sottovoce.system.plain_data import from_plain, to_plain
 
 FORMAT_VERSION = 2
-MANIFEST = "sottovoce.json"
 SEAL_KEY = "sha256_of_this_file"
 SEAL = re.compile(rb'  "sha256_of_this_file": "([0-9a-f]{64})"\n\}\n\Z')
 OPEN = "0" * 64

@@ -29,8 +29,8 @@ from sottovoce.errors import CheckpointError, DataError, OutputError, SottovoceE
 from sottovoce.quantization.layer import LayerReport, LayerResult
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.atomic_files import clear_leftovers, written_whole
+from sottovoce.system.json_lines import append_lines, whole_lines
 from sottovoce.system.plain_data import from_plain, to_plain
-from sottovoce.system.text_files import read_lines
 
 LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
 VALUES = ".values.jsonl"
@@ -66,13 +66,7 @@ class StoredRun(RunState):
 
     def values(self, name: str) -> list[Any]:
         """Return the plain data added under `name` so far. A line that was being written when the run was stopped is left out."""
-        file, found = self.folder / f"{name}{VALUES}", list[Any]()
-        for line in read_lines(file) if file.is_file() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+        return whole_lines(self.folder / f"{name}{VALUES}")
 
     def add_value(self, name: str, value: Any) -> None:
         """Add plain data under `name`. Raises `OutputError`."""
@@ -85,15 +79,7 @@ class StoredRun(RunState):
 
     def transcripts(self) -> dict[str, tuple[int, ...]]:
         """Return the calibration transcripts made so far. A line that was being written when the run was stopped is left out."""
-        found: dict[str, tuple[int, ...]] = {}
-        file = self.folder / TRANSCRIPTS
-        for line in read_lines(file) if file.is_file() else ():
-            try:
-                name, tokens = json.loads(line)
-            except ValueError:
-                break
-            found[name] = tuple(tokens)
-        return found
+        return {name: tuple(tokens) for name, tokens in whole_lines(self.folder / TRANSCRIPTS)}
 
     def add_transcripts(self, made: Mapping[str, Sequence[int]]) -> None:
         """Add calibration transcripts. Raises `OutputError`."""
@@ -101,10 +87,7 @@ class StoredRun(RunState):
 
     def _append(self, path: Path, values: Sequence[Any]) -> None:
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(value) + "\n" for value in values)
-                file.flush()
-                os.fsync(file.fileno())
+            append_lines(path, values)
         except OSError as exc:
             raise self._unwritable(exc) from exc
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sottovoce.checkpoint.layout import CONFIG, WEIGHTS, layer_tensors, quantization_config, stored_name
+from sottovoce.checkpoint.layout import CARD, CONFIG, WEIGHTS, layer_tensors, quantization_config, stored_name
 from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest
 from sottovoce.checkpoint.model_card import model_card
 from sottovoce.errors import OutputError
@@ -68,7 +68,7 @@ def _write_files(result: QuantizedModel, folder: Path, history: History) -> None
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     network.generation_config.save_pretrained(folder)
     result.model.processor.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(result, history.tune), encoding="utf-8")
+    (folder / CARD).write_text(model_card(result, history.tune), encoding="utf-8")
     manifest = Manifest(
         source=result.model.source,
         recipe=result.recipe,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sottovoce.checkpoint.layout import CONFIG, quantization_config
-from sottovoce.checkpoint.load import load, read_weights
-from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
+from sottovoce.checkpoint.load import open_folder
+from sottovoce.checkpoint.manifest import MANIFEST
 from sottovoce.errors import CheckpointError
 
 
@@ -27,12 +27,10 @@ def verify(folder: str | Path) -> Verification:
     floating point must be finite. Raises `CheckpointError` for the first that fails.
     """
     folder = Path(folder).expanduser()
-    manifest = read_manifest(folder)
-    plan = manifest.plan
-    read_weights(folder, plan)
-    model = load(folder)
+    opened = open_folder(folder)
+    manifest, plan = opened.manifest, opened.manifest.plan
     named = {layer.name for layer in plan.layers} | set(plan.ignored)
-    if odd := sorted(named ^ {layer.name for layer in model.layers()}):
+    if odd := sorted(named ^ {layer.name for layer in opened.model.layers()}):
         raise CheckpointError(
             f"{folder / MANIFEST}: the plan and the model do not have the same layers; the first that differs is {odd[0]!r}"
         )

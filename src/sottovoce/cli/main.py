@@ -6,7 +6,6 @@ why; 2: wrong usage. Nothing heavy is imported before a command runs, so that `-
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from sottovoce.cli.quantize import export, quantize
 from sottovoce.cli.tune import tune
 from sottovoce.errors import AnotherRankError, SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
+from sottovoce.system.torchrun import is_leading
 
 COMMANDS = (
     fit,
@@ -81,7 +81,7 @@ class _Group(click.Group):
             click.echo(f"error: {exc}", err=True)
             sys.exit(1)
         except (KeyboardInterrupt, _Terminated) as exc:
-            if os.environ.get("RANK", "0") == "0":  # one of the processes of torchrun speaks for all
+            if is_leading():  # one of the processes of torchrun speaks for all
                 click.echo(f"stopped; {_what_is_kept(ctx)}", err=True)
             sys.exit(128 + (signal.SIGINT if isinstance(exc, KeyboardInterrupt) else signal.SIGTERM))
         finally:

@@ -113,7 +113,7 @@ def quantize(
     from sottovoce.quantization.plan_file import read_plan
     from sottovoce.quantization.tune_record import TuneSettings
     from sottovoce.system.plain_data import to_plain
-    from sottovoce.system.ranks import is_leading
+    from sottovoce.system.torchrun import is_leading
 
     refuse_with_format(ctx)
     if plan_file is not None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sottovoce.core.k_quants import SUPER_BLOCK
 from sottovoce.core.level_book import Float16Scale, LevelBook, book_of, float16_scale
 from sottovoce.core.number_format import Parameters, tensor_named
 from sottovoce.core.scale_refit import refit_group_scales
@@ -17,7 +18,6 @@ from sottovoce.errors import CheckpointError
 
 LEVELS = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
 BLOCK = 32
-SUPER_BLOCK = 256
 LOWEST, HIGHEST = -32, 31  # sub-scales
 DIVISORS = (-32, -31, -30, -29, -28, 31, 30, 29, 28)  # what the largest scale of a super-block is tried as
 

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sottovoce.core.affine import SEARCH_NORM
 from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
 from sottovoce.core.scale_refit import refit_group_scales
@@ -25,7 +26,6 @@ from sottovoce.errors import CheckpointError, RecipeError
 # Shares of the spanning scale that are tried. Above 1, the weights of a block lie between inner levels, which are closer.
 SHARES = tuple(1.2 - 0.04 * i for i in range(20))
 POLISHES = 2  # least-squares fits to the codes of the best scale found
-SEARCH_NORM = 2.4  # exponent of the rounding error that is minimized, as of affine grids
 
 
 class Book(NamedTuple):

@@ -12,7 +12,7 @@ from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.demo import make_speech
 from sottovoce.demo.repeatable import deterministic, samples_digest
-from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput, divergence
+from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput, divergence_of_outputs
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.models.speech_model import SpeechModel
@@ -87,7 +87,7 @@ def _measure(
         progress("transcribing", i, len(models))
         reference = outputs.get(FLOAT)
         outputs[name] = evaluator.evaluate(model, None, None if reference is None else reference.tokens)
-        divergences[name] = float(divergence(original, outputs[FLOAT], model, outputs[name]).mean()) if reference else 0.0
+        divergences[name] = float(divergence_of_outputs(original, outputs[FLOAT], model, outputs[name]).mean()) if reference else 0.0
     progress("transcribing", len(models), len(models))
     return {name: output.transcripts for name, output in outputs.items()}, divergences
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.errors import DataError
-from sottovoce.evaluation.kl_divergence import hidden_states
+from sottovoce.evaluation.kl_divergence import head_log_probabilities, hidden_states, token_kl
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.speech_model import SpeechModel
 
@@ -79,12 +79,12 @@ class HeldOutSpeech:
     @torch.no_grad()
     def log_probabilities(self, model: SpeechModel, states: Tensor) -> Tensor:
         """Return the log-probabilities at the head's inputs `[n_tokens, d]`; `[n_tokens, vocabulary]`."""
-        return torch.log_softmax(model.module(model.head)(states).float(), dim=-1)
+        return head_log_probabilities(model, states)
 
     @torch.no_grad()
     def divergence(self, log_q: Tensor) -> Tensor:
         """Return KL(reference || q) in nats at every token, `[n_tokens]`."""
-        return (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
+        return token_kl(self.log_p, log_q)
 
     def mean_divergence(self, model: SpeechModel) -> float:
         """Return the mean over the tokens of KL(reference || model), in nats."""

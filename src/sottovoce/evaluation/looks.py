@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.errors import DataError, OutputError
+from sottovoce.system.json_lines import append_lines, json_line
 from sottovoce.system.text_files import read_lines
 
 VARIABLE = "SOTTOVOCE_LEDGER"
@@ -53,14 +54,11 @@ def earlier_looks(ledger: Path, setting: str, recordings: Sequence[str]) -> int:
 
 def add_look(ledger: Path, setting: str, recordings: Sequence[str]) -> None:
     """Write down that `recordings` are measured with `setting`, on the disk before anything is seen. Raises `OutputError`."""
-    line = json.dumps({"setting": setting, "recordings": sorted(recordings)}) + "\n"
+    look = {"setting": setting, "recordings": sorted(recordings)}
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
-        if ledger.exists() and line in ledger.read_text(encoding="utf-8"):
+        if ledger.exists() and json_line(look) in ledger.read_text(encoding="utf-8"):
             return
-        with ledger.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(ledger, [look])
     except (OSError, UnicodeDecodeError) as exc:
         raise OutputError(f"{ledger}: looks at speech cannot be written down ({exc}); give another file with --ledger") from exc

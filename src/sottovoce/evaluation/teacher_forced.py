@@ -89,6 +89,8 @@ class _ForcedRecognizer(TorchRecognizer):
         return recognitions
 
 
-def divergence(reference_model: SpeechModel, reference: TeacherForcedOutput, model: SpeechModel, output: TeacherForcedOutput) -> Tensor:
+def divergence_of_outputs(
+    reference_model: SpeechModel, reference: TeacherForcedOutput, model: SpeechModel, output: TeacherForcedOutput
+) -> Tensor:
     """Return the Kullback-Leibler divergence from the reference at every token of its transcripts, in nats; `[n_tokens]`."""
     return token_divergence(reference_model, reference.states, model, output.states)

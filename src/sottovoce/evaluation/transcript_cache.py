@@ -5,8 +5,8 @@ The first line says what makes the transcripts; each further one holds a recordi
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from sottovoce.data.dataset import Utterance
 from sottovoce.errors import DataError, OutputError
 from sottovoce.evaluation.transcripts import Transcript, transcript_from, write_transcripts
-from sottovoce.system.text_files import read_lines
+from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.json_lines import append_lines, json_line, whole_lines
 
 
 class TranscriptCache:
@@ -26,9 +27,10 @@ class TranscriptCache:
     def __init__(self, target: str | Path, inputs: Mapping[str, Any]) -> None:
         self.target = Path(target).expanduser().absolute()
         self.file = self.target.with_name(f".{self.target.name}.unfinished")
-        self.known = self._read(header := json.dumps(dict(inputs), sort_keys=True))
-        if not self.known:
-            self._write("w", [header])
+        self._inputs = json.loads(json.dumps(dict(inputs)))
+        self.known = self._read()
+        with self._writing(), written_whole(self.file) as file:  # without what may stand behind the last whole line
+            file.writelines(json_line(row) for row in (self._inputs, *_rows(self.known)))
 
     def transcript(self, utterance: Utterance) -> Transcript | None:
         """Return the transcript of a recording that has not changed since, or None."""
@@ -37,7 +39,8 @@ class TranscriptCache:
     def add(self, utterances: Sequence[Utterance], transcripts: Sequence[Transcript]) -> None:
         """Keep what was just transcribed. Raises `OutputError`."""
         made = {fingerprint(utterance): t for utterance, t in zip(utterances, transcripts, strict=True)}
-        self._write("a", [json.dumps([key, asdict(t)], ensure_ascii=False) for key, t in made.items()])
+        with self._writing():
+            append_lines(self.file, _rows(made))
         self.known |= made
 
     def finish(self, transcripts: Sequence[Transcript], *, whole: bool) -> None:
@@ -46,31 +49,31 @@ class TranscriptCache:
         if whole:
             self.file.unlink(missing_ok=True)
 
-    def _read(self, header: str) -> dict[str, Transcript]:
+    def _read(self) -> dict[str, Transcript]:
+        """The transcripts that the last run had made from the same inputs."""
         try:
-            first, *lines = read_lines(self.file)
-        except (OSError, UnicodeDecodeError, ValueError):
+            inputs, *rows = whole_lines(self.file)
+        except (OSError, ValueError):  # no file, none of ours, or not a whole line
             return {}
         found: dict[str, Transcript] = {}
-        for line in lines if first == header else ():
+        for line in rows if inputs == self._inputs else ():
             try:
-                key, row = json.loads(line)
+                key, row = line
                 found[key] = transcript_from(row, str(self.file))
             except (ValueError, TypeError, DataError):
-                break  # it was being written when the run was stopped
-        if found:  # without what may stand behind the last whole line
-            self._write("w", [header, *(json.dumps([key, asdict(t)], ensure_ascii=False) for key, t in found.items())])
+                break
         return found
 
-    def _write(self, mode: str, lines: Sequence[str]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open(mode, encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            yield
         except OSError as exc:
             raise OutputError(f"{self.target}: transcripts cannot be written ({exc})") from exc
+
+
+def _rows(transcripts: Mapping[str, Transcript]) -> list[Any]:
+    return [[key, asdict(transcript)] for key, transcript in transcripts.items()]
 
 
 def fingerprint(utterance: Utterance) -> str:

@@ -10,12 +10,11 @@ from huggingface_hub import ModelCardData
 
 from sottovoce.backends.backend import Backend
 from sottovoce.backends.registry import backend_named, open_runtime, runtime_of
+from sottovoce.checkpoint.layout import CARD
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_sealed
 from sottovoce.checkpoint.model_card import FOLDER_IN_CARD
 from sottovoce.checkpoint.verify import verify
 from sottovoce.errors import CheckpointError
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)

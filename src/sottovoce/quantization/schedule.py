@@ -21,9 +21,9 @@ from sottovoce.errors import RecipeError
 from sottovoce.models.layers import Layer
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.plan import Plan, PlannedLayer, check_target, tie_group
+from sottovoce.quantization.recipe import FLOAT_BITS
 from sottovoce.quantization.target import Target
 
-FLOAT_BITS = 16
 SIZING = ("bits", "group_size", "float16_min")  # settings by which formats of one size are compared or which make no difference then
 MEGABYTE = 1e6
 LayerBytes = Callable[[NumberFormat, Layer, tuple[int, int]], int]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import MachineError, first_line
-from sottovoce.system.ranks import local_rank
+from sottovoce.system.torchrun import local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"

@@ -5,7 +5,6 @@ travel by gloo, CUDA tensors by nccl.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,29 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sottovoce.errors import AnotherRankError, MachineError
+from sottovoce.system.torchrun import rank, world_size
 
 PATIENCE = timedelta(days=1)  # a rank may wait for another's solve; one that has died is noticed at once, by its closed connection
-
-
-def local_rank() -> int:
-    """Return the number of this process on its machine; 0 if it was started alone."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def world_size() -> int:
-    """Return how many processes torchrun has started; 1 if this one was started alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_leading() -> bool:
-    """Return whether this process is the first, which writes and shows."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def refuse_ranks(what: str) -> None:
-    """Raise `MachineError` if this is one of several processes; `what`: is done by one."""
-    if (count := world_size()) > 1:
-        raise MachineError(f"{what} runs in one process, and torchrun has started {count}; start it without torchrun")
 
 
 class Ranks:
@@ -135,7 +114,7 @@ def joined_ranks() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield Ranks(int(os.environ["RANK"]), size)
+        yield Ranks(rank(), size)
     except AnotherRankError:
         raise
     except BaseException as exc:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from sottovoce.evaluation.failures import text_loops
-from sottovoce.evaluation.kl_divergence import predicting_states
+from sottovoce.evaluation.kl_divergence import head_log_probabilities, predicting_states, token_kl
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.tune_record import Context, Look
-from sottovoce.tuning.loss import divergence
 from sottovoce.tuning.schedule import MARGIN, short_context
 from sottovoce.tuning.teacher import Lesson
 
@@ -80,15 +79,14 @@ class Measured:
 def measure(original: SpeechModel, model: SpeechModel, lessons: Sequence[Lesson], *, short: bool = False, listen: bool = False) -> Measured:
     """Compare `model` with the original on its greedy transcripts. `short`: at short contexts; `listen`: decode, and look for loops."""
     total, ratio, tokens, words, loops = 0.0, 0.0, 0, 0, list[str]()
-    head = model.module(model.head)
     waiting: list[tuple[Lesson, Encoded]] = []
     for lesson in lessons:
         context = short_context(model, len(lesson.recording), MARGIN) if short else None
         encoded = encode(model, lesson, context)
         (states,) = predicting_states(model, encoded, [lesson.transcripts[0]], lesson.language)
-        log_q = torch.log_softmax(head(states).float(), dim=-1)
+        log_q = head_log_probabilities(model, states)
         log_p = lesson.log_probabilities(original, 0)
-        total += float(divergence(log_p, log_q).double())
+        total += float(token_kl(log_p, log_q).double().sum())
         spoken = torch.tensor(lesson.transcripts[0], dtype=torch.int64, device=log_q.device).unsqueeze(1)
         ratio += float((log_q[: len(spoken)].gather(1, spoken) - log_p[: len(spoken)].gather(1, spoken)).double().sum())
         words += len(spoken)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CalibrationError, CheckpointError
-from sottovoce.evaluation.kl_divergence import predicting_states
+from sottovoce.evaluation.kl_divergence import head_log_probabilities, predicting_states, token_kl
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import Look, TuneSettings
@@ -21,7 +21,6 @@ from sottovoce.system.memory import keep_freed_memory
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.progress import Progress
 from sottovoce.tuning.looks import best_look, encode, look
-from sottovoce.tuning.loss import divergence, relative_error
 from sottovoce.tuning.numbers import Student, TunedNumbers, codes_digest
 from sottovoce.tuning.schedule import Exercise, exercises, rate_share
 from sottovoce.tuning.teacher import Lesson
@@ -119,9 +118,8 @@ class Tuning:
         model = self._student.model
         encoded = encode(model, lesson, exercise.context)
         (states,) = predicting_states(model, encoded, [lesson.transcripts[exercise.transcript]], lesson.language)
-        log_q = torch.log_softmax(model.module(model.head)(states).float(), dim=-1)
-        kl = divergence(lesson.log_probabilities(self.original, exercise.transcript), log_q)
-        return kl, relative_error(encoded.states[0, : len(lesson.encoder_states)], lesson.encoder_states)
+        kl = token_kl(lesson.log_probabilities(self.original, exercise.transcript), head_log_probabilities(model, states))
+        return kl.sum(), relative_error(encoded.states[0, : len(lesson.encoder_states)], lesson.encoder_states)
 
     def _look(self, step: int, progress: Progress) -> None:
         progress(self._doing(), step, self.settings.n_steps)
@@ -168,3 +166,8 @@ class Tuning:
                 "exp_avg_sq": tensors[f"{i}.second"].clone().to(move.device),
             }
         return step
+
+
+def relative_error(states: Tensor, wanted: Tensor) -> Tensor:
+    """Return `|states - wanted|^2 / |wanted|^2` over all positions and channels of `[T, d]`."""
+    return (states - wanted).square().sum() / wanted.square().sum().clamp(min=torch.finfo(torch.float32).tiny)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sottovoce.errors import CalibrationError
 from sottovoce.evaluation.failures import text_loops
-from sottovoce.evaluation.kl_divergence import hidden_states
+from sottovoce.evaluation.kl_divergence import head_log_probabilities, hidden_states
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import SAMPLES_PER_POSITION
 from sottovoce.quantization.calibration_set import CalibrationSpeech
@@ -39,7 +39,7 @@ class Lesson:
     def log_probabilities(self, original: SpeechModel, which: int) -> Tensor:
         """Return the original's log-probabilities at every token of a transcript, `[T + 1, vocabulary]`."""
         with torch.no_grad():
-            return torch.log_softmax(original.module(original.head)(self.states[which]).float(), dim=-1)
+            return head_log_probabilities(original, self.states[which])
 
 
 @torch.no_grad()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType
 from sottovoce.backends.crispasr.layout import HEADER, MODEL, NAME, QWEN, TOKENIZER
+from sottovoce.backends.ggml_record import refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
-    from sottovoce.core.number_format import NumberFormat
-    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 TYPES = (  # block types that it executes
@@ -20,28 +20,10 @@ TYPES = (  # block types that it executes
 )  # fmt: skip
 
 
-def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
-    from sottovoce.backends.ggml_blocks import refusal
-
-    return refusal(NAME, TYPES, number_format, in_features)
-
-
-def _stored(number_format: NumberFormat) -> StoredType:
-    from sottovoce.backends.ggml_blocks import kind_of, stored_type
-
-    return stored_type(str(kind_of(number_format)))
-
-
 def _write(source: Source, folder: Path, _activations: str) -> dict[str, StoredType]:
     from sottovoce.backends.crispasr.writer import write_crispasr
 
     return write_crispasr(source, folder)
-
-
-def _tensor_bytes(weight: QuantizedTensor, _part: str) -> int:
-    from sottovoce.backends.ggml_blocks import to_blocks
-
-    return int(to_blocks("layer", weight)[1].nbytes)
 
 
 def _open(model: str, threads: int) -> Recognizer:
@@ -61,13 +43,13 @@ def _recognizes(path: Path) -> bool:
 CRISPASR = Backend(
     name=NAME,
     title="CrispASR (a folder)",
-    target=Target(name=NAME, refusal=_refusal, symmetric=True, float16_min=True, rounds_activations=True),
+    target=Target(name=NAME, refusal=partial(refusal, NAME, TYPES), symmetric=True, float16_min=True, rounds_activations=True),
     open=_open,
     extra="crispasr",
     packages=("crispasr",),
-    stored=_stored,
+    stored=stored,
     write=_write,
-    tensor_bytes=_tensor_bytes,
+    tensor_bytes=tensor_bytes,
     file_name="{}-crispasr",
     is_folder=True,
     recognizes=_recognizes,

@@ -4,9 +4,8 @@ from typing import Any
 
 from sottovoce.backends.crispasr.family import Family
 from sottovoce.backends.crispasr.layout import NAME, TOKENIZER
+from sottovoce.backends.gguf_common import BYTE, pieces_by_id, require_moonshine
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.layout import pieces_by_id
-from sottovoce.backends.transcribe_cpp.moonshine_layout import BYTE
 from sottovoce.errors import ExportError
 
 ATTENTION = {f"{name}_proj": name for name in "qkvo"}
@@ -52,9 +51,8 @@ def token_record(piece: str) -> bytes:
 
 
 def _require_shape(source: Source) -> None:
+    require_moonshine(source, NAME)
     config = source.config
-    if (config.encoder_hidden_act, config.decoder_hidden_act) != ("gelu", "silu") or config.attention_bias or not source.model.tied:
-        raise ExportError(f"{NAME} runs Moonshine only with GELU, SiLU, no biases in attention and a head tied to the token embedding")
     heads = {config.encoder_num_attention_heads, config.decoder_num_attention_heads}
     shared = {config.encoder_num_key_value_heads, config.decoder_num_key_value_heads}
     if heads != shared or len(heads) > 1:

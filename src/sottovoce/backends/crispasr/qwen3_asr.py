@@ -8,8 +8,8 @@ from torch import nn
 
 from sottovoce.backends.crispasr.family import Family
 from sottovoce.backends.crispasr.layout import LIMIT, NAME, QWEN
+from sottovoce.backends.gguf_common import merges, periodic_hann, pieces_by_id
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.layout import merges, periodic_hann, pieces_by_id
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError
 from sottovoce.models.qwen3_asr import AUDIO, TEXT

@@ -10,8 +10,8 @@ from sottovoce.backends.crispasr.layout import MODEL, NAME
 from sottovoce.backends.crispasr.moonshine import MOONSHINE
 from sottovoce.backends.crispasr.qwen3_asr import QWEN3_ASR
 from sottovoce.backends.ggml_blocks import stored_type, to_blocks
+from sottovoce.backends.gguf_common import require_gguf
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.writer import require_gguf
 from sottovoce.errors import ExportError
 
 FAMILIES: dict[str, Family] = {"moonshine": MOONSHINE, "qwen3_asr": QWEN3_ASR}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sottovoce.backends.onnx_runtime.layout import cache_names
 from sottovoce.backends.source import Source
+from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.errors import ExportError
 from sottovoce.models.whisper import FRAMES_PER_POSITION
 from sottovoce.models.whisper_encoder import encode_window
@@ -115,7 +116,7 @@ def encoder_example(source: Source) -> _Example:
     """Arguments, names of inputs and outputs, and which of their sizes are free."""
     model = source.model
     rng = np.random.default_rng(0)
-    recordings = [rng.standard_normal(int(model.max_duration_s * 16000) // 2).astype(np.float32) for _ in range(EXAMPLE_BATCH)]
+    recordings = [rng.standard_normal(int(model.max_duration_s * SAMPLE_RATE) // 2).astype(np.float32) for _ in range(EXAMPLE_BATCH)]
     ((name, features),) = ((k, v) for k, v in model.features(recordings).items() if v.is_floating_point())
     batch = torch.export.Dim("batch_size")
     free: dict[int, Any] = {0: batch}

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType, looks_like
+from sottovoce.backends.ggml_record import refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
     from sottovoce.backends.source import Source
-    from sottovoce.core.number_format import NumberFormat
-    from sottovoce.core.qtensor import QuantizedTensor
     from sottovoce.evaluation.recognizer import Recognizer
 
 NAME = "transcribe.cpp"
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # block types that it executes
 
 
-def _refusal(number_format: NumberFormat, _part: str, in_features: int) -> str | None:
-    from sottovoce.backends.ggml_blocks import refusal
-
-    return refusal(NAME, TYPES, number_format, in_features)
-
-
-def _stored(number_format: NumberFormat) -> StoredType:
-    from sottovoce.backends.ggml_blocks import kind_of, stored_type
-
-    return stored_type(str(kind_of(number_format)))
-
-
 def _write(source: Source, file: Path, _activations: str) -> dict[str, StoredType]:
     from sottovoce.backends.transcribe_cpp.writer import write_gguf
 
     return write_gguf(source, file)
-
-
-def _tensor_bytes(weight: QuantizedTensor, _part: str) -> int:
-    from sottovoce.backends.ggml_blocks import to_blocks
-
-    return int(to_blocks("layer", weight)[1].nbytes)
 
 
 def _open(model: str, threads: int) -> Recognizer:
@@ -52,13 +34,13 @@ TRANSCRIBE_CPP = Backend(
     name=NAME,
     title="transcribe.cpp (GGUF)",
     aliases=("gguf",),
-    target=Target(name=NAME, refusal=_refusal, symmetric=True, float16_min=True, rounds_activations=True),
+    target=Target(name=NAME, refusal=partial(refusal, NAME, TYPES), symmetric=True, float16_min=True, rounds_activations=True),
     open=_open,
     extra="gguf",
     packages=("transcribe-cpp",),
-    stored=_stored,
+    stored=stored,
     write=_write,
-    tensor_bytes=_tensor_bytes,
+    tensor_bytes=tensor_bytes,
     file_name="{}.gguf",
     recognizes=lambda path: looks_like(path, ".gguf", b"GGUF"),
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.gguf_common import pieces_by_id
 from sottovoce.backends.source import Source
-from sottovoce.errors import ExportError
 
 TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_BYTE = 1, 2, 3, 6
 
@@ -37,29 +37,7 @@ def parameter_names(source: Source, top: dict[str, str], encoder: dict[str, str]
     return {parameter: f"{modules[module]}.{kind}" for parameter, module, kind in split if module in modules}
 
 
-def pieces_by_id(source: Source, unused: str = "<|unused_{}|>") -> list[tuple[str, bool]]:
-    """Pieces, and whether they are special, by id, for all rows of the embedding. `unused`: what a row without a token is called."""
-    content = source.tokenizer()
-    found: dict[int, tuple[str, bool]] = {index: (piece, False) for piece, index in content["model"]["vocab"].items()}
-    for entry in content.get("added_tokens", []):
-        found[entry["id"]] = (entry["content"], bool(entry.get("special")))
-    size = source.model.vocabulary_size
-    if found and max(found) >= size:
-        raise ExportError(f"the tokenizer has an id {max(found)}, the model only {size} tokens; restore the model's tokenizer files")
-    return [found.get(i, (unused.format(i), False)) for i in range(size)]
-
-
 def tokens_by_id(source: Source, types: Callable[[str, bool], int]) -> tuple[list[str], list[int]]:
     """Pieces and their types (`types(piece, special)`), by id, for all rows of the embedding."""
     pieces = pieces_by_id(source)
     return [piece for piece, _ in pieces], [types(piece, special) for piece, special in pieces]
-
-
-def periodic_hann(length: int) -> np.ndarray:
-    """The window of a spectrum, float32 `[length]`, which `transformers` computes from the settings."""
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
-
-
-def merges(source: Source) -> list[str]:
-    """The merges of the byte-pair encoding, as text."""
-    return [pair if isinstance(pair, str) else " ".join(pair) for pair in source.tokenizer()["model"].get("merges", [])]

@@ -1,20 +1,20 @@
 """Moonshine in GGUF, as transcribe.cpp reads it (its `src/arch/moonshine/weights.cpp`)."""
 
-import re
 from typing import Any
 
+from sottovoce.backends.gguf_common import BYTE, merges, require_moonshine
 from sottovoce.backends.source import Source
+from sottovoce.backends.transcribe_cpp import NAME
 from sottovoce.backends.transcribe_cpp.layout import (
     TOKEN_BYTE,
     TOKEN_CONTROL,
     TOKEN_NORMAL,
     TOKEN_UNKNOWN,
     Layout,
-    merges,
     parameter_names,
     tokens_by_id,
 )
-from sottovoce.errors import ExportError
+from sottovoce.data.audio import SAMPLE_RATE
 
 ATTENTION = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}
 TOP = {
@@ -42,7 +42,6 @@ DECODER = {
     **{f"self_attn.{old}": f"self_attn.{new}" for old, new in ATTENTION.items()},
     **{f"encoder_attn.{old}": f"cross_attn.{new}" for old, new in ATTENTION.items()},
 }
-BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _type(piece: str, special: bool) -> int:
@@ -55,10 +54,7 @@ def _type(piece: str, special: bool) -> int:
 
 def _settings(source: Source, writer: Any) -> None:
     config, generation = source.config, source.model.network.generation_config
-    if (config.encoder_hidden_act, config.decoder_hidden_act) != ("gelu", "silu") or config.attention_bias:
-        raise ExportError("transcribe.cpp runs Moonshine only with GELU, SiLU and no biases in attention")
-    if not source.model.tied:
-        raise ExportError("transcribe.cpp runs Moonshine only with a head tied to the token embedding")
+    require_moonshine(source, NAME)
     writer.add_array("general.languages", ["en"])
     for capability in ("lang_detect", "translate", "timestamps"):
         writer.add_bool(f"stt.capability.{capability}", False)
@@ -107,7 +103,7 @@ def _settings(source: Source, writer: Any) -> None:
     for key, value in {"decoder_start": start, "bos": config.bos_token_id, "eos": end, "pad": padding}.items():
         writer.add_uint32(f"stt.moonshine.{key}_token_id", value)
     writer.add_string("stt.frontend.type", "raw")
-    writer.add_uint32("stt.frontend.sample_rate", 16_000)
+    writer.add_uint32("stt.frontend.sample_rate", SAMPLE_RATE)
     writer.add_uint32("stt.frontend.num_mels", 1)
 
 

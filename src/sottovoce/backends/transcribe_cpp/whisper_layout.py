@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.gguf_common import merges, periodic_hann
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.layout import (
     TOKEN_CONTROL,
     TOKEN_NORMAL,
     Layout,
-    merges,
     parameter_names,
-    periodic_hann,
     tokens_by_id,
 )
 from sottovoce.errors import ExportError

@@ -1,16 +1,20 @@
 """GGUF for transcribe.cpp: block types per tensor, float16 for the other matrices, tokenizer and all settings inside."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sottovoce.backends.backend import StoredType
 from sottovoce.backends.ggml_blocks import stored_type, to_blocks
 from sottovoce.backends.ggml_types import BLOCK_TYPES, F16
+from sottovoce.backends.gguf_common import require_gguf
 from sottovoce.backends.source import Source
-from sottovoce.backends.transcribe_cpp.families import GGUF_LAYOUTS
-from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.backends.transcribe_cpp.layout import Layout
+from sottovoce.backends.transcribe_cpp.moonshine_layout import MOONSHINE
+from sottovoce.backends.transcribe_cpp.whisper_layout import WHISPER
+from sottovoce.errors import ExportError
+
+GGUF_LAYOUTS: dict[str, Layout] = {"moonshine": MOONSHINE, "whisper": WHISPER}
 
 
 def write_gguf(source: Source, file: Path) -> dict[str, StoredType]:
@@ -53,15 +57,6 @@ def write_gguf(source: Source, file: Path) -> dict[str, StoredType]:
     writer.write_tensors_to_file()
     writer.close()
     return {name: stored_type(kind) for name, (kind, _) in blocks.items()}
-
-
-def require_gguf() -> Any:
-    """The package `gguf`. Raises `MissingDependencyError`."""
-    try:
-        import gguf
-    except ImportError as exc:
-        raise MissingDependencyError("writing GGUF needs the package gguf; pip install 'sottovoce[gguf]'") from exc
-    return gguf
 
 
 def _size_label(parameters: int) -> str:
