@@ -45,7 +45,7 @@ def many(folder: Path, work: Path) -> dict[str, float]:
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen: list[tuple[int, float]] = []
 
-    def watch(_doing: str, done: int, _total: int) -> None:
+    def watch(_kind: str, done: int, _total: int, _detail: str = "") -> None:
         seen.append((done, memory_bytes() / 2**20))
 
     began = time.perf_counter()

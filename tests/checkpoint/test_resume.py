@@ -33,9 +33,9 @@ from sottovoce.quantization.recipe import Recipe
 
 model, speech, out, resume, at = sys.argv[1:]
 torch.set_num_threads(1)
-def progress(doing, done, total):
-    print(doing, done, flush=True)
-    if doing and "transcribing" not in doing and done == int(at):
+def progress(kind, done, total, detail=""):
+    print(kind, done, flush=True)
+    if detail and done == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
 api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech, resume=resume == "resume",
              batch_size=2, progress=progress)
@@ -154,8 +154,8 @@ def test_a_damaged_layer_is_solved_again(model_folder: Path, speech_folder: Path
 
 
 def stop_after(layers: int, model: Path, speech: Path, out: Path) -> None:
-    def progress(doing: str, done: int, _total: int) -> None:
-        if "." in doing and done == layers:
+    def progress(kind: str, done: int, _total: int, _detail: str = "") -> None:
+        if kind == "layers" and done == layers:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -172,8 +172,8 @@ def test_two_at_once_are_refused(model_folder: Path, speech_folder: Path, tmp_pa
 
 
 def test_a_run_that_fails_leaves_nothing(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
-    def progress(doing: str, done: int, _total: int) -> None:
-        if "." in doing and done == 3:
+    def progress(kind: str, done: int, _total: int, _detail: str = "") -> None:
+        if kind == "layers" and done == 3:
             raise CalibrationError("as if its inputs were not finite")
 
     with pytest.raises(CalibrationError):

@@ -131,15 +131,15 @@ def test_the_plan_can_be_given_to_quantize(done: api.FitResult, tmp_path: Path) 
 def test_a_stopped_fit_goes_on_to_the_same_bytes(
     done: api.FitResult, speech_folder: Path, tmp_path: Path, limit: int, stop_at: str
 ) -> None:
-    def stop(doing: str, *_: int) -> None:
-        if doing == stop_at:
+    def stop(kind: str, *_: object) -> None:
+        if kind == stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True, progress=stop)
     assert not (tmp_path / "out").exists()
     seen = list[str]()
-    fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True, resume=True, progress=lambda doing, *_: seen.append(doing))
+    fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True, resume=True, progress=lambda kind, *_: seen.append(kind))
     assert "transcribing calibration speech" not in seen
     assert (tmp_path / "out.gguf").read_bytes() == done.file.read_bytes()
 

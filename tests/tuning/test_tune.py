@@ -143,8 +143,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint: Path, speech_folder
     def tuned(name: str, **more: object) -> Path:
         return api.tune(checkpoint, tmp_path / name, calibration=speech_folder, settings=settings, **more).folder  # type: ignore[arg-type]
 
-    def stop(doing: str, step: int, _: int) -> None:
-        if doing.startswith("tuning") and step == 3:
+    def stop(kind: str, step: int, _total: int, _detail: str = "") -> None:
+        if kind == "tuning" and step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +153,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint: Path, speech_folder
     with pytest.raises(OutputError, match="some steps of its tuning taken; --resume continues it"):
         tuned("t")
     steps = set[int]()
-    again = tuned("t", resume=True, progress=lambda doing, step, _: steps.add(step) if doing.startswith("tuning") else None)
+    again = tuned("t", resume=True, progress=lambda kind, step, *_: steps.add(step) if kind == "tuning" else None)
     assert min(steps) == 2  # the last look was after two
     whole = tuned("whole")
     for name in (WEIGHTS, "README.md"):

@@ -71,7 +71,7 @@ def export(
     found = _library(runtime, page, original, library)
     opened = open_source(source)
     _name_lost_limit(opened, runtime)
-    progress(f"writing {target.name}", 0, 2)
+    progress("export", 0, 2, f"writing {target.name}")
     with built_beside(target) as build:
         content = build / target.name
         if runtime.is_folder:
@@ -79,14 +79,14 @@ def export(
         types = runtime.write(opened, content, rounding)
         agreement = None
         if verify:
-            progress(f"trying {target.name}", 1, 2)
+            progress("export", 1, 2, f"trying {target.name}")
             data = speech if isinstance(speech, DataSet) else load_data(CLIPS if speech is None else speech)
             agreement = compare(opened.model, runtime.name, content, data, language)
         if found is not None and runtime.write_page is not None:
-            progress(f"adding the page to {target.name}", 1, 2)
+            progress("export", 1, 2, f"adding the page to {target.name}")
             runtime.write_page(content, target.name, found, _original(original))
         swap_in(content, target)
-    progress(f"wrote {target.name}", 2, 2)
+    progress("export", 2, 2, f"wrote {target.name}")
     return Export(
         file=target,
         backend=runtime.name,

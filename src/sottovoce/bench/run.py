@@ -73,7 +73,7 @@ def run_bench(
                 running = min(jobs, len(futures) - sum(f.done() for f in futures))
                 outcomes += future.result()
                 done += 1
-                progress(f"bench, {running} running", done, total)
+                progress("bench", done, total, f"{running} running")
     return BenchOutcome(
         computed=tuple(outcome.name for outcome in outcomes if outcome.state == "computed"),
         found=tuple(outcome.name for outcome in outcomes if outcome.state == "found"),

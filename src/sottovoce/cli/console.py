@@ -7,10 +7,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from sottovoce.system.progress import Progress
@@ -53,15 +52,13 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks = dict[str, TaskID]()  # each kind of work has one bar
 
-        def report(doing: str, done: int, total: int) -> None:
-            # Layer names change with every step; they share one bar.
-            kind = "layers" if ("." in doing and " " not in doing) or doing in ("", "proj_out") else doing.partition(":")[0]
-            text = f"layer {doing}" if kind == "layers" and doing else doing
+        def report(kind: str, done: int, total: int, detail: str = "", /) -> None:
+            text = f"{kind}: {detail}" if detail else kind
             if kind not in tasks:
-                tasks[kind] = bars.add_task(text or kind, total=total)
-            bars.update(tasks[kind], completed=done, total=total, description=text or "layers")
+                tasks[kind] = bars.add_task(text, total=total)
+            bars.update(tasks[kind], completed=done, total=total, description=text)
 
         yield report
 

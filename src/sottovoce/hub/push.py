@@ -49,16 +49,16 @@ def push(source: str | Path, repo: str, *, public: bool = False, token: str | No
     if own_token is None:
         raise OutputError("there is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN to a token that may write")
     api = HfApi(endpoint=constants.ENDPOINT, token=own_token)
-    progress("checking", 0, 2)
+    progress("push", 0, 2, "checking")
     with tempfile.TemporaryDirectory(prefix="sottovoce.") as scratch:
         with _told(repo):
             owned = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
         staged = stage(path, owned, Path(scratch))
         with _told(owned):
             private = _make_repository(api, owned, public=public)
-            progress("uploading", 1, 2)
+            progress("push", 1, 2, "uploading")
             api.upload_folder(repo_id=owned, folder_path=scratch, commit_message="Upload by sottovoce")
-    progress("uploading", 2, 2)
+    progress("push", 2, 2)
     return Push(
         repo=owned,
         url=f"{api.endpoint}/{owned}",

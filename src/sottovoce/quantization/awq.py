@@ -13,7 +13,7 @@ from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.sharding import broadcast_tensor
 from sottovoce.quantization.statistics import LayerStatistics
 from sottovoce.system.devices import share_weights
-from sottovoce.system.progress import Progress
+from sottovoce.system.progress import LAYERS, Progress
 from sottovoce.system.ranks import Ranks
 
 
@@ -25,7 +25,7 @@ def quantize_with_awq(
     layers = planned_layers(model, plan)
     seen: dict[str, LayerStatistics] = {}
     for layer, statistics in collect_statistics([model.network], batches, layers, magnitudes=True, ranks=ranks):
-        progress(layer.name, len(seen), len(layers))
+        progress(LAYERS, len(seen), len(layers), layer.name)
         seen[layer.name] = statistics
     for mapping in model.awq_mappings():
         names = [name for name in mapping.targets if name in seen]
@@ -46,5 +46,5 @@ def quantize_with_awq(
         for name in names:
             module = network.get_submodule(name)
             set_parameters(module, scale_inputs(module.weight, scales.to(module.weight.device)), module.bias)
-    progress("", len(layers), len(layers))
+    progress(LAYERS, len(layers), len(layers))
     return network, round_all_layers(model, network, plan)

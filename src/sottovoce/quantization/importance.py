@@ -13,7 +13,7 @@ from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.sharding import broadcast_tensor
 from sottovoce.system.devices import share_weights
-from sottovoce.system.progress import Progress
+from sottovoce.system.progress import LAYERS, Progress
 from sottovoce.system.ranks import Ranks
 
 
@@ -24,9 +24,9 @@ def round_with_importance(
     layers = planned_layers(model, plan)
     seen: dict[str, Tensor] = {}
     for layer, statistics in collect_statistics([model.network], batches, layers, ranks=ranks):
-        progress(layer.name, len(seen), len(layers))
+        progress(LAYERS, len(seen), len(layers), layer.name)
         own = statistics.total.moments.hessian.importance if ranks.leads else None
         seen[layer.name] = broadcast_tensor(ranks, own)
     network: Any = share_weights(model.network)
-    progress("", len(layers), len(layers))
+    progress(LAYERS, len(layers), len(layers))
     return network, round_all_layers(model, network, plan, seen)

@@ -26,7 +26,7 @@ from sottovoce.quantization.sharding import broadcast_layer, broadcast_layers
 from sottovoce.quantization.spill import Spill
 from sottovoce.quantization.statistics import LayerStatistics
 from sottovoce.system.devices import share_weights
-from sottovoce.system.progress import Progress
+from sottovoce.system.progress import LAYERS, Progress
 from sottovoce.system.ranks import Ranks
 
 DIAGNOSTIC_WINDOWS = 8  # of each fold, in the pass for the rule "diagnostic"
@@ -82,7 +82,7 @@ def quantize_sequentially(
     strengths = diagnostic_pass(model, plan, layers, few) if by_diagnostics and ranks.leads else {}
 
     def quantize(layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
-        progress(layer.name, len(finished), len(layers))
+        progress(LAYERS, len(finished), len(layers), layer.name)
         if not ranks.leads:
             finished[layer.name] = broadcast_layer(ranks, None)
             install_layer(model, network, layer, finished[layer.name])
@@ -138,7 +138,7 @@ def quantize_sequentially(
             quantize(layer, statistics)
     if kept is not None:
         kept.forget()
-    progress("", len(layers), len(layers))
+    progress(LAYERS, len(layers), len(layers))
     return network, finished
 
 

@@ -73,12 +73,12 @@ class Tuning:
             if not self._looks:
                 self._look(0, progress)
             for step in range(first, total):
-                progress(self._doing(), step, total)
+                progress("tuning", step, total, self._so_far())
                 self._step(step)
                 if (step + 1) % between == 0 or step + 1 == total:
                     self._look(step + 1, progress)
                     self._store(state, step + 1)
-            progress(self._doing(), total, total)
+            progress("tuning", total, total, self._so_far())
         self.numbers.restore(self._best)
         network, weights = self.numbers.stored()
         if codes_digest(weights) != self.numbers.codes:
@@ -122,24 +122,21 @@ class Tuning:
         return kl.sum(), relative_error(encoded.states[0, : len(lesson.encoder_states)], lesson.encoder_states)
 
     def _look(self, step: int, progress: Progress) -> None:
-        progress(self._doing(), step, self.settings.n_steps)
+        progress("tuning", step, self.settings.n_steps, self._so_far())
         network, _ = self.numbers.stored()
         model = self.numbers.model.with_network(network)
         self._looks.append(look(self.original, model, self._held_out, self._seen, self.settings.context, step))
         if best_look(self._looks) is self._looks[-1]:
             self._best = [move.detach().clone() for move in self.numbers.all()]
 
-    def _doing(self) -> str:
-        """What the progress bar says: the KL of both folds at the start and at the last look."""
-        what = "tuning"
+    def _so_far(self) -> str:
+        """What the progress bar says beside: the KL of both folds at the start and at the last look."""
         if not self._looks:
-            return what
+            return ""
         first, last = self._looks[0], self._looks[-1]
         if last.short_kl is not None and first.short_kl is not None:
-            return (
-                f"{what}: held-out KL at short contexts {first.short_kl:.4f} -> {last.short_kl:.4f}, full {first.kl:.4f} -> {last.kl:.4f}"
-            )
-        return f"{what}: KL held out {first.kl:.4f} -> {last.kl:.4f}, seen {first.seen_kl:.4f} -> {last.seen_kl:.4f}"
+            return f"held-out KL at short contexts {first.short_kl:.4f} -> {last.short_kl:.4f}, full {first.kl:.4f} -> {last.kl:.4f}"
+        return f"KL held out {first.kl:.4f} -> {last.kl:.4f}, seen {first.seen_kl:.4f} -> {last.seen_kl:.4f}"
 
     def _store(self, state: RunState, step: int) -> None:
         tensors = dict[str, Tensor]()
