@@ -85,7 +85,7 @@ const said = [7, 8, {END}, 9], model = Object.create(Model.prototype);
 model.generation = {{ eos_token_id: {json.dumps(ends)} }};
 model.config = {{ model_type: "moonshine", max_position_embeddings: 5 }};
 model.step = async () => {{ const scores = new Float32Array(10); scores[said.shift()] = 1; return {{ scores, cache: {{}} }}; }};
-console.log(JSON.stringify(await model.decode([1], null)));
+console.log(JSON.stringify(await model.decode(null, [1])));
 """
     )
     printed = subprocess.run([node, str(tmp_path / "page" / "run.js")], capture_output=True, text=True, check=True).stdout  # noqa: S603
