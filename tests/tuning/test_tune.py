@@ -38,6 +38,7 @@ from sottovoce.errors import (
 )
 from sottovoce.evaluation.kl_divergence import token_kl
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
@@ -47,7 +48,7 @@ from sottovoce.tuning.looks import best_look, measure
 from sottovoce.tuning.numbers import TunedNumbers, codes_digest
 from sottovoce.tuning.run import Tuning, relative_error
 from sottovoce.tuning.schedule import Exercise, exercises, rate_share, short_context
-from sottovoce.tuning.speech import prepare, split
+from sottovoce.tuning.speech import split
 from sottovoce.tuning.teacher import Lesson, make_lessons, token_count
 from sottovoce.tuning.words import sentences
 from tests.conftest import make_tiny, make_tiny_moonshine, quantized
@@ -75,7 +76,7 @@ def done(checkpoint: Path, speech_folder: Path, tmp_path_factory: pytest.TempPat
 
 def lessons_of(original: SpeechModel, speech_folder: Path, *, sampled: bool = True, count: int = 4) -> list[Lesson]:
     data = load_data(speech_folder).take(count)
-    speech = prepare(original, data, language=None, state=RunState(), progress=lambda *_: None)
+    speech = prepare_speech(original, data, language=None, state=RunState(), progress=lambda *_: None)
     return make_lessons(original, speech, sampled=sampled, seed=0, doing="listening", progress=lambda *_: None)
 
 
@@ -504,7 +505,7 @@ def test_speech_that_is_too_little(checkpoint: Path, speech_folder: Path, tmp_pa
 
 def test_an_original_that_hears_no_word_teaches_nothing(speech_folder: Path) -> None:
     original = make_tiny()
-    speech = prepare(original, load_data(speech_folder).take(2), language=None, state=RunState(), progress=lambda *_: None)
+    speech = prepare_speech(original, load_data(speech_folder).take(2), language=None, state=RunState(), progress=lambda *_: None)
     with pytest.raises(CalibrationError, match="hears no word in any of the 2 utterances"):
         make_lessons(original, replace(speech, transcripts=((), ())), sampled=True, seed=0, doing="listening", progress=lambda *_: None)
 
