@@ -1,7 +1,6 @@
 """A fit from beginning to end on a tiny model."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,6 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of
 from sottovoce.system.progress import Progress, silent
 from tests.conftest import make_tiny
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from more, and a busy machine makes them wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def priced(fit: Fit) -> list[PricedUnit]:
@@ -175,11 +165,13 @@ def test_a_bound_on_the_word_error_rate(speech_folder: Path, tmp_path: Path, mon
 
 def test_the_next_bound_follows_the_words() -> None:
     goal = WordGoal(points=1.0, choice=DataSet("a", ()), report=DataSet("b", ()), original={})
-    assert goal.next_bound(0.1, 0.8) is None
-    assert goal.next_bound(0.1, 2.0) == pytest.approx(0.1 * 0.5 * ENOUGH)
-    assert goal.next_bound(0.1, 0.5) == pytest.approx(0.2)
-    assert goal.next_bound(0.1, -1.0) == pytest.approx(0.4)
-    assert goal.next_bound(0.1, 100.0) == pytest.approx(0.025)
+    assert goal.next_bound(0.1, 0.1, 0.8) is None
+    assert goal.next_bound(0.1, 0.1, 2.0) == pytest.approx(0.1 * 0.5 * ENOUGH)
+    assert goal.next_bound(0.1, 0.02, 2.0) == pytest.approx(0.02 * 0.5 * ENOUGH)
+    assert goal.next_bound(0.1, 0.1, 0.5) == pytest.approx(0.2)
+    assert goal.next_bound(0.1, 0.02, 0.5) == pytest.approx(0.2)
+    assert goal.next_bound(0.1, 0.1, -1.0) == pytest.approx(0.4)
+    assert goal.next_bound(0.1, 0.1, 100.0) == pytest.approx(0.025)
 
 
 def test_words_cannot_be_counted(speech_folder: Path, tmp_path: Path) -> None:
