@@ -22,8 +22,10 @@ from sottovoce.errors import CheckpointError, RecipeError
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-SHRINK_STEPS = 20
-SHRINK_LOWEST = 0.4  # below this share of the min-max range no group of the models measured had its optimum
+# Shares of the min-max range that are tried. Below the smallest no group of the models measured had its optimum; above 1 the outermost
+# weights round to inner codes, which is better where the others then come to lie nearer to theirs.
+LARGEST_SHARE, SMALLEST_SHARE, SHARES = 1.2, 0.4, 25
+POLISHES = 2  # least-squares fits of a scale to the codes it gave
 SEARCH_NORM = 2.4  # exponent of the rounding error that the "mse" observer minimizes, as in GPTQ's published code
 FLOAT16_DIGITS = 11  # binary digits of a normal float16, the leading one included
 MAX_FLOAT16_MIN_BITS = 4  # wider zero points leave too few digits to the scale
@@ -44,7 +46,7 @@ class Affine(NumberFormat):
     bits: int = 4  # 2, 3, 4, 5, 6 or 8
     group_size: int | None = 32  # columns that share a scale: 32, 64, 128, or None for a whole row
     symmetric: bool = False  # the zero point is 2^(bits-1) everywhere
-    # "minmax" spans each group's range; "mse" shrinks that range to where the p = 2.4 norm of the rounding error is least.
+    # "minmax" spans each group's range; "mse" scales that range to where the p = 2.4 norm of the rounding error is least.
     observer: Observer = "mse"
     # Of an asymmetric grid of at most 4 bits: scales have so few binary digits that each group's minimum, -zero_point * scale, is a
     # float16 number too, which is how ggml's Q4_1 stores it.
@@ -113,25 +115,37 @@ class Affine(NumberFormat):
             return {"scale": scale, "zero_point": zero}
         weights = None if importance is None else importance.float().reshape(-1, size)
         least = torch.full_like(low, float("inf"))
-        scale, zero = scale.clone(), zero.clone()
-        for shrink in torch.linspace(1.0, SHRINK_LOWEST, SHRINK_STEPS + 1).tolist():
-            for tried_scale, tried_zero in self._candidates(low, high, shrink):
+        for share in torch.linspace(LARGEST_SHARE, SMALLEST_SHARE, SHARES).tolist():
+            for tried_scale, tried_zero in self._candidates(low, high, share):
                 error = self._rounding_error(grouped, tried_scale.unsqueeze(-1), tried_zero.unsqueeze(-1), weights)
                 better = error < least
                 least = torch.where(better, error, least)
                 scale = torch.where(better, tried_scale, scale)
                 zero = torch.where(better, tried_zero, zero)
+        for _ in range(POLISHES):
+            polished = self._least_squares(grouped, scale, zero, weights)
+            error = self._rounding_error(grouped, polished.unsqueeze(-1), zero.unsqueeze(-1), weights)
+            better = error < least
+            least, scale = torch.where(better, error, least), torch.where(better, polished, scale)
         return {"scale": scale, "zero_point": zero}
 
-    def _candidates(self, low: Tensor, high: Tensor, shrink: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scales and zero points that span `shrink` times the range; of a symmetric grid first the one whose longer side is the
+    def _least_squares(self, grouped: Tensor, scale: Tensor, zero: Tensor, weights: Tensor | None) -> Tensor:
+        """The storable scales of the same sign that are nearest to the least squares for the codes that `scale` gives."""
+        steps = self.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)) - zero.unsqueeze(-1)
+        seen = steps if weights is None else steps * weights
+        size, agreement = (seen * steps).sum(-1), (seen * grouped).sum(-1)
+        usable = (size > 0) & (agreement * scale > 0)
+        return self.storable(torch.where(usable, agreement / size.clamp(min=torch.finfo(size.dtype).tiny), scale))
+
+    def _candidates(self, low: Tensor, high: Tensor, share: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scales and zero points that span `share` times the range; of a symmetric grid first the one whose longer side is the
         larger weight's."""
         if not self.symmetric:
-            scale = self.storable((high - low) * shrink / self.max_code)
-            yield scale, torch.round(-low * shrink / scale).clamp(0, self.max_code)
+            scale = self.storable((high - low) * share / self.max_code)
+            yield scale, torch.round(-low * share / scale).clamp(0, self.max_code)
             return
         longer = torch.where(high > -low, -high, -low)  # what code 0 stands for is -mid_code * scale
-        scale = self.storable(longer * shrink / self.mid_code)
+        scale = self.storable(longer * share / self.mid_code)
         zero = torch.full_like(scale, float(self.mid_code))
         yield scale, zero
         yield -scale, zero

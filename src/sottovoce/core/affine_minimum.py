@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sottovoce.core.affine import SHRINK_LOWEST, SHRINK_STEPS
+from sottovoce.core.affine import LARGEST_SHARE, SHARES, SMALLEST_SHARE
 from sottovoce.core.float16 import finite_float16, positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
 from sottovoce.core.scale_refit import refit_linear
@@ -62,7 +62,7 @@ class AffineMinimum(NumberFormat):
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
         """Fit `scale` (positive) and `minimum` `[..., out, groups]`, float16 numbers, to the least weighted squared rounding error.
 
-        Of every shrunk range the codes give a least-squares line, which is a candidate beside the range itself.
+        Of every range that is tried the codes give a least-squares line, which is a candidate beside the range itself.
         """
         size = self.block_size(weight.shape[-1])
         x = weight.float().reshape(*weight.shape[:-1], -1, size)
@@ -70,8 +70,8 @@ class AffineMinimum(NumberFormat):
         low, high = x.amin(-1), x.amax(-1)
         best_scale, best_low = _storable(high - low, low, self.max_code)
         least = torch.full_like(low, float("inf"))
-        for shrink in torch.linspace(1.0, SHRINK_LOWEST, SHRINK_STEPS + 1).tolist():
-            middle, half = (low + high) / 2, (high - low) * shrink / 2
+        for share in torch.linspace(LARGEST_SHARE, SMALLEST_SHARE, SHARES).tolist():
+            middle, half = (low + high) / 2, (high - low) * share / 2
             scale, minimum = _storable(2 * half, middle - half, self.max_code)
             for refined in (False, True):
                 if refined:
