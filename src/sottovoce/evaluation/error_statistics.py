@@ -14,14 +14,15 @@ The tokens of highest probability are kept one by one, and the rest is one token
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.held_out import HeldOutSpeech
+from sottovoce.models.parameters import copy_layer
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.devices import share_weights
 from sottovoce.system.progress import Progress, silent
@@ -137,7 +138,8 @@ def error_statistics(
     encoded = untouched = speech.encode(original)
     for n, layers in enumerate(units.values()):
         progress("quantizing unit by unit", n, len(units))
-        _copy_parameters(model, quantized, layers)
+        for layer in layers:
+            copy_layer(model, quantized, layer)
         if in_encoder & set(layers):
             encoded = speech.encode(model)
         log_q = speech.log_probabilities(model, speech.states(model, encoded))
@@ -145,7 +147,8 @@ def error_statistics(
         if mode == "telescoped":
             before = log_q
         else:
-            _copy_parameters(model, original, layers)
+            for layer in layers:
+                copy_layer(model, original, layer)
             encoded = untouched
     names = list(units)
     if mode == "telescoped":
@@ -183,12 +186,3 @@ class _Frame:
         rest = mean - (self._top_p * top).sum(-1, keepdim=True)  # times the probability of the rest
         rest = torch.where(self._rest_p > 1e-9, rest / self._rest_p.clamp(min=1e-9), mean)
         return torch.cat([self._top_p.sqrt() * (top - mean), self._rest_p.sqrt() * (rest - mean)], -1)
-
-
-def _copy_parameters(model: SpeechModel, source: SpeechModel, layers: Sequence[str]) -> None:
-    for name in layers:
-        module: Any = model.module(name)
-        for kind, parameter in source.module(name).named_parameters(recurse=False):
-            setattr(module, kind, nn.Parameter(parameter.detach(), requires_grad=False))
-        if name == model.head and source.tied:
-            model.module(model.embedding).weight = module.weight

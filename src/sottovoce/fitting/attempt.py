@@ -1,15 +1,17 @@
 """One pass of a fit: quantize by a schedule, and keep what other entries of some units would have become."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.pricing import column_weights, expected_error
+from sottovoce.models.parameters import copy_layer
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech
-from sottovoce.quantization.install import install_layer, set_parameters, tie_embedding
+from sottovoce.quantization.install import install_layer
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
@@ -115,12 +117,22 @@ def entry_errors(unit: Unit, errors: Mapping[tuple[str, NumberFormat], float]) -
 
 def install(model: SpeechModel, quantized: SpeechModel, name: str, result: LayerResult | None) -> None:
     """Put a layer into `quantized`; None: as it is in the original `model`, in float16."""
-    layer = next(layer for layer in model.layers() if layer.name == name)
-    if result is not None:
-        rounded = None if result.bias is None else result.bias.half().float()  # as it will be stored
-        install_layer(model, quantized.network, layer, replace(result, bias=rounded))
+    if result is None:
+        copy_layer(quantized, model, name, half=True)
         return
-    module, source = quantized.module(name), model.module(name)
-    bias = None if source.bias is None else source.bias.half().float()
-    set_parameters(module, source.weight.half().float(), bias)
-    tie_embedding(model, quantized.network, name)
+    layer = next(layer for layer in model.layers() if layer.name == name)
+    rounded = None if result.bias is None else result.bias.half().float()  # as it will be stored
+    install_layer(model, quantized.network, layer, replace(result, bias=rounded))
+
+
+@contextmanager
+def layers_restored(model: SpeechModel, names: Sequence[str]) -> Iterator[None]:
+    """Give some layers of `model`, and its token embedding, the parameters back in the end that they have in the beginning."""
+    modules = [model.module(name) for name in [*names, model.embedding]]
+    before = [dict(module.named_parameters(recurse=False)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, parameters in zip(modules, before, strict=True):
+            for kind, parameter in parameters.items():
+                setattr(module, kind, parameter)

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.evaluation.held_out import HeldOutSpeech
-from sottovoce.fitting.attempt import Attempt, install
+from sottovoce.fitting.attempt import Attempt, install, layers_restored
 from sottovoce.fitting.unit_losses import ChangeMeter
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.install import tie_embedding
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import PricedUnit, schedule_of
@@ -88,25 +87,25 @@ def try_swaps(
             for number_format in (units[i].unit.menu[k],)
             for layer in units[i].unit.layers
         }
-        before = {name: (result.model.module(name).weight, result.model.module(name).bias) for name in made}
-        for name, other in made.items():
-            install(model, result.model, name, other)
-        kl = float(speech.divergence(meter.changed(list(made))).double().mean())
+        with layers_restored(result.model, list(made)):
+            _install_all(model, result.model, made)
+            kl = float(speech.divergence(meter.changed(list(made))).double().mean())
         if kl < meter.kl:
+            _install_all(model, result.model, made)
             accepted += 1
             for i, k in swap.entries.items():
                 now[i] = k
             result = _with_layers(result, made)
             passes = [passes[0] + meter.encoder_passes, passes[1] + meter.decoder_passes]
             meter = ChangeMeter(result.model, speech)
-        else:
-            for name, (weight, bias) in before.items():
-                module = result.model.module(name)
-                module.weight, module.bias = weight, bias
-                tie_embedding(model, result.model.network, name)
     progress("trying swaps", len(swaps), len(swaps))
     meter.encoder_passes, meter.decoder_passes = meter.encoder_passes + passes[0], meter.decoder_passes + passes[1]
     return result, tuple(now), accepted, meter
+
+
+def _install_all(model: SpeechModel, quantized: SpeechModel, made: Mapping[str, LayerResult | None]) -> None:
+    for name, other in made.items():
+        install(model, quantized, name, other)
 
 
 def _with_layers(result: QuantizedModel, made: Mapping[str, LayerResult | None]) -> QuantizedModel:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sottovoce.evaluation.held_out import HeldOutSpeech, half_variance
+from sottovoce.fitting.attempt import layers_restored
 from sottovoce.models.block_replay import BlockReplay, blocks_of
+from sottovoce.models.parameters import copy_layer
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.install import set_parameters
 from sottovoce.system.progress import Progress
 
 
@@ -99,19 +99,7 @@ def measure_unit_losses(
 @contextmanager
 def at_full_precision(original: SpeechModel, quantized: SpeechModel, layers: Sequence[str]) -> Iterator[None]:
     """Give some layers of `quantized` the parameters of `original`, and theirs back in the end."""
-    before = list[tuple[Any, Any, Any]]()
-    embedding = quantized.module(quantized.embedding)
-    for name in layers:
-        module, source = quantized.module(name), original.module(name)
-        before.append((module, module.weight, module.bias))
-        set_parameters(module, source.weight.detach(), source.bias)
-        if name == quantized.head and original.tied:
-            before.append((embedding, embedding.weight, None))
-            embedding.weight = module.weight
-    try:
+    with layers_restored(quantized, layers):
+        for name in layers:
+            copy_layer(quantized, original, name)
         yield
-    finally:
-        for module, weight, bias in before:
-            module.weight = weight
-            if bias is not None:
-                module.bias = bias

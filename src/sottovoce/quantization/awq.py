@@ -5,9 +5,10 @@ from typing import Any
 
 from sottovoce.core.awq import divide_outputs, scale_inputs, search_scales
 from sottovoce.models.batching import Batch
+from sottovoce.models.parameters import set_parameters
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.collect import collect_statistics
-from sottovoce.quantization.install import planned_layers, round_all_layers, set_parameters
+from sottovoce.quantization.install import planned_layers, round_all_layers
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.sharding import broadcast_tensor

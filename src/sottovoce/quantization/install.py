@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sottovoce.models.layers import Layer
+from sottovoce.models.parameters import set_parameters, tie_embedding
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.layer import LayerResult, round_layer
 from sottovoce.quantization.plan import Plan
@@ -37,12 +38,6 @@ def install_layer(model: SpeechModel, network: Any, layer: Layer, result: LayerR
     tie_embedding(model, network, layer.name)
 
 
-def tie_embedding(model: SpeechModel, network: Any, name: str) -> None:
-    """Give the token embedding of `network` the weight of its layer `name`, if that is the head and tied in `model`."""
-    if name == model.head and model.tied:
-        network.get_submodule(model.embedding).weight = network.get_submodule(name).weight
-
-
 def round_floats_to_float16(network: nn.Module, plan: Plan) -> None:
     """Round what stays in floating point to float16, as it will be stored: so what is measured is what is written."""
     # Planned weights stay, and with them the embedding that is tied to a planned head.
@@ -54,10 +49,3 @@ def round_floats_to_float16(network: nn.Module, plan: Plan) -> None:
                 done[id(parameter)] = nn.Parameter(parameter.half().float(), requires_grad=False)
                 done[id(done[id(parameter)])] = done[id(parameter)]
             setattr(module, name, done[id(parameter)])
-
-
-def set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Give `module` new parameters, since the old tensors are shared with the original network."""
-    module.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        module.bias = nn.Parameter(bias, requires_grad=False)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sottovoce.core.differentiable import decode_moved, first_moves, straight_through, with_moves
 from sottovoce.core.float16 import finite_float16
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.models.parameters import set_parameters, tie_embedding
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.install import set_parameters, tie_embedding
 from sottovoce.quantization.tune_record import Moved
 from sottovoce.system.devices import share_weights
 
