@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sottovoce.quantization.fit_record import Baseline, FitGoal, FitRecord, FittedUnit, PassCount
+from sottovoce.quantization.fit_record import Baseline, FitGoal, FitRecord, FittedUnit, LoopGuard, PassCount, WordIncrease
 from sottovoce.quantization.schedule import PricedUnit, Schedule, ideal_bits
 
 
@@ -31,6 +31,11 @@ def fit_record(
     random: Sequence[Schedule],
     kl: MeasuredKL,
     passes: PassCount,
+    rounds: int,
+    swaps_tried: int,
+    swaps_accepted: int,
+    guard: LoopGuard,
+    words: WordIncrease | None,
 ) -> FitRecord:
     """Join a schedule of `units`, the schedules it is compared with, and what was measured of them."""
     bits, ideal = ideal_bits(units, schedule.bytes)
@@ -42,7 +47,7 @@ def fit_record(
         measured_kl=kl.fit,
         ideal_kl=ideal,
         tokens=kl.tokens,
-        rounds=1,
+        rounds=rounds,
         uniform=Baseline(title=uniform_title, bytes=fixed_bytes + uniform.bytes, predicted_kl=uniform.loss, measured_kl=kl.uniform),
         random=Baseline(
             title="random schedules",
@@ -63,4 +68,8 @@ def fit_record(
             for unit, entry, ideal_bit in zip(units, schedule.entries, bits, strict=True)
         ),
         passes=passes,
+        swaps_tried=swaps_tried,
+        swaps_accepted=swaps_accepted,
+        guard=guard,
+        words=words,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import Attempt, install, layers_restored
+from sottovoce.fitting.passes import Passes
 from sottovoce.fitting.unit_losses import ChangeMeter
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.layer import LayerResult
@@ -20,6 +21,15 @@ class Swap:
 
     entries: Mapping[int, int]
     predicted: float
+
+
+@dataclass(frozen=True, eq=False)
+class Swapped:
+    """The model after the swaps, its entries, and how many swaps were accepted. The plan of `result` is that from before."""
+
+    result: QuantizedModel
+    entries: tuple[int, ...]
+    accepted: int
 
 
 def propose_swaps(units: Sequence[PricedUnit], entries: Sequence[int], most_bytes: int, count: int) -> list[Swap]:
@@ -70,15 +80,12 @@ def try_swaps(
     entries: Sequence[int],
     swaps: Sequence[Swap],
     speech: HeldOutSpeech,
+    passes: Passes,
     progress: Progress,
-) -> tuple[QuantizedModel, tuple[int, ...], int, ChangeMeter]:
-    """Carry out the swaps that lower the KL on `speech`, one after the other.
-
-    Return the result, its entries, how many swaps were accepted, and the meter (for its count of passes).
-    """
+) -> Swapped:
+    """Carry out the swaps that lower the KL on `speech`, one after the other. `passes`: to which those that it takes are added."""
     result, now, accepted = attempt.result, list(entries), 0
-    meter = ChangeMeter(result.model, speech)
-    passes = [0.0, 0.0]
+    meter = ChangeMeter(result.model, speech, passes)
     for n, swap in enumerate(swaps):
         progress("trying swaps", n, len(swaps))
         made = {
@@ -96,11 +103,9 @@ def try_swaps(
             for i, k in swap.entries.items():
                 now[i] = k
             result = _with_layers(result, made)
-            passes = [passes[0] + meter.encoder_passes, passes[1] + meter.decoder_passes]
-            meter = ChangeMeter(result.model, speech)
+            meter = ChangeMeter(result.model, speech, passes)
     progress("trying swaps", len(swaps), len(swaps))
-    meter.encoder_passes, meter.decoder_passes = meter.encoder_passes + passes[0], meter.decoder_passes + passes[1]
-    return result, tuple(now), accepted, meter
+    return Swapped(result, tuple(now), accepted)
 
 
 def _install_all(model: SpeechModel, quantized: SpeechModel, made: Mapping[str, LayerResult | None]) -> None:

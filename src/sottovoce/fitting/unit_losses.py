@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sottovoce.evaluation.held_out import HeldOutSpeech, half_variance
 from sottovoce.fitting.attempt import layers_restored
+from sottovoce.fitting.passes import Passes
 from sottovoce.models.block_replay import BlockReplay, blocks_of
 from sottovoce.models.parameters import copy_layer
 from sottovoce.models.speech_model import SpeechModel
@@ -27,13 +28,12 @@ class UnitLoss:
 class ChangeMeter:
     """A quantized model on held-out speech, measured again when some of its layers have changed: from the first changed block on.
 
-    `log_q` `[n_tokens, vocabulary]`, `kl`: the model as it was when the meter was made. `encoder_passes`, `decoder_passes`: of one
-    utterance, so far.
+    `log_q` `[n_tokens, vocabulary]`, `kl`: the model as it was when the meter was made. `passes`: to which its own are added.
     """
 
     @torch.no_grad()
-    def __init__(self, model: SpeechModel, speech: HeldOutSpeech) -> None:
-        self.model, self.speech = model, speech
+    def __init__(self, model: SpeechModel, speech: HeldOutSpeech, passes: Passes) -> None:
+        self.model, self.speech, self.passes = model, speech, passes
         layers = model.layers()
         self._in_encoder = {layer.name for layer in layers if layer.part == "encoder"}
         names = [[layer.name for layer in layers if (layer.part == "encoder") == encoder] for encoder in (True, False)]
@@ -44,7 +44,7 @@ class ChangeMeter:
             self._states = speech.states(model, self._encoded)
         self.log_q = speech.log_probabilities(model, self._states)
         self.kl = float(speech.divergence(self.log_q).double().mean())
-        self.encoder_passes = self.decoder_passes = float(speech.n_utterances)
+        passes.add(speech.n_utterances, speech.n_utterances)
 
     @torch.no_grad()
     def changed(self, layers: Sequence[str]) -> Tensor:
@@ -52,15 +52,14 @@ class ChangeMeter:
         model, speech = self.model, self.speech
         if encoder := [layer for layer in layers if layer in self._in_encoder]:
             block = self._encoder.first(encoder)
-            self.encoder_passes += speech.n_utterances * self._encoder.share_from(block)
-            self.decoder_passes += speech.n_utterances
+            self.passes.add(speech.n_utterances * self._encoder.share_from(block), speech.n_utterances)
             with self._encoder.replay(block):
                 states = speech.states(model, speech.encode(model))
         elif list(layers) == [model.head] and not model.tied:
             states = self._states
         else:
             block = None if model.head in layers and model.tied else self._decoder.first(layers)
-            self.decoder_passes += speech.n_utterances * self._decoder.share_from(block)
+            self.passes.add(0.0, speech.n_utterances * self._decoder.share_from(block))
             with self._decoder.replay(block):
                 states = speech.states(model, self._encoded)
         return speech.log_probabilities(model, states)
