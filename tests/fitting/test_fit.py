@@ -175,11 +175,13 @@ def test_a_bound_on_the_word_error_rate(speech_folder: Path, tmp_path: Path, mon
 
 def test_the_next_bound_follows_the_words() -> None:
     goal = WordGoal(points=1.0, choice=DataSet("a", ()), report=DataSet("b", ()), original={})
-    assert goal.next_bound(0.1, 0.8) is None
-    assert goal.next_bound(0.1, 2.0) == pytest.approx(0.1 * 0.5 * ENOUGH)
-    assert goal.next_bound(0.1, 0.5) == pytest.approx(0.2)
-    assert goal.next_bound(0.1, -1.0) == pytest.approx(0.4)
-    assert goal.next_bound(0.1, 100.0) == pytest.approx(0.025)
+    assert goal.next_bound(0.1, 0.1, 0.8) is None
+    assert goal.next_bound(0.1, 0.1, 2.0) == pytest.approx(0.1 * 0.5 * ENOUGH)
+    assert goal.next_bound(0.1, 0.02, 2.0) == pytest.approx(0.02 * 0.5 * ENOUGH)
+    assert goal.next_bound(0.1, 0.1, 0.5) == pytest.approx(0.2)
+    assert goal.next_bound(0.1, 0.02, 0.5) == pytest.approx(0.2)
+    assert goal.next_bound(0.1, 0.1, -1.0) == pytest.approx(0.4)
+    assert goal.next_bound(0.1, 0.1, 100.0) == pytest.approx(0.025)
 
 
 def test_words_cannot_be_counted(speech_folder: Path, tmp_path: Path) -> None:

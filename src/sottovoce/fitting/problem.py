@@ -55,12 +55,15 @@ class Problem:
     def solve(self, units: Sequence[PricedUnit], kl_bound: float | None) -> Schedule:
         """Return the best schedule; `kl_bound`: the most it may lose, in nats, where no size is given.
 
+        A bound that a fit by words chose and nothing keeps gives the schedule of least loss, whose words can be counted as well.
         Raises `CalibrationError` if there is none.
         """
         if self.most_bytes is not None:
             found = cheapest_loss(units, self.most_bytes)
         else:
             found = fewest_bytes(units, kl_bound or 0.0)
+            if found is None and self.goal.max_wer_increase is not None:
+                found = cheapest_loss(units, sum(max(unit.unit.bytes) for unit in units))
         if found is None:
             raise CalibrationError(f"no schedule keeps the KL within {self.goal.max_kl}; give a larger one")
         return self._within_the_file(units, found)

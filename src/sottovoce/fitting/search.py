@@ -80,7 +80,7 @@ class Search:
                 counted[entries] = self.measuring.increase(found.attempt.result.model, words, words.choice).points
             if counted[entries] <= words.points and (kept is None or found.schedule.bytes < kept.schedule.bytes):
                 kept = found
-            bound = words.next_bound(bound, counted[entries])
+            bound = words.next_bound(bound, found.schedule.loss, counted[entries])
         if kept is None:
             raise CalibrationError(
                 f"an increase of at most {words.points:g} points was not reached in {len(counted)} schedules, the least was "

@@ -47,14 +47,19 @@ class WordGoal:
             utterances=len(transcripts),
         )
 
-    def next_bound(self, bound: float, increase: float) -> float | None:
-        """Return the bound on the KL to try after `bound`, whose schedule raised the error rate by `increase` points; None: near enough."""
+    def next_bound(self, bound: float, loss: float, increase: float) -> float | None:
+        """Return the bound on the KL to try after `bound`, whose schedule raised the error rate by `increase` points; None: near enough.
+
+        `loss`: predicted for that schedule, in nats; where formats are few it is far below the bound, and a bound above it would give
+        the same schedule again.
+        """
         if ENOUGH * self.points <= increase <= self.points:
             return None
         least, most = STEP
         factor = most if increase <= 0 else self.points / increase
         if increase > self.points:
             factor *= ENOUGH  # below the goal, or nearly the same schedule would come again
+            bound = min(bound, loss)
         return bound * min(max(factor, least), most)
 
 
