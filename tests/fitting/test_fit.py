@@ -1,7 +1,6 @@
 """A fit from beginning to end on a tiny model."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,6 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of
 from sottovoce.system.progress import Progress, silent
 from tests.conftest import make_tiny
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from more, and a busy machine makes them wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def priced(fit: Fit) -> list[PricedUnit]:
