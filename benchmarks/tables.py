@@ -20,7 +20,7 @@ from sottovoce.core.formats import COMMON_WIDTH, NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-WITH_TABLES = ("results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems")
+WITH_TABLES = ("results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems", "fit")
 PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in WITH_TABLES))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
@@ -333,6 +333,26 @@ def joined() -> str:
     return _markdown(head, table)
 
 
+def fitted() -> str:
+    """Show what a fit makes of a size, beside one format for all layers and the mean of random schedules of that size."""
+    table = []
+    for row in [json.loads(line) for line in (RESULTS / "fit.jsonl").read_text().splitlines()]:
+        uniform, random = row["uniform"], row["random"]
+        table.append(
+            [
+                row["model"].removeprefix("bundled:"),
+                f"{row['max_bytes'] / 1e6:.2f}",
+                f"{row['bytes'] / 1e6:.2f}",
+                f"{row['measured_kl']:.4f}",
+                f"{row['predicted_kl']:.4f}",
+                f"{uniform['measured_kl']:.4f} ({uniform['bytes'] / 1e6:.2f} MB)",
+                f"{random['measured_kl']:.4f}",
+            ]
+        )
+    head = ["model", "size asked MB", "file MB", "measured KL", "predicted KL", "one format: KL (size)", "random schedules: KL"]
+    return _markdown(head, table)
+
+
 def growth() -> str:
     """Show how time and memory of quantizing grow: the exponents."""
     found = json.loads((RESULTS / "growth.json").read_text())["exponents"]
@@ -360,6 +380,7 @@ TABLES: dict[str, Callable[..., str]] = {
         loops,
         growth,
         joined,
+        fitted,
     )
 }
 
