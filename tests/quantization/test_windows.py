@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from sottovoce.data.folds import assign_folds
+from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech
+from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import FILLED, PAUSE_S, make_windows
 from tests.conftest import make_tiny, make_tiny_moonshine
 from tests.models.test_languages import make_multilingual
@@ -83,3 +85,8 @@ def test_a_recording_of_a_whole_window_stays_whole() -> None:
     windows = make_windows(make_tiny(), speech([2.0, 0.1, 0.1, 0.1, 0.1]), joined=1.0)
     assert windows.names == ("u0", "u1+u3", "u2+u4")
     assert len(windows.samples[0]) == 2 * RATE
+
+
+def test_a_share_is_within_its_range() -> None:
+    with pytest.raises(RecipeError, match=r"within 0 \.\. 1, got 1\.5"):
+        Recipe(joined=1.5)
