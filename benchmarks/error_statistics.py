@@ -22,6 +22,7 @@ from sottovoce.evaluation.error_statistics import error_statistics, error_table
 from sottovoce.fitting.speech import held_out_speech
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.json_lines import append_lines
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
 from sottovoce.system.versions import environment, processor
@@ -67,8 +68,7 @@ def main() -> None:
                     found = error_table(error_statistics(model, quantized.model, units, speech), parts)
                 row = about | {name: value for name, value in to_plain(found).items() if name not in ("units", "matrix")}
                 row |= {"processor": to_plain(processor()), "environment": environment()}
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_lines(arguments.out, [row])
                 print(
                     bits,
                     method,

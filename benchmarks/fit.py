@@ -6,7 +6,6 @@
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from sottovoce.cli.console import quiet_libraries
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.quantization.fit_record import FitGoal
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.json_lines import append_lines
 from sottovoce.system.plain_data import to_plain
 
 
@@ -67,8 +67,7 @@ def main() -> None:
             "wall_s": round(time.perf_counter() - began, 1),
             **to_plain(done.record),
         }
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_lines(arguments.out, [row])
         uniform = done.record.uniform
         print(
             bits, done.record.bytes / size, done.record.measured_kl, done.record.predicted_kl, uniform and uniform.measured_kl, flush=True

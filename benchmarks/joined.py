@@ -27,6 +27,7 @@ from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import make_windows
+from sottovoce.system.json_lines import append_lines
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
 from sottovoce.system.versions import environment, processor
@@ -77,8 +78,7 @@ def main() -> None:
                 "processor": to_plain(processor()),
                 "environment": environment(),
             }
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_lines(arguments.out, [row])
             print(bits, share, row["windows"], row["processor_s"], row["kl"], row["long_windows"], flush=True)
 
 

@@ -27,6 +27,7 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.json_lines import append_lines
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
 from sottovoce.system.versions import environment, processor
@@ -70,8 +71,7 @@ def main() -> None:
             if model is not original:
                 row["sets"][data]["kl"] = round(taught[data].mean_divergence(model), 4)
         row |= {"hqq": version("hqq"), "processor": to_plain(processor()), "environment": environment()}
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_lines(arguments.out, [row])
         print(name, json.dumps(row["sets"]), flush=True)
 
 

@@ -107,6 +107,10 @@ def _results(folder: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _lines(file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / file).read_text().splitlines()]
+
+
 def _rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
     """Read the rows of a bench by method, bits and data set."""
     return {(row["method"], row["bits"], row["data"]): row for row in _results(folder)}
@@ -317,7 +321,7 @@ def loops() -> str:
 
 def joined() -> str:
     """Show what joining calibration recordings does to short recordings and to windows full of speech."""
-    rows = [json.loads(line) for line in (RESULTS / "joined.jsonl").read_text().splitlines()]
+    rows = _lines("joined.jsonl")
     table = [
         [
             str(row["bits"]),
@@ -336,7 +340,7 @@ def joined() -> str:
 def fitted() -> str:
     """Show what a fit makes of a size, beside one format for all layers and the mean of random schedules of that size."""
     table = []
-    for row in [json.loads(line) for line in (RESULTS / "fit.jsonl").read_text().splitlines()]:
+    for row in _lines("fit.jsonl"):
         uniform, random = row["uniform"], row["random"]
         table.append(
             [

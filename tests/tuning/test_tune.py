@@ -354,8 +354,7 @@ def test_exported_files_hold_the_tuned_values(model_folder: Path, speech_folder:
         start = open_source(out)
         tuned = open_source(api.tune(out, tmp_path / f"{target}-tuned", calibration=speech_folder, settings=enough).folder)
         name = "model.encoder.layers.1.fc2"
-        moved = [not torch.equal(one.dequantize(), tuned.weights[other].dequantize()) for other, one in start.weights.items()]
-        assert any(moved)  # some scales have too few digits for a small move
+        assert not torch.equal(start.weights[name].dequantize(), tuned.weights[name].dequantize())
         table = tuned.floats()["model.encoder.embed_positions.weight"]
         assert not np.array_equal(table, start.floats()["model.encoder.embed_positions.weight"])
         if target == "transcribe.cpp":

@@ -115,9 +115,7 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 def _typed(content: dict[str, Any], version: int, folder: Path) -> Manifest:
     try:
-        if version == 1:
-            return from_plain(Manifest, upgrade(content, folder))
-        return from_plain(Manifest, _as_today(content))
+        return from_plain(Manifest, _as_today(upgrade(content, folder) if version == 1 else content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError, SafetensorError) as exc:
         raise CheckpointError(f"{folder / MANIFEST}: is damaged ({exc})") from exc
 

@@ -1,4 +1,4 @@
-"""Manifests of format version 1 (sottovoce 0.1.0), read as today's.
+"""Manifests of format version 1 (sottovoce 0.1.0), read as those of version 2.
 
 A folder of that version has no plan: it is put together from the layers in the manifest, their description in `config.json`, and the
 shapes of the stored codes.
@@ -23,16 +23,14 @@ ENCODER = r"(^|\.)encoder\."  # the regular expression that stood for --encoder-
 
 
 def upgrade(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the plain data of today's manifest.
+    """Return the plain data of a manifest of version 2.
 
     Raises `KeyError`, `TypeError`, `ValueError`, `OSError` or `SafetensorError` for what is damaged.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     recipe = dict(content["recipe"])
     number_format = _format(recipe["grid"])
-    upgraded = {key: content[key] for key in ("source", "environment", "files")}
-    speech = content["calibration"]
-    upgraded["calibration"] = speech and {key: value for key, value in speech.items() if key != "transcribed_by_the_model"}
+    upgraded = {key: content[key] for key in ("source", "calibration", "environment", "files")}
     upgraded["recipe"] = {
         "method": _method(recipe["method"]),
         "format": number_format,
@@ -40,7 +38,6 @@ def upgrade(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "head_embedding_weight": recipe["head_identity"],
         "padding_weight": recipe["padding_weight"],
         "frame_subsampling": recipe["frame_stride"],
-        "joined": 0.0,
         "rules": [_rule(rule) for rule in recipe["rules"]],
     }
     reports = [{key: value for key, value in row.items() if key != "group_size"} for row in content["layers"]]

@@ -17,7 +17,7 @@ from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, shape_of, tensor_named
 from sottovoce.core.packing import pack_rows, unpack_rows
 from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.core.scale_refit import refit_group_scales
+from sottovoce.core.scale_refit import POLISHES, polish_scales, refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -25,7 +25,6 @@ GROUP_SIZES = (32, 64, 128)
 # Shares of the min-max range that are tried. Below the smallest no group of the models measured had its optimum; above 1 the outermost
 # weights round to inner codes, which is better where the others then come to lie nearer to theirs.
 LARGEST_SHARE, SMALLEST_SHARE, SHARES = 1.2, 0.4, 25
-POLISHES = 2  # least-squares fits of a scale to the codes it gave
 SEARCH_NORM = 2.4  # exponent of the rounding error that the "mse" observer minimizes, as in GPTQ's published code
 FLOAT16_DIGITS = 11  # binary digits of a normal float16, the leading one included
 MAX_FLOAT16_MIN_BITS = 4  # wider zero points leave too few digits to the scale
@@ -123,19 +122,12 @@ class Affine(NumberFormat):
                 scale = torch.where(better, tried_scale, scale)
                 zero = torch.where(better, tried_zero, zero)
         for _ in range(POLISHES):
-            polished = self._least_squares(grouped, scale, zero, weights)
+            steps = self.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)) - zero.unsqueeze(-1)
+            polished = self.storable(polish_scales(grouped, steps, scale, weights))
             error = self._rounding_error(grouped, polished.unsqueeze(-1), zero.unsqueeze(-1), weights)
             better = error < least
             least, scale = torch.where(better, error, least), torch.where(better, polished, scale)
         return {"scale": scale, "zero_point": zero}
-
-    def _least_squares(self, grouped: Tensor, scale: Tensor, zero: Tensor, weights: Tensor | None) -> Tensor:
-        """The storable scales of the same sign that are nearest to the least squares for the codes that `scale` gives."""
-        steps = self.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)) - zero.unsqueeze(-1)
-        seen = steps if weights is None else steps * weights
-        size, agreement = (seen * steps).sum(-1), (seen * grouped).sum(-1)
-        usable = (size > 0) & (agreement * scale > 0)
-        return self.storable(torch.where(usable, agreement / size.clamp(min=torch.finfo(size.dtype).tiny), scale))
 
     def _candidates(self, low: Tensor, high: Tensor, share: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Scales and zero points that span `share` times the range; of a symmetric grid first the one whose longer side is the

@@ -20,12 +20,11 @@ from torch import Tensor
 from sottovoce.core.affine import SEARCH_NORM
 from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
-from sottovoce.core.scale_refit import refit_group_scales
+from sottovoce.core.scale_refit import POLISHES, polish_scales, refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
 
 # Shares of the spanning scale that are tried. Above 1, the weights of a block lie between inner levels, which are closer.
 SHARES = tuple(1.2 - 0.04 * i for i in range(20))
-POLISHES = 2  # least-squares fits to the codes of the best scale found
 
 
 class Book(NamedTuple):
@@ -116,7 +115,9 @@ class LevelBook(NumberFormat):
         assert best is not None  # noqa: S101 - there always are candidates
         assert least is not None  # noqa: S101
         for _ in range(POLISHES):
-            scale = self.storable(self._least_squares(blocks, best, weights))
+            book = book_of(self.table, blocks.device)
+            level = book.ordered[book.rank(blocks, best.unsqueeze(-1))]
+            scale = self.storable(polish_scales(blocks, level, best, weights))
             error = self.rounding_error(blocks, scale, weights)
             better = error < least
             best, least = torch.where(better, scale, best), torch.where(better, error, least)
@@ -142,13 +143,6 @@ class LevelBook(NumberFormat):
         if weights is not None:
             error *= weights
         return error.sum(-1)
-
-    def _least_squares(self, blocks: Tensor, scale: Tensor, weights: Tensor | None) -> Tensor:
-        book = book_of(self.table, blocks.device)
-        level = book.ordered[book.rank(blocks, scale.unsqueeze(-1))]
-        seen = level if weights is None else level * weights
-        size = (seen * level).sum(-1)
-        return torch.where(size > 0, (seen * blocks).sum(-1) / size, scale)
 
     def expand(self, parameters: Parameters, in_features: int) -> tuple[Tensor, ...]:
         return (parameters["scale"].float().repeat_interleave(self.block_size(in_features), -1),)

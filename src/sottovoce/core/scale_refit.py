@@ -12,8 +12,20 @@ rounding does not (only its diagonal).
 import torch
 from torch import Tensor
 
+POLISHES = 2  # least-squares fits of a searched scale to the codes it gave
 RIDGE = 1e-6  # of the mean of A's diagonal: groups whose codes all stand for zero have no say
 FARTHEST = 2.0  # a scale that would change by more is left: its group's codes say too little of it
+
+
+def polish_scales(blocks: Tensor, levels: Tensor, scale: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the scales `[..., blocks]` with which `scale * levels` comes nearest to `blocks` `[..., blocks, size]`, columns weighted.
+
+    `levels`: values of the codes at scale 1. A block whose levels are all 0 keeps its `scale`. The caller rounds the result to what a file
+    can store.
+    """
+    seen = levels if weights is None else levels * weights
+    size = (seen * levels).sum(-1)
+    return torch.where(size > 0, (seen * blocks).sum(-1) / size, scale)
 
 
 def refit_group_scales(target: Tensor, basis: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:

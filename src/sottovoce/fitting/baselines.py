@@ -8,7 +8,7 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.fitting.attempt import Attempt, install
 from sottovoce.fitting.measuring import Measuring
 from sottovoce.fitting.problem import Problem
-from sottovoce.quantization.schedule import PricedUnit, Unit, random_schedule
+from sottovoce.quantization.schedule import PricedUnit, Unit, bytes_of, random_schedule
 
 RANDOM_SCHEDULES = 20
 
@@ -16,7 +16,7 @@ RANDOM_SCHEDULES = 20
 def random_entries(problem: Problem) -> list[tuple[int, ...]]:
     """Draw schedules that fill the size, or that of the operating point where none is given."""
     free = [PricedUnit(unit=unit, errors=(0.0,) * len(unit.bytes), base=0, base_loss=0.0) for unit in problem.units]
-    most = problem.bytes_of(problem.base) if problem.most_bytes is None else problem.most_bytes
+    most = bytes_of(problem.units, problem.base) if problem.most_bytes is None else problem.most_bytes
     generator = np.random.default_rng(0)
     return [random_schedule(free, most, generator).entries for _ in range(RANDOM_SCHEDULES)]
 

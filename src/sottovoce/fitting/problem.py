@@ -17,6 +17,7 @@ from sottovoce.quantization.schedule import (
     Schedule,
     Unit,
     blocking_unit,
+    bytes_of,
     cheapest_loss,
     fewest_bytes,
     make_units,
@@ -42,10 +43,6 @@ class Problem:
     def plan(self, entries: Sequence[int]) -> Plan:
         """Return the plan of some entries. Raises `RecipeError` if it leaves everything in floating point."""
         return plan_of(self.units, entries, self.model, self.backend.target)
-
-    def bytes_of(self, entries: Sequence[int]) -> int:
-        """Return what the units take in some entries."""
-        return sum(unit.bytes[entry] for unit, entry in zip(self.units, entries, strict=True))
 
     @property
     def most_bytes(self) -> int | None:
@@ -92,8 +89,7 @@ def make_problem(model: SpeechModel, backend: Backend, goal: FitGoal) -> Problem
     )
     start = goal.max_bytes if goal.max_bytes is not None else int(START_BITS / 8 * sum(unit.weights for unit in units))
     base = uniform_entries(units, start)
-    base_bytes = sum(unit.bytes[entry] for unit, entry in zip(units, base, strict=True))
-    fixed_bytes = file_bytes(model, plan_of(units, base, model, backend.target), backend) - base_bytes
+    fixed_bytes = file_bytes(model, plan_of(units, base, model, backend.target), backend) - bytes_of(units, base)
     if goal.max_bytes is not None:
         _refuse_infeasible(units, fixed_bytes, goal.max_bytes, backend.name)
         base = uniform_entries(units, goal.max_bytes - fixed_bytes)

@@ -183,9 +183,14 @@ def schedule_of(units: Sequence[PricedUnit], entries: Sequence[int]) -> Schedule
     """Return the schedule of given entries."""
     return Schedule(
         entries=tuple(entries),
-        bytes=sum(unit.unit.bytes[entry] for unit, entry in zip(units, entries, strict=True)),
+        bytes=bytes_of([unit.unit for unit in units], entries),
         loss=sum(unit.losses[entry] for unit, entry in zip(units, entries, strict=True)),
     )
+
+
+def bytes_of(units: Sequence[Unit], entries: Sequence[int]) -> int:
+    """Return what `units` take in the file in given entries of their menus."""
+    return sum(unit.bytes[entry] for unit, entry in zip(units, entries, strict=True))
 
 
 def plan_of(units: Sequence[Unit], entries: Sequence[int], model: SpeechModel, target: Target) -> Plan:
@@ -211,7 +216,7 @@ def uniform_entries(units: Sequence[Unit], most_bytes: int) -> tuple[int, ...]:
     found = dict[tuple[int, ...], int]()
     for number_format in dict.fromkeys(number_format for unit in units for number_format in unit.menu if number_format is not None):
         entries = tuple(_nearest_entry(unit, number_format) for unit in units)
-        found[entries] = sum(unit.bytes[entry] for unit, entry in zip(units, entries, strict=True))
+        found[entries] = bytes_of(units, entries)
     fitting = {entries: size for entries, size in found.items() if size <= most_bytes}
     return max(fitting, key=fitting.__getitem__) if fitting else min(found, key=found.__getitem__)
 
