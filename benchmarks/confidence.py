@@ -7,11 +7,12 @@ the original, and for every method and seed, the words of all data sets together
 utterances, chosen by a fixed shuffle, and measured on the other. Writes `benchmarks/results/confidence.json`.
 """
 
-import argparse
 import json
 import random
 from dataclasses import asdict
 from pathlib import Path
+
+from common import RESULTS, script_parser
 
 from sottovoce.bench.cells import TORCH, CellStore
 from sottovoce.bench.collect import finished_evaluations
@@ -23,11 +24,11 @@ from sottovoce.quantization.recipe import FLOAT_BITS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("results")
     parser.add_argument("--model", default="bundled:tiny.en")
     parser.add_argument("--bits", type=int, default=3)
-    parser.add_argument("--out", default="benchmarks/results/confidence.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "confidence.json")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     by_system: dict[tuple[str, int], list[Transcript]] = {}
@@ -56,7 +57,7 @@ def main() -> None:
         )
     content = {"model": arguments.model, "bits": arguments.bits, "systems": rows}
     text = json.dumps(content, indent=1).replace("NaN", "null")
-    Path(arguments.out).write_text(text + "\n", encoding="utf-8")
+    arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

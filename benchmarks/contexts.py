@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, SETS, machine, script_parser, write_json
 from runtimes import FasterWhisper
 
 from sottovoce import api
@@ -46,9 +47,7 @@ from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
 from sottovoce.system.plain_data import to_plain
-from sottovoce.system.versions import environment, processor
 
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
 PAUSE_S = 0.3
 UNTUNED = "+64"  # the context of a folder that was tuned for none
 ORIGINAL = "float32, ONNX Runtime"
@@ -65,7 +64,7 @@ SYSTEMS: dict[str, tuple[str, str, bool]] = {
 
 def main() -> None:
     """Measure, and write the summary and its figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path, help="for files and unfinished measurements")
     parser.add_argument("--model", default="tiny.en", help="the bundled model that FOLDER was made of")
@@ -75,7 +74,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=3, help="of each length, from the sets in turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/contexts.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "contexts.json")
     parser.add_argument("--clock", action="store_true", help="keep times of the clock too, encoder and decoder apart: for a quiet machine")
     parser.add_argument("--summary-only", action="store_true", help="of what a stopped run had measured")
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
@@ -89,7 +88,7 @@ def main() -> None:
         _measure_all(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     summary = _summary(arguments)
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.out, summary)
     _draw(summary, arguments.out.with_suffix(".svg"))
 
 
@@ -264,8 +263,7 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
         "clips": len(next(iter(texts.values()))),
         "repeats": arguments.repeats,
         "threads": arguments.threads,
-        "processor": to_plain(processor()),
-        "environment": environment(),
+        **machine(),
         "systems": systems,
     }
 

@@ -9,12 +9,12 @@ reported as `cold`, and `ratio` is the median of the others.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from common import RESULTS, machine, script_parser, write_json
 
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.core.affine import Affine
@@ -27,17 +27,15 @@ from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import make_windows
 from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes
-from sottovoce.system.plain_data import to_plain
-from sottovoce.system.versions import environment, processor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True)
     parser.add_argument("--model", default="bundled:tiny.en")
     parser.add_argument("--utterances", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--out", default="benchmarks/results/cost.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cost.json")
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     with keep_freed_memory():
@@ -71,11 +69,9 @@ def _measure(arguments: argparse.Namespace) -> None:
         "ratio": statistics.median(run["ratio"] for run in runs[1:]),
         "peak_memory_gb": peak_memory_bytes() / 1e9,
         "threads": torch.get_num_threads(),
-        "processor": to_plain(processor()),
-        "environment": environment(),
+        **machine(),
     }
-    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.out, result)
     print(f"ratio {result['ratio']:.2f}")
 
 

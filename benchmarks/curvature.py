@@ -6,13 +6,12 @@ DIR holds the speech: `calibration` and the three dev sets, of which the first L
 nats per token, teacher-forced on its own transcripts. What SCRATCH has is not made again.
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, SETS, machine, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.checkpoint.manifest import MANIFEST
@@ -23,16 +22,11 @@ from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.speech import held_out_speech
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.system.atomic_files import written_whole
-from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
-from sottovoce.system.versions import environment, processor
-
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="bundled:tiny.en")
@@ -42,7 +36,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="utterances of each dev set")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/curvature.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "curvature.json")
     arguments = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(arguments.threads)
@@ -84,11 +78,9 @@ def main() -> None:
                 "tokens": {name: held.n_tokens for name, held in speech.items()},
                 "rows": rows,
                 "threads": arguments.threads,
-                "processor": to_plain(processor()),
-                "environment": environment(),
+                **machine(),
             }
-            with written_whole(arguments.out) as file:
-                file.write(json.dumps(result, indent=1) + "\n")
+            write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ DIR holds the speech: the sets `calibration` and `dev-librispeech`. Every quanti
 there are not measured again.
 """
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import torch
+from common import RESULTS, is_measured, machine, script_parser
 
 from sottovoce import api
 from sottovoce.cli.console import quiet_libraries
@@ -22,17 +21,16 @@ from sottovoce.evaluation.error_statistics import error_statistics, error_table
 from sottovoce.fitting.speech import held_out_speech
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.system.json_lines import append_lines
+from sottovoce.system.json_lines import append_lines, whole_lines
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
-from sottovoce.system.versions import environment, processor
 
 TEST_SET = "dev-librispeech"
 KEY = ("model", "bits", "method", "seed", "utterances", "held_out")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--model", default="bundled:tiny.en")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
@@ -41,19 +39,19 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=64, help="of the calibration speech")
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/error_statistics.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "error_statistics.jsonl")
     arguments = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(arguments.threads)
     model = api.load(arguments.model)
     speech = held_out_speech(model, load_data(arguments.speech / TEST_SET, at_most=arguments.held_out), language=None, progress=silent)
     parts = {layer.name: layer.part for layer in model.layers()}
-    known = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.is_file() else []
+    known = whole_lines(arguments.out)
     for seed in arguments.seeds:
         for bits in arguments.bits:
             for method in arguments.methods:
                 about = dict(zip(KEY, (arguments.model, bits, method, seed, arguments.utterances, arguments.held_out), strict=True))
-                if any(about == {name: row[name] for name in KEY} for row in known):
+                if is_measured(about, known):
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     quantized = api.quantize(
@@ -67,7 +65,7 @@ def main() -> None:
                     units = {name: [name] for name in parts}
                     found = error_table(error_statistics(model, quantized.model, units, speech), parts)
                 row = about | {name: value for name, value in to_plain(found).items() if name not in ("units", "matrix")}
-                row |= {"processor": to_plain(processor()), "environment": environment()}
+                row |= machine()
                 append_lines(arguments.out, [row])
                 print(
                     bits,

@@ -5,12 +5,12 @@
 `--bits`: stored bits per weight; the size is that of the file whose layers have so many on average.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from common import script_parser
 
 from sottovoce import api
 from sottovoce.backends.registry import backend_named
@@ -23,7 +23,7 @@ from sottovoce.system.plain_data import to_plain
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("model")
     parser.add_argument("--target", required=True)
     parser.add_argument("--bits", type=float, nargs="+", required=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, machine, script_parser, write_json
 from runtimes import recognized
 
 from sottovoce import api
@@ -34,21 +35,19 @@ from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
-from sottovoce.system.plain_data import to_plain
-from sottovoce.system.versions import environment, processor
 
 CLIPS = {"dev-librispeech": 2, "dev-accented": 1, "dev-home": 1}
 FLOAT = "float16"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="bundled:base")
     parser.add_argument("--backends", nargs="+", default=["whisper.cpp", "transcribe.cpp"])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/format_speeds.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "format_speeds.json")
     parser.add_argument("--worker", nargs=2, metavar=("BACKEND", "FORMAT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -71,11 +70,10 @@ def main() -> None:
         "model": arguments.model,
         "clips": sum(CLIPS.values()),
         "threads": 1,
-        "processor": to_plain(processor()),
-        "environment": environment(),
+        **machine(),
         "systems": rows,
     }
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(arguments.out, found)
 
 
 def _result_file(arguments: argparse.Namespace, backend: str, name: str) -> Path:

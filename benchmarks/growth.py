@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, machine, script_parser, write_json
 from memory import noise, random_whisper
 
 from sottovoce.backends.registry import target_named
@@ -34,10 +35,7 @@ from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import make_windows
-from sottovoce.system.atomic_files import written_whole
 from sottovoce.system.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
-from sottovoce.system.plain_data import to_plain
-from sottovoce.system.versions import environment, processor
 
 MEASURED = ("forward_s", "moments_s", "solve_s", "total_s", "peak_mib")
 SECONDS, TOKENS = 10, 40
@@ -45,11 +43,11 @@ LARGE = {"layers": 32, "utterances": 128, "cores": 16, "solve_speedup": 8}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 512, 768, 1024, 1280])
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--utterances", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/growth.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "growth.json")
     parser.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -74,11 +72,9 @@ def main() -> None:
         },
         "large-v3": _large(max(arguments.widths), rows),
         "assumed": LARGE,
-        "processor": to_plain(processor()),
-        "environment": environment(),
+        **machine(),
     }
-    with written_whole(arguments.out) as file:
-        file.write(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     _draw(axes, rows, result["exponents"], arguments.out.with_suffix(".svg"))
 
 

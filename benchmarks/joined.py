@@ -8,13 +8,12 @@ each dev set, which are 1 to 18 s long; of the first 28 s of each recording of `
 capped, and which loop. A line of the file is one model; those that are there are not measured again.
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, SETS, is_measured, machine, script_parser
 
 from sottovoce import api
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
@@ -27,18 +26,16 @@ from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import make_windows
-from sottovoce.system.json_lines import append_lines
-from sottovoce.system.plain_data import to_plain
+from sottovoce.system.json_lines import append_lines, whole_lines
 from sottovoce.system.progress import silent
-from sottovoce.system.versions import environment, processor
-from tuning import LONG, SETS, window_texts, windows_score
+from tuning import LONG, window_texts, windows_score
 
 KEY = ("model", "bits", "group_size", "joined", "utterances", "seed", "limit")
 GROUPS = {4: 32, 3: 128, 2: 128}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--model", default="bundled:tiny.en")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2], choices=GROUPS)
@@ -46,12 +43,12 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=30, help="recordings of each dev set")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/joined.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "joined.jsonl")
     arguments = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    known = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.is_file() else []
+    known = whole_lines(arguments.out)
     model = api.load(arguments.model)
     speech = prepare_speech(model, load_data(arguments.speech / "calibration").sample(arguments.utterances, arguments.seed))
     sets = {
@@ -65,7 +62,7 @@ def main() -> None:
             group = GROUPS[bits]
             values = (arguments.model, bits, group, share, arguments.utterances, arguments.seed, arguments.limit)
             about: dict[str, Any] = dict(zip(KEY, values, strict=True))
-            if any(about == {name: row[name] for name in KEY} for row in known):
+            if is_measured(about, known):
                 continue
             recipe = Recipe(format=Affine(bits=bits, group_size=group), head_bits=16, joined=share)
             began = time.process_time()
@@ -75,8 +72,7 @@ def main() -> None:
                 "processor_s": round(time.process_time() - began),
                 "kl": {name: round(held.mean_divergence(quantized), 5) for name, held in sets.items()},
                 "long_windows": windows_score(long, original, window_texts(quantized, long)),
-                "processor": to_plain(processor()),
-                "environment": environment(),
+                **machine(),
             }
             append_lines(arguments.out, [row])
             print(bits, share, row["windows"], row["processor_s"], row["kl"], row["long_windows"], flush=True)

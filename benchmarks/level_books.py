@@ -3,11 +3,10 @@
 python benchmarks/level_books.py [--out benchmarks/results/level_books.json]
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
+from common import RESULTS, script_parser, write_json
 
 from sottovoce.core.affine import Affine
 from sottovoce.core.formats import COMMON_WIDTH, format_named
@@ -21,8 +20,8 @@ NAMES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/level_books.json"))
+    parser = script_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS / "level_books.json")
     out = parser.parse_args().out
     torch.manual_seed(0)
     normal = torch.randn(512, 1024)
@@ -36,7 +35,7 @@ def main() -> None:
             row[kind] = round(float(10 * torch.log10(weight.square().sum() / error.square().sum())), 2)
         rows[name] = row
         print(name, row, flush=True)
-    out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(out, rows)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, machine, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.core.affine import Affine
@@ -28,7 +29,6 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.atomic_files import written_whole
 from sottovoce.system.plain_data import from_plain, to_plain
-from sottovoce.system.versions import environment, processor
 
 TEST_SET = "dev-accented"
 MIXES = {"read": ("calibration",), "wide": ("calibration", "calibration-wide")}
@@ -36,7 +36,7 @@ Cell = tuple[int, int, str, bool]  # bits, seed, mix, augmented
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="bundled:tiny.en")
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many utterances of the test set")
     parser.add_argument("--cells", type=int, help="measure at most so many quantized models now")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loops.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "loops.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = api.load(arguments.model)
@@ -119,11 +119,9 @@ def _write(cells: list[Cell], arguments: argparse.Namespace) -> None:
         "test": TEST_SET,
         "threads": arguments.threads,
         "rows": rows,
-        "processor": to_plain(processor()),
-        "environment": environment(),
+        **machine(),
     }
-    with written_whole(arguments.out) as file:
-        file.write(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
 
 
 def _row(name: str, decoding: str, transcripts: list[Transcript], against: list[Transcript] | None) -> dict[str, Any]:

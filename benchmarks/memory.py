@@ -7,7 +7,6 @@ Prints one row of JSON; rows are kept in `benchmarks/results/memory.json`. The m
 utterances 6 seconds of noise; one thread.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import script_parser
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -78,7 +78,7 @@ def noise(count: int) -> CalibrationSpeech:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("width", type=int)
     parser.add_argument("utterances", type=int)
     parser.add_argument("batch_size", type=int)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, SETS, dynamic_int8, machine, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.backends.export import export
@@ -41,9 +42,7 @@ from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
 from sottovoce.system.plain_data import from_plain, to_plain
-from sottovoce.system.versions import environment, processor
 
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
 MODEL = "tiny.en"
 # sherpa-onnx holds what ONNX Runtime holds.
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -68,12 +67,12 @@ SIMULATED = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--clips", type=int, default=6, help="utterances of each set")
     parser.add_argument("--only", nargs="+", help="only these systems, for a first look")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/other_runtimes.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "other_runtimes.json")
     parser.add_argument("--worker", metavar="SYSTEM", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,7 +93,7 @@ def main() -> None:
             print(f"{name}: {'done' if done.returncode == 0 else 'failed'} in {time.perf_counter() - began:.0f} s", flush=True)
     if not arguments.only and importlib.util.find_spec("openvino") and not _result_file(arguments, OPENVINO).is_file():
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", OPENVINO], check=False)
-    arguments.out.write_text(json.dumps(_summary(arguments), indent=1) + "\n")
+    write_json(arguments.out, _summary(arguments))
 
 
 def _result_file(arguments: argparse.Namespace, system: str) -> Path:
@@ -132,23 +131,10 @@ def _file_of(arguments: argparse.Namespace, quantization: str | None, runtime: s
 
 def _sherpa_int8(folder: Path) -> None:
     """The float weights in the same graphs, quantized by ONNX Runtime's own dynamic quantization."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     with tempfile.TemporaryDirectory() as floats:
         write_sherpa(Source(api.load(f"bundled:{MODEL}"), {}), Path(floats))
         for name in FILES["whisper"]:
-            model = onnx.load(Path(floats) / name)
-            halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name.endswith("/half")}
-            for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in halves]:
-                tensor = halves[node.input[0]]  # it looks for float32 weights
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float32"), node.output[0]))
-                model.graph.node.remove(node)
-            onnx.save(model, Path(floats) / name)
-            options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-            quantize_dynamic(
-                Path(floats) / name, folder / name, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], extra_options=options
-            )
+            dynamic_int8(Path(floats) / name, folder / name)
         (folder / TOKENS).write_bytes((Path(floats) / TOKENS).read_bytes())
 
 
@@ -203,7 +189,7 @@ def _encoder_in_openvino(arguments: argparse.Namespace) -> None:
     assert folder is not None
     file = str(folder / FILES["whisper"][0])
     model = api.load(f"bundled:{MODEL}")
-    mel = model.features([load_data(arguments.speech / SETS[0]).take(1).utterances[0].samples()])["input_features"].numpy()
+    mel = model.features([load_data(arguments.speech / next(iter(SETS))).take(1).utterances[0].samples()])["input_features"].numpy()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options)
@@ -257,7 +243,7 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
         "utterances": len(first),
         "calibration_utterances": {name: settings["utterances"] for name, settings in QUANTIZED.items()},
         "audio_s": sum(transcript.duration_s for transcript in first),
-        "machine": {"processor": to_plain(processor()), "threads": 1, "environment": environment()},
+        "machine": machine() | {"threads": 1},
         "openvino": json.loads(file.read_text()) if (file := _result_file(arguments, OPENVINO)).is_file() else None,
         "systems": systems,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, SETS, machine, script_parser
 
 from sottovoce import api
 from sottovoce.checkpoint.manifest import read_manifest
@@ -28,22 +29,19 @@ from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import quantize_model
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.json_lines import append_lines
-from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
-from sottovoce.system.versions import environment, processor
 
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
 FLOAT16_BITS = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--folders", type=Path, nargs="+", required=True)
     parser.add_argument("--limit", type=int, default=40, help="utterances of each set")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "peers.jsonl")
     arguments = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(1)
@@ -70,7 +68,7 @@ def main() -> None:
             row["sets"][data] = words(model, sets[data])
             if model is not original:
                 row["sets"][data]["kl"] = round(taught[data].mean_divergence(model), 4)
-        row |= {"hqq": version("hqq"), "processor": to_plain(processor()), "environment": environment()}
+        row |= {"hqq": version("hqq"), **machine()}
         append_lines(arguments.out, [row])
         print(name, json.dumps(row["sets"]), flush=True)
 

@@ -7,7 +7,6 @@ with SIGKILL at random moments and gone on with; every file's sha256 is compared
 the tests of crashes and of integrity, on a tiny model.
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import soundfile
+from common import RESULTS, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.core.affine import Affine
@@ -143,10 +143,10 @@ def tests(work: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--parts", default="many,long,kills,tests", help="which, with commas; the others' figures stay")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "reliability.json")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     folder = args.work / "moonshine-4bit"
@@ -165,7 +165,7 @@ def main() -> None:
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in wanted:
         results[part] = parts[part]()
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(args.out, results)
     print(json.dumps(results, indent=2))
 
 

@@ -1,6 +1,6 @@
 """Measure the same codes in every runtime, beside other systems: words, parity, size, speed and memory.
 
-    python benchmarks/runtimes.py --speech DIR --work SCRATCH [--models tiny.en base] [--repeats 5] [--threads 2]
+    python benchmarks/runtimes.py --speech DIR --work SCRATCH [--models tiny.en base moonshine-base] [--repeats 5] [--threads 2]
 
 DIR/calibration and DIR/dev-* hold the speech. Files are made once in SCRATCH. Every system then runs in a process of its own, one
 after the other; what is finished in SCRATCH is not measured again. Speed: seconds for the first four utterances of each set, one at a
@@ -18,15 +18,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, SETS, dynamic_int8, machine, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.backends.export import export
 from sottovoce.backends.onnx_runtime.layout import ENCODER
+from sottovoce.backends.onnx_runtime.runtime import OnnxRecognizer
 from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.source import Source
@@ -40,14 +43,14 @@ from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, Torch
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.models import moonshine_wheel
+from sottovoce.models.bundled import MOONSHINE as WHEEL
 from sottovoce.models.bundled import locate
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule, encoder_rule
 from sottovoce.system.memory import memory_bytes, peak_memory_bytes
 from sottovoce.system.plain_data import from_plain, to_plain
-from sottovoce.system.versions import environment, processor
 
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
 CLIPS_PER_SET = 4
 # Name: how it is quantized (None: not), and what runs it.
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -91,7 +94,10 @@ SYSTEMS: dict[str, tuple[str | None, str]] = {
     "dynamic int8 encoder, ONNX Runtime": (None, "onnx-int8"),
     "int8, faster-whisper": (None, "ct2-int8"),
     "float32, faster-whisper": (None, "ct2-float32"),
+    "int8 weights as shipped, ONNX Runtime": (None, "shipped"),
 }
+MOONSHINE = "moonshine-base"
+WHISPER_ONLY = ("ct2", "ggml", "onnx-int8")  # runtimes, and the dynamic quantization of a window of fixed length
 SIMULATED = {
     "4 bits FADE, transcribe.cpp": "4 bits FADE, PyTorch (simulated)",
     "4 bits FADE, whisper.cpp": "4 bits FADE, PyTorch (simulated)",
@@ -153,8 +159,37 @@ class FasterWhisper:
         return None
 
 
+class ShippedMoonshine(OnnxRecognizer):
+    """Run the two graphs of the wheel `moonshine-cpp` (weights in int8, arithmetic in float32) as our own: greedily, without its library.
+
+    `floats`: the same model as we export it, which has processor and settings.
+    """
+
+    def __init__(self, floats: Path, threads: int) -> None:
+        super().__init__(floats, threads)
+        spec = find_spec(WHEEL.package)
+        assert spec is not None
+        assert spec.submodule_search_locations
+        folder = Path(spec.submodule_search_locations[0]) / WHEEL.folder
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._files = tuple(folder / name for name in (moonshine_wheel.ENCODER, moonshine_wheel.DECODER))
+        self._encoder, self._decoder = (
+            self._runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in self._files
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self._files)
+
+    def _no_cache(self, count: int) -> list[Any]:
+        """These graphs take no empty keys of the audio, though the first step does not read them."""
+        lengths = (int(".encoder." in name) for name in self._past)
+        return [self._value(np.zeros((count, self._heads, length, self._size), np.float32)) for length in lengths]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--models", nargs="+", default=["tiny.en", "base"])
@@ -164,7 +199,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="only these systems, for a first look")
     parser.add_argument("--speed-only", action="store_true", help="timing alone")
     parser.add_argument("--words-only", action="store_true", help="no timing, for a busy machine")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/runtimes"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "runtimes")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "SYSTEM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -173,7 +208,7 @@ def main() -> None:
         return
     for model in arguments.models:
         for name, system in SYSTEMS.items():
-            if arguments.only and name not in arguments.only:
+            if (arguments.only and name not in arguments.only) or not _suits(model, system[1]):
                 continue
             try:
                 _file_of(arguments, model, *system)
@@ -186,8 +221,11 @@ def main() -> None:
                     extra = ["--words-only"] if not timed else []
                     command = [sys.executable, __file__, *sys.argv[1:], *extra, "--worker", model, name]
                     subprocess.run(command, check=False)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / f"{model}.json").write_text(json.dumps(_summary(arguments, model), indent=1) + "\n")
+        write_json(arguments.out / f"{model}.json", _summary(arguments, model))
+
+
+def _suits(model: str, runtime: str) -> bool:
+    return runtime != "shipped" if model != MOONSHINE else not runtime.startswith(WHISPER_ONLY)
 
 
 def _result_file(arguments: argparse.Namespace, model: str, system: str, timed: bool) -> Path:
@@ -210,6 +248,8 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)
     if runtime.startswith(("torch", "ct2")):
         return folder
+    if runtime == "shipped":
+        return _file_of(arguments, model, None, "onnx")
     file = work / f"{quantization or 'float'}.{runtime}"
     if file.exists():
         return file
@@ -218,34 +258,13 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
         kind, _, activations = runtime.partition("-")
         export(folder, kind, file, verify=False, activations=activations or "int8")
     elif runtime == "onnx-int8":
-        _dynamic_int8(_file_of(arguments, model, None, "onnx"), file)
+        floats = _file_of(arguments, model, None, "onnx")
+        assert floats is not None
+        shutil.copytree(floats, file)
+        dynamic_int8(floats / ENCODER, file / ENCODER)  # a decoder with two branches does not load after it
     else:
         WRITERS[runtime](Source(api.load(f"bundled:{model}"), {}), file)
     return file
-
-
-def _dynamic_int8(floats: Path | None, folder: Path) -> None:
-    """Quantize the encoder by ONNX Runtime's own dynamic quantization (its file of a decoder with two branches does not load)."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    assert floats is not None
-    shutil.copytree(floats, folder)
-    model = onnx.load(floats / ENCODER)
-    halves = {t.name: t for t in model.graph.initializer if t.name.endswith("/half")}
-    for node in [n for n in model.graph.node if n.op_type == "Cast" and n.input[0] in halves]:
-        tensor = halves[node.input[0]]  # it looks for float32 weights
-        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float32"), node.output[0]))
-        model.graph.node.remove(node)
-    onnx.save(model, folder / ENCODER)
-    options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-    quantize_dynamic(
-        folder / ENCODER,
-        folder / ENCODER,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul"],
-        extra_options=options,
-    )
 
 
 def _open(arguments: argparse.Namespace, model: str, system: str, stack: contextlib.ExitStack) -> Any:
@@ -259,6 +278,9 @@ def _open(arguments: argparse.Namespace, model: str, system: str, stack: context
         return TorchRecognizer(loaded)
     if runtime.startswith("ct2"):
         return FasterWhisper(model, runtime.removeprefix("ct2-"), arguments.threads, arguments.work / model)
+    if runtime == "shipped":
+        assert file is not None
+        return ShippedMoonshine(file, arguments.threads)
     return open_runtime(runtime.partition("-")[0], str(file), arguments.threads)
 
 
@@ -355,12 +377,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             }
             row["memory_bytes"] = timed["memory_bytes"]
         systems[name] = row
-    machine = {
-        "processor": to_plain(processor()),
-        "threads": arguments.threads,
-        "environment": environment(),
-    }
-    return {"model": model, "machine": machine, "systems": systems}
+    return {"model": model, "machine": machine() | {"threads": arguments.threads}, "systems": systems}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -8,13 +8,13 @@ digits of matrix products depend on the processor and on the number of threads, 
 method that calibrates. Exit code 1 if one differs. `--write` replaces the record.
 """
 
-import argparse
 import hashlib
 import json
 import sys
 from pathlib import Path
 
 import torch
+from common import RESULTS, machine, script_parser, write_json
 
 from sottovoce.backends.registry import target_named
 from sottovoce.data.load import load_data
@@ -24,10 +24,8 @@ from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.system.plain_data import to_plain
-from sottovoce.system.versions import environment, processor
 
-RECORD = Path(__file__).parent / "results/codes.json"
+RECORD = RESULTS / "codes.json"
 TARGETS = ("compressed-tensors", "transcribe.cpp")  # onnxruntime has the first one's grid, whisper.cpp the second one's
 UTTERANCES = 8
 
@@ -47,7 +45,7 @@ def digests(result: QuantizedModel) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--models", nargs="+", default=["tiny.en", "base"])
     parser.add_argument("--methods", nargs="+", default=["rtn", "gptq", "qep", "awq", "fade"])
@@ -70,8 +68,7 @@ def main() -> None:
                     print(f"{key}: {'same' if same else 'different'}", flush=True)
                     record["digests"][key] = found
     if arguments.write:
-        record |= {"environment": environment(), "threads": torch.get_num_threads(), "processor": to_plain(processor())}
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(RECORD, record | machine() | {"threads": torch.get_num_threads()})
     elif different:
         sys.exit(f"{different} differ from the record")
 

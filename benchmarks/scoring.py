@@ -5,24 +5,22 @@
 The texts of the three dev sets are repeated; both systems drop one word in ten at random.
 """
 
-import argparse
-import json
 import random
 import time
 from pathlib import Path
+
+from common import RESULTS, SETS, script_parser, write_json
 
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
 
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True)
     parser.add_argument("--utterances", type=int, default=10_000)
-    parser.add_argument("--out", default="benchmarks/results/scoring.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scoring.json")
     arguments = parser.parse_args()
     texts = [utterance.text or "" for name in SETS for utterance in load_data(Path(arguments.speech) / name)]
     generator = random.Random(0)  # noqa: S311 - reproducible words, no secret
@@ -39,9 +37,7 @@ def main() -> None:
     started = time.perf_counter()
     score = score_transcripts(ours, theirs)
     seconds = time.perf_counter() - started
-    Path(arguments.out).write_text(
-        json.dumps({"utterances": len(ours), "words": score.words, "seconds": round(seconds, 2)}, indent=1) + "\n"
-    )
+    write_json(arguments.out, {"utterances": len(ours), "words": score.words, "seconds": round(seconds, 2)})
     print(f"{len(ours)} utterances, {score.words} words: {seconds:.1f} s")
 
 

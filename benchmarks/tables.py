@@ -7,7 +7,6 @@ made from `results.csv`, which `sottovoce bench --tables-only` makes from `evalu
 the exit code is 1 if a table differs from the results.
 """
 
-import argparse
 import csv
 import json
 import re
@@ -16,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import RESULTS, SETS, script_parser
+
 from sottovoce.core.formats import COMMON_WIDTH, NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks/results"
 WITH_TABLES = ("results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems", "fit")
 PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in WITH_TABLES))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
@@ -46,7 +46,6 @@ OPTIONS = {
     "fade-every-frame": "every audio frame counts, not every third",
     "fade-padding": "frames beyond the end of the audio have weight 0.1",
 }
-SETS = {"dev-librispeech": "LibriSpeech", "dev-accented": "accented", "dev-home": "home"}
 SHIPPED = (
     "float32, PyTorch",
     "4 bits FADE, transcribe.cpp",
@@ -74,7 +73,7 @@ PARITY = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a table differs from the results")
     check = parser.parse_args().check
     stale = []

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, SETS, machine, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.backends.registry import backend_named
@@ -39,9 +40,7 @@ from sottovoce.quantization.tune_record import TuneSettings
 from sottovoce.system.memory import peak_memory_bytes
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.progress import silent
-from sottovoce.system.versions import environment, processor
 
-SETS = ("dev-librispeech", "dev-accented", "dev-home")
 LONG, LONG_WINDOW_S = "longform", 28.0
 
 
@@ -103,20 +102,19 @@ def main() -> None:
         "tuning": to_plain(manifest.tune),
         "sets": {},
         "threads": arguments.threads,
-        "processor": to_plain(processor()),
-        "environment": environment(),
+        **machine(),
     }
     report["tuning"].pop("speech")  # ids and hashes; the command gives the same
     report["tuning"].pop("held_out")
     out = arguments.out / f"{arguments.name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out, report)
     for name in arguments.sets:
         report["sets"][name] = measured(arguments, {"start": start, "tuned": tuned}, name)
-        out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(out, report)
     if arguments.long_windows:
         report["long_windows"] = long_windows(arguments, {"start": start, "tuned": tuned})
-        out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(out, report)
 
 
 def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str) -> dict[str, Any]:
@@ -208,10 +206,10 @@ def exported(arguments: argparse.Namespace, folder: Path) -> Path:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tuning"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "tuning")
     parser.add_argument("--name", required=True, help="of the tuned folder and of the result")
     parser.add_argument("--start", default=None, help="name of the folder that is tuned (default: NAME-start)")
     parser.add_argument("--model", default="bundled:tiny.en")

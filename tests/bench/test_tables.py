@@ -1,6 +1,5 @@
 """What README and docs say was measured is what the committed results say."""
 
-import importlib.util
 import re
 import runpy
 import subprocess
@@ -9,21 +8,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tables
 
 from sottovoce.bench import as_csv, as_markdown, plan_from, read_results, summarize
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks/tables.py"
 RESULTS = ROOT / "benchmarks/results"
 BENCHES = sorted(file.parent.name for file in RESULTS.glob("*/bench.json"))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, pages: list[Path], *arguments: str) -> int:
-    spec = importlib.util.spec_from_file_location("tables", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
     monkeypatch.setattr(tables, "PAGES", pages or tables.PAGES)
     monkeypatch.setattr(sys, "argv", ["tables.py", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -36,7 +30,7 @@ def test_the_pages_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_stale_figure_is_found_and_mended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    results = (SCRIPT.parent.parent / "docs/results.md").read_text()
+    results = (ROOT / "docs/results.md").read_text()
     page = tmp_path / "results.md"
     page.write_text(results.replace("| float16 | 75.5 MB |", "| float16 | 75.4 MB |"))
     assert page.read_text() != results
@@ -78,7 +72,6 @@ def test_results_are_small_and_named() -> None:
 @pytest.mark.parametrize("script", sorted(file.name for file in (ROOT / "benchmarks").glob("*.py")))
 def test_a_benchmark_explains_itself(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [script, "--help"])
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as Python does for a script: benches import each other
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
     assert ended.value.code == 0

@@ -1,11 +1,9 @@
 """The quick part of `benchmarks/same_codes.py`: rounding tiny.en, which needs no speech, gives the record's codes."""
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+import same_codes as script
 
 from sottovoce.backends.registry import target_named
 from sottovoce.models.load import load_model
@@ -14,20 +12,6 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.versions import processor
 from tests.conftest import quantized
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks/same_codes.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("same_codes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
 
 
 @pytest.mark.parametrize("target", script.TARGETS)
