@@ -17,7 +17,7 @@ def print_demo(result: DemoResult) -> None:
     table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "KL", "looped")
     for name, score in result.scores.items():
         table.add_row(
-            name if name == FLOAT else f"{bits} bits, {name}",
+            "original, size as float16" if name == FLOAT else f"{bits} bits, {name}",
             megabytes(result.bytes[name]),
             percent(score.wer),
             f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
