@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.bench.plan import KNOWN
+from sottovoce.cli.main import main
 from sottovoce.data.containers import CONTAINER_SUFFIXES
 from sottovoce.data.load import MANIFEST_NAMES, METADATA_NAMES
 from sottovoce.data.manifest import JSON_SUFFIXES, TABLE_SUFFIXES
@@ -46,3 +47,31 @@ def test_every_kind_of_manifest_is_documented() -> None:
     named = re.search(r"videos included: ([\w, ]+?) and others", text)
     assert named is not None
     assert {f".{name}" for name in named[1].split(", ")} <= set(CONTAINER_SUFFIXES)
+
+
+def test_start_and_navigation_lead_to_every_page() -> None:
+    pages = {file.name for file in (ROOT / "docs").glob("*.md")}
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1].split("markdown_extensions:")[0]
+    assert set(re.findall(r"(\w+\.md)", navigation)) == pages
+    assert set(re.findall(r"\]\((\w+\.md)", page("index"))) == pages - {"index.md"}
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "WER", "capped WER", "KL", "loop", "fold", "held-out", "look", "certificate", "ledger", "strength", "reliability score",
+        "calibration gain", "plan", "schedule", "unit", "tie group", "target", "backend", "runtime", "export", "joined", "act order",
+        "group size", "float scale bits", "original", "reference text", "confidence", "part",
+    ],
+)  # fmt: skip
+def test_the_glossary_explains(term: str) -> None:
+    explained = {name: rest for first, rest in rows(page("glossary")).items() for name in first.split(", ")}
+    assert len(" ".join(explained[term])) > 20
+
+
+def test_the_readme_is_short_and_lists_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 200
+    listed = " ".join(line.split(" | ")[0] for line in readme.splitlines() if line.startswith("| `sottovoce "))
+    assert set(main.commands) <= set(re.findall(r"[a-z]+", listed))
+    assert "docs/glossary.md" in readme

@@ -45,10 +45,10 @@ def print_next(result: DemoResult, page: Path | None) -> None:
     terminal = console()
     if page is not None:
         terminal.print(f"Open {page}: every layer, and the words that changed.", highlight=False, soft_wrap=True)
-    terminal.print("Next, with your own recordings:", highlight=False)
+    terminal.print("Next, with your own recordings (each line of your-test.jsonl has an audio and its text):", highlight=False)
     for command in (
         f"sottovoce transcribe {result.folder} your-recording.flac",
         f"sottovoce quantize {MODEL} tiny-4bit --calibration your-recordings/",
-        f"sottovoce evaluate tiny-4bit your-recordings/ --against {MODEL}",
+        f"sottovoce evaluate tiny-4bit your-test.jsonl --against {MODEL}",
     ):
         terminal.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -247,7 +247,7 @@ def confidence(
     DATA needs reference texts. The scalings are fitted on one half of it and measured on the other. Use other speech than for calibration.
 
     \b
-    sottovoce confidence tiny-4bit held-out/ --store
+    sottovoce confidence tiny-4bit held-out.jsonl --store
     """
     from sottovoce import api
     from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
