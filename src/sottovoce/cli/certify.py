@@ -79,7 +79,7 @@ def limit_options(command: Any) -> Any:
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path),
-    help="File that counts how many checkpoints were measured on the same speech, called looks (default: in ~/.local/state).",
+    help="File that counts the settings measured on the same speech, called looks (default: in ~/.local/state).",
 )
 @save_option
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of the original to this file.")
