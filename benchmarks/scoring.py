@@ -1,4 +1,4 @@
-"""Measure how long it takes to score ten thousand utterances against a reference system, with all intervals.
+"""Measure how long it takes to score ten thousand utterances against the original, with all intervals.
 
     python benchmarks/scoring.py --speech DIR [--utterances 10000]
 

@@ -61,6 +61,12 @@ SHIPPED = (
     "int8, faster-whisper",
     "float32, faster-whisper",
 )
+TITLES = {  # in tables, where the name of the results says what computes and the size is that of the file
+    "float32, PyTorch": "float32 from a float16 file, PyTorch",
+    "float32, ONNX Runtime": "float32 from a float16 file, ONNX Runtime",
+    "float32, faster-whisper": "float32 from a float16 file, faster-whisper",
+    "int8, faster-whisper": "int8 from a float16 file, faster-whisper",
+}
 PARITY = (
     "4 bits FADE, transcribe.cpp",
     "4 bits FADE, whisper.cpp",
@@ -152,6 +158,10 @@ def options() -> str:
     return _markdown(["FADE", "KL"], [[OPTIONS[row["method"]], f"{float(row['mean_kl']):.4f}"] for row in ranked])
 
 
+def _title(system: str) -> str:
+    return TITLES.get(system, system)
+
+
 def _systems(model: str) -> dict[str, Any]:
     systems: dict[str, Any] = json.loads((RESULTS / f"runtimes/{model}.json").read_text())["systems"]
     return systems
@@ -163,7 +173,7 @@ def runtimes(model: str) -> str:
     head += ["encoder s", "decoder s", "audio s per s", "memory MB"]
     table = []
     for name, system in ((name, found) for name in SHIPPED if (found := _systems(model).get(name))):
-        row = [f"**{name}**" if "FADE" in name else name, f"{system['bytes'] / 1e6:.1f}"]
+        row = [f"**{name}**" if "FADE" in name else _title(name), f"{system['bytes'] / 1e6:.1f}"]
         row += [_words(system["sets"].get(data)) for data in SETS]
         speed = system.get("speed")
         if speed:
@@ -188,7 +198,7 @@ def contexts(name: str = "contexts") -> str:
     found = json.loads((RESULTS / f"{name}.json").read_text())
     lengths = next(iter(found["systems"].values()))["lengths"]
     table = [
-        [name, one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
+        [_title(name), one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
          *(f"{times['cpu_s']:.2f}" for times in one["lengths"].values()),
          f"{one['words_of_original']} of {found['clips']}", str(one["loops"])]
         for name, one in found["systems"].items()
@@ -211,7 +221,7 @@ def paired(model: str) -> str:
     """Show the GGUF file's error rates minus those of others on the same utterances, in points, with 95 % intervals."""
     table = []
     for other, sets in _systems(model)["4 bits FADE, transcribe.cpp"]["paired"].items():
-        row = [f"against {other}"]
+        row = [f"against {_title(other)}"]
         for data in SETS:
             found = sets[data]
             row.append(f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})")

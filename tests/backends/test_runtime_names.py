@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sottovoce
+from sottovoce.backends.formats import known_formats
 from sottovoce.backends.registry import BACKENDS
 
 SOURCES = sorted(Path(sottovoce.__file__).parent.rglob("*.py"))
@@ -46,3 +47,37 @@ def test_no_message_names_a_runtime_by_an_alias() -> None:
 )
 def test_what_counts_as_the_name_of_a_runtime(text: str, is_alias: bool) -> None:
     assert bool(AS_RUNTIME.search(text)) == is_alias
+
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs/runtimes.md").read_text(encoding="utf-8")
+
+
+def types_in(cell: str) -> set[str]:
+    """The types of one cell of the table: "2, 4, 8 bits, NF4" is "2 bits", "4 bits", "8 bits" and "NF4"."""
+    names = [name.removesuffix(" bits") for name in cell.split(", ")]
+    return {f"{name} bits" if name.isdigit() else name for name in names}
+
+
+@pytest.mark.parametrize("name", sorted(set(BACKENDS) - {"torch"}))
+def test_the_documented_types_are_those_of_the_record(name: str) -> None:
+    row = next(line for line in DOCUMENTED.splitlines() if line.startswith(f"| `{name}` |"))
+    held = {
+        kind_of(holder.stored or number_format.title, number_format.code_bits)
+        for number_format in known_formats()
+        for holder in number_format.holders
+        if holder.backend == name
+    }
+    assert types_in(row.strip("| ").split(" | ")[-1]) == held
+
+
+def kind_of(stored: str, bits: int) -> str:
+    """The documented name of a type: "affine, 4 bits" and "int4" are "4 bits", "nvfp4 without a scale of the tensor" is "NVFP4"."""
+    if "fp4" in stored.lower():
+        return stored.upper().split()[0]
+    return stored if stored[0].isupper() or stored.endswith("bits") and "," not in stored else f"{bits} bits"
+
+
+def test_the_documented_runtimes_are_all() -> None:
+    found = re.search(r"`--runtime (.+?)`", DOCUMENTED)
+    assert found is not None
+    assert set(found[1].split("|")) == set(BACKENDS)

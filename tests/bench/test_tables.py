@@ -1,5 +1,6 @@
 """What README and docs say was measured is what the committed results say."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -38,6 +39,18 @@ def test_a_stale_figure_is_found_and_mended(monkeypatch: pytest.MonkeyPatch, tmp
     assert page.read_text() != results
     assert run(monkeypatch, [page]) == 0
     assert page.read_text() == results
+
+
+@pytest.mark.parametrize("model", ["tiny.en", "base"])
+def test_a_size_is_that_of_the_numbers_in_the_title(model: str) -> None:
+    """Four bytes a weight where a row says float32 and names no narrower file."""
+    systems = json.loads((RESULTS / f"runtimes/{model}.json").read_text())["systems"]
+    weights = systems["float16, transcribe.cpp"]["bytes"] / 2
+    rows = [line.strip("| ").split(" | ") for line in tables.runtimes(model).splitlines()[2:]]
+    assert any("float32" in title for title, *_ in rows)
+    for title, size, *_ in rows:
+        if "float32" in title and "float16 file" not in title:
+            assert float(size) * 1e6 > 3.5 * weights, title
 
 
 @pytest.mark.parametrize("name", BENCHES)

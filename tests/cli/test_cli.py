@@ -271,16 +271,18 @@ def test_type_checkers_see_the_public_names() -> None:
     assert seen == set(sottovoce._PUBLIC.items())
 
 
-def test_readme_commands_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))])
+def test_documented_commands_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", readme, flags=re.M):
+    for target in re.findall(r"^make (\w+)", text, flags=re.M):
         assert f"\n{target}:" in makefile
-    for line in re.findall(r"^sottovoce (.+)$", readme, flags=re.M):
+    for line in re.findall(r"(?:^|`|-m )sottovoce ([a-z]+ [^`\n]*)", text, flags=re.M):
         command, *words = line.split()
+        assert command in main.commands, line
         options = {option for parameter in main.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= options, line
-    for script in re.findall(r"python (benchmarks/\w+\.py)", readme):
+        assert {word.split("=")[0].rstrip(".,") for word in words if word.startswith("--")} <= {*options, "--help"}, line
+    for script in re.findall(r"python (benchmarks/\w+\.py)", text):
         assert (ROOT / script).is_file()
 
 

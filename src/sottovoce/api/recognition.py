@@ -113,7 +113,7 @@ def evaluate(
 
 
 def score(transcripts: str | Path, *, against: str | Path | None = None, language: str | None = None) -> tuple[Score, Score | None]:
-    """Score a transcript file, and that of the reference system it is compared with. No model is needed.
+    """Score a transcript file, and that of the original it is compared with. No model is needed.
 
     `language`: of transcripts that name none. Raises `DataError` as `score_transcripts` does.
     """

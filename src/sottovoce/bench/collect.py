@@ -174,7 +174,9 @@ def _of_quantized(cell: EvaluationCell, made: QuantizationCell) -> FinishedEvalu
 def _record(evaluation: FinishedEvaluation) -> EvaluationRecord:
     spoken = [t for t in evaluation.transcripts if t.reference is not None and normalize(t.reference)]
     if not spoken:
-        raise DataError(f"{evaluation.data}: no utterance has a reference text, so there is no word error rate; give data with transcripts")
+        raise DataError(
+            f"{evaluation.data}: no utterance has a reference text (what was said), so there is no word error rate; give data with texts"
+        )
     return EvaluationRecord(
         model=evaluation.model,
         method=evaluation.method,

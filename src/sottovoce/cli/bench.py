@@ -8,9 +8,14 @@ import click
 
 from sottovoce.cli.options import ANY_BACKEND, WithRay, json_option, print_json, ray_option, set_threads
 from sottovoce.cli.recipe_options import WIDTHS
+from sottovoce.cli.sections import DECODING, DEVICE, OUTPUT, SPEECH
 
 
-@click.command(cls=WithRay)
+@click.command(
+    cls=WithRay,
+    sections={"data": SPEECH, "runtimes": DECODING, "jobs": DEVICE, "tables_only": OUTPUT},
+    short_help="Compare methods, formats and samples, as a recipe says.",
+)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results. A stopped bench continues there.")
 @click.option(
@@ -39,9 +44,10 @@ def bench(
     runtimes: tuple[str, ...],
     ray: str | None,
 ) -> None:
-    """Measure models, methods, bits and seeds on data sets, as RECIPE (TOML) says.
+    """Measure models, methods, formats and seeds on data sets, as RECIPE says, a TOML file (docs/measuring.md lists its settings).
 
-    Every cell is computed once and stored. Start the command again after a stop. Writes results.md, results.csv and figures.
+    Every cell, one quantized model on one data set, is computed once and stored. Start the command again after a stop. Writes results.md,
+    results.csv and figures.
 
     \b
     sottovoce bench benchmarks/recipes/tiny.en.toml --data speech/ --out results/
@@ -70,7 +76,7 @@ def bench(
         raise SystemExit(1)
 
 
-@click.command()
+@click.command(short_help="Quantize a bundled Whisper on bundled speech, offline.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -20,6 +20,7 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
 )
+from sottovoce.cli.sections import GOAL, SectionedCommand
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.certificate import Certificate
@@ -43,20 +44,45 @@ def limit_options(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections=dict.fromkeys((*LIMITS, "seed"), GOAL),
+    short_help="Bound how much quantization changes transcripts.",
+)
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
-@click.option("--against", required=True, metavar="MODEL", help="The original, which the transcripts are compared with.")
-@click.option("--audio", "audio", required=True, multiple=True, metavar="DIR", help="Speech; texts are not needed. May be given again.")
+@click.option("--against", required=True, metavar="MODEL", help="The original: the model whose transcripts CHECKPOINT's are compared with.")
+@click.option(
+    "--audio",
+    "audio",
+    required=True,
+    multiple=True,
+    metavar="DATA",
+    help="Speech that had no part in making CHECKPOINT; no texts needed. Repeatable.",
+)
 @click.option("--choose", is_flag=True, help="Of several checkpoints, choose the smallest that is within the limits.")
 @limit_options
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of each statement by itself.")
+@click.option(
+    "--confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Confidence level of each bound by itself (not of words): 0.95 is 95 %.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order in which losses are taken.")
-@click.option("--folder", type=click.Path(path_type=Path), help="The quantized folder that an exported CHECKPOINT comes from.")
-@click.option("--store", is_flag=True, help="Keep the certificate in the folder, its model card and its report.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="The quantized folder that an exported CHECKPOINT comes from; it names the speech that is refused here.",
+)
+@click.option("--store", is_flag=True, help="Keep the certificate in the quantized folder, its model card and its report.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the certificate to this file as JSON.")
-@click.option("--ledger", type=click.Path(path_type=Path), help="Where looks at speech are counted (default: in ~/.local/state).")
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    help="File that counts the settings measured on the same speech, called looks (default: in ~/.local/state).",
+)
 @save_option
-@click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
+@click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of the original to this file.")
 @runtime_option
 @placement_options
 @language_option
@@ -86,10 +112,13 @@ def certify(
     as_json: bool,
     **limits: float | None,
 ) -> None:
-    """Bound how far the transcripts of CHECKPOINT are from the original's on speech like that in DIR.
+    """Bound, with a stated confidence, how far the transcripts of CHECKPOINT are from the original's on speech like DATA.
 
-    CHECKPOINT is a quantized folder or an exported file. With a limit, exits with 1 if it is exceeded. With --choose, goes from the
-    largest of several to the smallest, stops at the first that exceeds a limit, and vouches for the last that did not.
+    CHECKPOINT is a quantized folder or an exported file. It needs the original, and speech that was not calibrated, tuned or chosen on;
+    texts are not needed, but with them it also bounds added errors. It prints the bounds; --out and --store keep them. With --choose it
+    goes from the largest of several checkpoints to the smallest, stops at the first that exceeds a limit, and takes the one before.
+
+    Exit codes: 0 done, 1 refused, failed, or some recordings could not be used, 2 wrong usage, 3 a limit is exceeded.
 
     \b
     sottovoce certify tiny-4bit --against openai/whisper-tiny.en --audio held-out/ --runtime transcribe.cpp

@@ -17,7 +17,7 @@ def print_demo(result: DemoResult) -> None:
     table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "KL", "looped")
     for name, score in result.scores.items():
         table.add_row(
-            name if name == FLOAT else f"{bits} bits, {name}",
+            "original, size as float16" if name == FLOAT else f"{bits} bits, {name}",
             megabytes(result.bytes[name]),
             percent(score.wer),
             f"{100 * score.low:.2f} .. {100 * score.high:.2f}",
@@ -45,10 +45,10 @@ def print_next(result: DemoResult, page: Path | None) -> None:
     terminal = console()
     if page is not None:
         terminal.print(f"Open {page}: every layer, and the words that changed.", highlight=False, soft_wrap=True)
-    terminal.print("Next, with your own recordings:", highlight=False)
+    terminal.print("Next, with your own recordings (each line of your-test.jsonl has an audio and its text):", highlight=False)
     for command in (
         f"sottovoce transcribe {result.folder} your-recording.flac",
         f"sottovoce quantize {MODEL} tiny-4bit --calibration your-recordings/",
-        f"sottovoce evaluate tiny-4bit your-recordings/ --against {MODEL}",
+        f"sottovoce evaluate tiny-4bit your-test.jsonl --against {MODEL}",
     ):
         terminal.print(f"  {command}", highlight=False, soft_wrap=True)

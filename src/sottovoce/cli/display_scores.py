@@ -12,7 +12,7 @@ from sottovoce.evaluation.wer import Metric, Score
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """Print scores and speed, the reference system first if there is one."""
+    """Print scores and speed, the original first if there is one."""
     timing = (_timing_cells(result.reference) if result.reference else None), _timing_cells(result)
     print_scores(result.score, result.reference.score if result.reference else None, timing=timing)
     terminal = console()
@@ -22,13 +22,13 @@ def print_evaluation(result: Evaluation) -> None:
 
 
 def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[str] | None, list[str] | None] = (None, None)) -> None:
-    """Print scores, the reference system first if there is one; `timing`: its cells, if something was timed."""
+    """Print scores, the original first if there is one; `timing`: its cells, if something was timed."""
     terminal = console()
     speed = ("size", "x real time", "encoder s", "decoder s") if timing[1] else ()
     metric = score.metric
     table = Table("", metric, "95 % interval", "capped", "WER" if metric == "CER" else "CER", "sub", "ins", "del", *speed)
     if reference:
-        table.add_row("reference", *_score_cells(reference, metric), *(timing[0] or []))
+        table.add_row("original", *_score_cells(reference, metric), *(timing[0] or []))
     table.add_row("model", *_score_cells(score, metric), *(timing[1] or []))
     terminal.print(table)
     terminal.print(
@@ -40,7 +40,7 @@ def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[st
         terminal.print(f"{score.silences} utterances without words; {score.invented_words} words were recognized in them", highlight=False)
     if paired := score.paired:
         terminal.print(
-            f"against the reference: {100 * paired.difference:+.2f} points of {metric} "
+            f"against the original: {100 * paired.difference:+.2f} points of {metric} "
             f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {len(paired.better)} utterances better, "
             f"{len(paired.worse)} worse (sign test p = {paired.sign_test:.3g}); "
             f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %",
@@ -52,7 +52,7 @@ def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[st
 
 
 def print_gate(result: Gate) -> None:
-    """Print which failures the model adds to those of the reference, on standard error."""
+    """Print which failures the model adds to those of the original, on standard error."""
     terminal = console(stderr=True)
     for name, ids in result.added.items():
         if ids:

@@ -24,26 +24,27 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
 )
+from sottovoce.cli.sections import DECODING, SectionedCommand
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.wer import Score
     from sottovoce.system.devices import Placement
 
-gate_option = click.option("--gate", is_flag=True, help="Exit with 1 if failures are added to those of the reference (--against).")
+gate_option = click.option("--gate", is_flag=True, help="Exit with 3 if failures are added to those of the original (--against).")
 tolerance_option = click.option(
     "--tolerance",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Added failures of each kind that the gate accepts: loops, empty outputs, words on silence, truncations.",
+    help="With --gate: how many added failures of each kind are accepted: loops, empty texts, words on silence, truncations.",
 )
 
 
-@click.command(cls=WithRay)
+@click.command(cls=WithRay, sections={"seed": DECODING}, short_help="Count the word errors of a model on speech with texts.")
 @click.argument("model")
 @click.argument("data")
-@click.option("--against", metavar="MODEL", help="Model to compare with, utterance by utterance.")
-@click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of --against to this file.")
+@click.option("--against", metavar="MODEL", help="The original: the model that MODEL is compared with, utterance by utterance.")
+@click.option("--save-reference", type=click.Path(path_type=Path), help="Write the transcripts of the original to this file.")
 @click.option("--limit", type=click.IntRange(1), help="Number of utterances, from the first (default: all).")
 @save_option
 @gate_option
@@ -78,8 +79,11 @@ def evaluate(
 ) -> None:
     """Measure the word error rate of MODEL on DATA (the character error rate, for languages without spaces).
 
+    DATA needs reference texts: what was said in each recording. A manifest has them, and so have LibriSpeech, TED-LIUM, SPGISpeech and most
+    data sets of the Hub. With --against, a second model, called the original, recognizes the same recordings, and the two are compared.
+
     \b
-    sottovoce evaluate tiny-4bit recordings/ --against openai/whisper-tiny.en
+    sottovoce evaluate tiny-4bit test.jsonl --against openai/whisper-tiny.en
     """
     from sottovoce import api
     from sottovoce.cli.as_json import evaluation_to_dict
@@ -88,7 +92,7 @@ def evaluate(
 
     _gate_needs(gate, against)
     if save_reference is not None and against is None:
-        raise click.UsageError("--save-reference needs a reference system: give it with --against")
+        raise click.UsageError("--save-reference writes the transcripts of the original: name it with --against MODEL")
     set_threads(threads)
     with progress_bar() as progress:
         result = api.evaluate(
@@ -113,15 +117,20 @@ def evaluate(
     exit_for_unusable(result.transcription)
 
 
-@click.command()
+@click.command(cls=SectionedCommand, short_help="Score saved transcripts again, without a model.")
 @click.argument("transcripts", type=click.Path(path_type=Path))
-@click.option("--against", metavar="FILE", type=click.Path(path_type=Path), help="Transcripts of a reference system.")
+@click.option(
+    "--against",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Transcripts of the original (evaluate --save-reference), to compare with.",
+)
 @click.option("--language", help="Language of transcripts that name none (default: en).")
 @gate_option
 @tolerance_option
 @json_option
 def score(transcripts: Path, against: Path | None, language: str | None, gate: bool, tolerance: int, as_json: bool) -> None:
-    """Score a file of TRANSCRIPTS; no model is needed.
+    """Score a file of TRANSCRIPTS that `evaluate --save` wrote; no model is needed.
 
     \b
     sottovoce score tiny-4bit.jsonl --against tiny.jsonl --gate
@@ -138,14 +147,14 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
     _finish(content, ours, reference, gate, tolerance)
 
 
-@click.command(cls=WithRay)
+@click.command(cls=WithRay, sections={"seed": DECODING, "confidence": DECODING}, short_help="Print the words spoken in recordings.")
 @click.argument("model")
 @click.argument("audio", nargs=-1, required=True)
 @save_option
 @click.option(
     "--confidence",
     type=click.Choice(["raw", "temperature", "platt"]),
-    help="With --json: every word's confidence, raw or scaled as fitted by `sottovoce confidence --store`.",
+    help="With --json: show how sure the model is of every word, raw or scaled as fitted by `sottovoce confidence --store`.",
 )
 @runtime_option
 @ray_option
@@ -212,7 +221,7 @@ def transcribe(
     exit_for_unusable(result)
 
 
-@click.command()
+@click.command(cls=SectionedCommand, short_help="Measure and fit how sure the model is of its words.")
 @click.argument("model")
 @click.argument("data")
 @click.option("--store", is_flag=True, help="Write the fitted scalings to MODEL (a folder written by sottovoce).")
@@ -235,10 +244,10 @@ def confidence(
 ) -> None:
     """Measure how reliable word confidences of MODEL are on DATA, and fit scalings that calibrate them.
 
-    The scalings are fitted on one half of DATA and measured on the other. DATA needs texts. Use other speech than for calibration.
+    DATA needs reference texts. The scalings are fitted on one half of it and measured on the other. Use other speech than for calibration.
 
     \b
-    sottovoce confidence tiny-4bit held-out/ --store
+    sottovoce confidence tiny-4bit held-out.jsonl --store
     """
     from sottovoce import api
     from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
@@ -261,7 +270,7 @@ def confidence(
 
 def _gate_needs(gate: bool, against: object) -> None:
     if gate and against is None:
-        raise click.UsageError("--gate compares with a reference system: give it with --against")
+        raise click.UsageError("--gate compares with the original: give it with --against")
 
 
 def _finish(content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int) -> None:

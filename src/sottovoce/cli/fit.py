@@ -23,6 +23,7 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
 )
+from sottovoce.cli.sections import OUTPUT, SectionedCommand
 
 if TYPE_CHECKING:
     from sottovoce.system.devices import Placement
@@ -30,18 +31,20 @@ if TYPE_CHECKING:
 METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer by layer; a test compares
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand, sections={"plan_file": OUTPUT}, short_help="Choose a format for every layer so that the file fits a size."
+)
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--max-size", metavar="SIZE", help="The file may be this large: 30MB, 28.5MiB, or bytes.")
-@click.option("--max-kl", type=float, metavar="NATS", help="In place of a size: the smallest file that keeps the KL within this.")
+@click.option("--max-size", metavar="SIZE", help="Goal: the file may be this large (30MB, 28.5MiB, or bytes).")
+@click.option("--max-kl", type=float, metavar="NATS", help="Goal: the smallest file whose KL to MODEL is at most this.")
 @click.option(
     "--max-wer-increase",
     type=float,
     metavar="POINTS",
-    help="In place of a size: the smallest file that makes at most this many more errors in 100 words of held-out speech with texts.",
+    help="Goal: the smallest file that makes at most this many more errors in 100 words of held-out speech, which needs texts.",
 )
-@click.option("--target", type=ANY_BACKEND, default=DEFAULT_TARGET, show_default=True, help="Runtime whose file is meant.")
+@click.option("--target", type=ANY_BACKEND, default=DEFAULT_TARGET, show_default=True, help="Runtime whose file is to fit.")
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
 @calibration_weights_option
 @click.option("--method", type=click.Choice(METHOD_NAMES), default="fade", show_default=True, help="How codes are found.")
@@ -53,7 +56,13 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
     show_default=True,
     help="Further utterances, three times as many, of other speakers, to measure on.",
 )
-@click.option("--swaps", type=click.IntRange(0), default=20, show_default=True, help="Swaps of two units tried after the solution.")
+@click.option(
+    "--swaps",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="How many swaps of formats between two units are tried at the end.",
+)
 @click.option(
     "--guarded",
     type=click.IntRange(0),
@@ -61,8 +70,13 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
     show_default=True,
     help="Long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger.",
 )
-@click.option("--baselines", is_flag=True, help="Also measure 20 random schedules of the same size (slow).")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Also write the plan to this JSON file.")
+@click.option("--baselines", is_flag=True, help="Also measure 20 random choices of formats of the same size (slow).")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="Also write the plan (which layer gets which format) to this JSON file, which quantize --plan reads.",
+)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
 @sample_seed_option
 @batch_size_option
@@ -98,7 +112,13 @@ def fit(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Choose a format for every layer of MODEL so that it fits a size and loses least, and write OUT and the target's file.
+    """Choose a format for every layer of MODEL so that the file fits a size and loses least.
+
+    Give one goal: --max-size, --max-kl or --max-wer-increase. It needs recordings by several speakers; only --max-wer-increase needs texts.
+    It writes the quantized folder OUT and, where the target has files of its own, the file beside it. A goal that cannot be reached is
+    refused. A stopped run goes on with --resume.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
     \b
     sottovoce fit openai/whisper-tiny.en tiny-30 --max-size 30MB --target transcribe.cpp --calibration recordings/

@@ -10,11 +10,11 @@ import click
 from sottovoce.cli.options import json_option, print_json, set_threads, threads_option
 
 
-@click.command()
+@click.command(short_help="Show what is in a quantized folder.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--errors", metavar="DATA", help="Show on this speech how the errors of all layers add up in place of the folder's content.")
-@click.option("--against", metavar="MODEL", help="The original, for --errors (default: what the folder was quantized from).")
-@click.option("--utterances", type=click.IntRange(1), default=16, show_default=True, help="Utterances of --errors.")
+@click.option("--errors", metavar="DATA", help="Speech. Show how the errors of all layers add up on it, in place of the folder's content.")
+@click.option("--against", metavar="MODEL", help="With --errors: the original model (default: what the folder was quantized from).")
+@click.option("--utterances", type=click.IntRange(1), default=16, show_default=True, help="With --errors: utterances of DATA.")
 @click.option("--alone", is_flag=True, help="With --errors: each layer on its own, in place of one after the other.")
 @threads_option
 @json_option
@@ -60,7 +60,7 @@ def _inspect_errors(folder: Path, data: str, against: str | None, utterances: in
         print_errors(found, parts, str(folder))
 
 
-@click.command()
+@click.command(short_help="Check a quantized folder against its checksums and plan.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def verify(folder: Path, as_json: bool) -> None:
@@ -80,11 +80,15 @@ def verify(folder: Path, as_json: bool) -> None:
         print_verified(checked, folder)
 
 
-@click.command()
+@click.command(short_help="Write one HTML page about a quantized folder or a bench.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--transcripts", type=click.Path(path_type=Path), help="Transcripts of the model (evaluate --save).")
-@click.option("--against", type=click.Path(path_type=Path), help="Transcripts of the original (evaluate --save-reference).")
-@click.option("--errors", type=click.Path(path_type=Path), help="How errors add up (inspect --errors DATA --json), for a heat map.")
+@click.option("--transcripts", type=click.Path(path_type=Path), help="File with transcripts of the quantized model (evaluate --save).")
+@click.option("--against", type=click.Path(path_type=Path), help="File with transcripts of the original (evaluate --save-reference).")
+@click.option(
+    "--errors",
+    type=click.Path(path_type=Path),
+    help="File with what `inspect FOLDER --errors DATA --json` printed, for a heat map of how errors add up.",
+)
 @click.option("--html", type=click.Path(path_type=Path), help="The page to write (default: FOLDER.html beside FOLDER).")
 def report(folder: Path, transcripts: Path | None, against: Path | None, errors: Path | None, html: Path | None) -> None:
     """Write one HTML page about a quantized FOLDER, or about the results of a bench.

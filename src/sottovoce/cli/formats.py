@@ -7,7 +7,7 @@ import click
 from sottovoce.cli.options import json_option, print_json
 
 
-@click.command()
+@click.command(short_help="List number formats and the runtimes that store them.")
 @json_option
 def formats(as_json: bool) -> None:
     """List the number formats, their sizes, and the runtimes that hold them.

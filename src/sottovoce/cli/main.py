@@ -27,23 +27,23 @@ from sottovoce.errors import AnotherRankError, SottovoceError
 from sottovoce.system.notices import notices_on_standard_error
 from sottovoce.system.torchrun import is_leading
 
-COMMANDS = (
-    fit,
+COMMANDS = (  # in the order in which they are needed, which is that of the help
+    demo,
     quantize,
-    tune,
     evaluate,
-    score,
     transcribe,
     export,
     inspect,
     verify,
+    report,
+    score,
     confidence,
     certify,
-    report,
-    push,
-    bench,
-    demo,
+    fit,
+    tune,
     formats,
+    bench,
+    push,
 )
 
 
@@ -67,7 +67,11 @@ def _what_is_kept(ctx: click.Context) -> str:
 
 
 class _Group(click.Group):
-    """Turns the package's errors into one sentence and exit code 1."""
+    """Turns the package's errors into one sentence and exit code 1; lists commands as they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -94,10 +98,17 @@ class _Group(click.Group):
 def main() -> None:
     """Quantize speech recognizers to low bits, and measure the effect on the words.
 
-    MODEL is a Hub id, a transformers or faster-whisper folder, a folder written by sottovoce, or bundled:tiny.en /
-    bundled:base / bundled:moonshine-base.
-    DATA is a folder of sound files, the original directory of LibriSpeech, TED-LIUM or SPGISpeech, a manifest (JSON lines with
-    "audio" and, where known, "text"), or a data set of the Hub, hf:NAME:CONFIG:SPLIT.
+    \b
+    sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
+    sottovoce evaluate tiny-4bit test.jsonl --against openai/whisper-tiny.en
+
+    MODEL: a Hub id such as openai/whisper-base, a folder of transformers, faster-whisper or sottovoce, an exported file, or
+    bundled:tiny.en, bundled:base, bundled:moonshine-base.
+
+    DATA: a folder of recordings, a manifest (lines with "audio" and, where known, "text"), a LibriSpeech, TED-LIUM or SPGISpeech
+    directory, or a data set of the Hub, hf:NAME:CONFIG:SPLIT.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 a gate or a limit failed.
     """
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.backends.registry import BACKENDS, backend_named, exporting_backends
+from sottovoce.cli.sections import SectionedCommand
 from sottovoce.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ EXPORTING_BACKEND = BackendName(exporting_backends())
 runtime_option = click.option(
     "--runtime",
     type=ANY_BACKEND,
-    help="Runtime of MODEL. An exported file always runs in its own; other models are exported first (default: torch).",
+    help="Runtime that transcribes. An exported file always runs in its own; other models are exported first (default: torch).",
 )
 save_option = click.option(
     "--save",
@@ -72,7 +73,7 @@ context_option = click.option(
     default="auto",
     show_default=True,
     metavar="auto|full|N|+N",
-    help="Encoder positions (50 a second) for a clip: as the folder was tuned, the whole window, N, or the clip's length and N more.",
+    help="Encoder positions (50 a second) that a recording gets: as the folder was tuned, the whole window, N, or its length and N more.",
 )
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 calibration_weights_option = click.option(
@@ -128,7 +129,7 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
 _RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[^/\s]+:\d{1,5}")
 
 
-class WithRay(click.Command):
+class WithRay(SectionedCommand):
     """A command with `ray_option`. What follows `--ray` is its address only if it looks like one: it may be a model or a recording."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import click
 from sottovoce.cli.options import json_option, print_json, set_threads
 
 
-@click.command()
+@click.command(short_help="Upload a quantized folder or an exported file to the Hub.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo")
 @click.option("--public", is_flag=True, help="Make the repository public (default: private).")
@@ -18,9 +18,11 @@ from sottovoce.cli.options import json_option, print_json, set_threads
 def push(folder: Path, repo: str, public: bool, as_json: bool) -> None:
     """Upload a quantized FOLDER, or an exported file or folder, to the model repository REPO (OWNER/NAME) on the Hugging Face Hub.
 
-    Nothing is asked. The repository is made if it is not there, private unless --public is given. After a stop the same command sends
-    only what the Hub does not have. A FOLDER that `sottovoce verify` refuses is not uploaded. The token is that of `hf auth login`, or
-    HF_TOKEN.
+    It needs a token: that of `hf auth login`, or HF_TOKEN. It makes the repository if it is not there, private unless --public is given,
+    and asks nothing. A FOLDER that `sottovoce verify` refuses is not uploaded, and files that sottovoce did not write stay here. After a
+    stop, the same command sends only what the Hub does not have.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
     \b
     sottovoce push tiny-4bit me/whisper-tiny-4bit

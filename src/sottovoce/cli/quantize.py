@@ -26,6 +26,7 @@ from sottovoce.cli.options import (
     threads_option,
 )
 from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
+from sottovoce.cli.sections import METHOD, OUTPUT, SPEECH, SectionedCommand
 from sottovoce.system.progress import silent
 
 if TYPE_CHECKING:
@@ -37,22 +38,33 @@ EXAMPLES = "\n".join(
 )
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections={"context": METHOD}, short_help="Quantize a model to low bits, as a folder.")
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--calibration",
     metavar="DATA",
     multiple=True,
-    help="Speech to calibrate on, with or without transcripts. Every method except rtn needs it. Repeatable.",
+    help="Speech to calibrate on; no texts needed. Every method except rtn needs it. Repeatable.",
 )
 @calibration_weights_option
 @augment_option
 @recipe_options
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="JSON file with the format of every layer (see --dry-run).")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="Read the format of every layer from this JSON file, which --dry-run --json or fit --plan wrote.",
+)
 @click.option("--tune", is_flag=True, help="Also tune scales, norms and biases on the calibration speech (see sottovoce tune).")
-@click.option("--context", type=click.Choice(["full", "short"]), default="full", show_default=True, help="With --tune: as in tune.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and stop. With --json, print it; edit it and give it with --plan.")
+@click.option(
+    "--context",
+    type=click.Choice(["full", "short"]),
+    default="full",
+    show_default=True,
+    help="With --tune: tune for the whole window of the encoder, or for one that stops when the speech does.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan (which layer gets which format) and stop. With --json: as a file for --plan.")
 @click.option(
     "--utterances",
     type=click.IntRange(2),
@@ -97,7 +109,10 @@ def quantize(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL and write a folder OUT that transformers loads.
+    """Quantize MODEL after training, and write the folder OUT.
+
+    It needs some recordings, no texts; --method rtn needs none. The folder has weights, tokenizer, plan and diagnostics; transformers
+    loads it if all layers have one format. sottovoce export makes files of other runtimes from it: say which with --target here.
 
     \b
     sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
@@ -165,17 +180,20 @@ def quantize(
 
 
 @click.command(
+    cls=SectionedCommand,
+    sections=dict.fromkeys(("activations", "page", "original", "library"), OUTPUT) | {"speech": SPEECH},
+    short_help="Write a quantized folder as a file of another runtime.",
     help=f"""Write the codes of a quantized FOLDER, bit for bit, as a FILE of another runtime.
 
     \b
 {EXAMPLES}
-    """
+    """,
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("backend", type=EXPORTING_BACKEND)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
-@click.option("--speech", metavar="DATA", help="Speech to compare on (default: four English sentences in the package).")
+@click.option("--speech", metavar="DATA", help="Speech to compare the words on (default: four English sentences in the package).")
 @overwrite_option
 @click.option(
     "--activations",

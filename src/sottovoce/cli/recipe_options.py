@@ -64,7 +64,7 @@ _OPTIONS = (
     click.option(
         "--target",
         type=ANY_BACKEND,
-        help=f"Runtime whose number format the weights are rounded to (default: {DEFAULT_TARGET}; torch: any format).",
+        help=f"Runtime that the result is for: weights get formats that it stores (default: {DEFAULT_TARGET}; torch: any format).",
     ),
     click.option(
         "--group-size",

@@ -19,24 +19,41 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
 )
+from sottovoce.cli.sections import METHOD, SectionedCommand
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections={"context": METHOD}, short_help="Move scales and norms towards the original, codes kept.")
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
 @calibration_weights_option
 @augment_option
-@click.option("--against", metavar="MODEL", help="The original (default: the model that CHECKPOINT names).")
-@click.option("--context", type=click.Choice(["full", "short"]), default="full", show_default=True, help="What the encoder works through.")
+@click.option("--against", metavar="MODEL", help="The original, which CHECKPOINT is to follow (default: the model that CHECKPOINT names).")
+@click.option(
+    "--context",
+    type=click.Choice(["full", "short"]),
+    default="full",
+    show_default=True,
+    help="What the encoder is tuned for: its whole window, or one that stops when the speech does (Whisper only).",
+)
 @click.option("--utterances", type=click.IntRange(2), default=192, show_default=True, help="Utterances to train on.")
-@click.option("--held-out", type=click.IntRange(2), default=48, show_default=True, help="Others, by other speakers, to look at.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(2),
+    default=48,
+    show_default=True,
+    help="Further utterances, by other speakers, that progress is checked on.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Steps of 4 utterances (default: 128, or 288 for short contexts).")
 @click.option("--rate", type=float, help="Largest relative step of a scale (default: by the bits, 2e-3 at 2 to 2e-4 at 4).")
 @click.option(
     "--float-rate", type=float, help="Largest relative step of norms, biases, positions (default: 1e-3; 5e-4 at 4 bits and full contexts)."
 )
-@click.option("--look-every", type=click.IntRange(1), help="Steps between looks at held-out speech (default: six looks).")
+@click.option(
+    "--look-every",
+    type=click.IntRange(1),
+    help="Steps between two checks on held-out speech, called looks in the output (default: six looks).",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample, the order and the sampled transcripts.")
 @overwrite_option
 @resume_option
@@ -66,13 +83,17 @@ def tune(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Tune what is no code in the quantized folder CHECKPOINT, so that it follows its original, and write the folder OUT.
+    """Bring the quantized folder CHECKPOINT nearer to its original by training, and write the folder OUT.
 
-    Scales, norms, biases and tables of positions move; codes stay. The look at held-out speech with the lowest divergence is kept.
-    --context short tunes a Whisper model for an encoder that stops when the speech stops.
+    Scales, norms, biases and tables of positions move; codes stay. It needs recordings by several speakers, no texts, and the original
+    model. Every some steps it checks the divergence on held-out speech, and it keeps the best state; if no state is better than the start,
+    OUT computes what CHECKPOINT does. A stopped run goes on with --resume.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
     \b
     sottovoce tune tiny-4bit tiny-4bit-tuned --calibration recordings/
+    sottovoce tune tiny-4bit tiny-4bit-short --calibration recordings/ --context short
     """
     from sottovoce import api
     from sottovoce.cli.console import progress_bar

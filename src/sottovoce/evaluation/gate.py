@@ -1,4 +1,4 @@
-"""A gate: does a model add failures to those of its reference?"""
+"""A gate: does a model add failures to those of the original?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from sottovoce.evaluation.wer import Score
 
 @dataclass(frozen=True)
 class Gate:
-    """The failures that a system adds to those of its reference system.
+    """The failures that a system adds to those of the original.
 
-    `added`: for each kind of failure, ids that fail and did not fail in the reference system. The gate is open if no kind was added more
+    `added`: for each kind of failure, ids that fail and did not fail in the original. The gate is open if no kind was added more
     than `tolerance` times.
     """
 
@@ -28,10 +28,10 @@ class Gate:
 def gate(score: Score, reference: Score, *, tolerance: int = 0) -> Gate:
     """Compare the failures of two scores of the same data.
 
-    Raises `DataError` if the reference system recognized no word: whatever fails in another system failed there as well.
+    Raises `DataError` if the original recognized no word: whatever fails in another system failed there as well.
     """
     if reference.utterances and all(utterance.empty for utterance in reference.utterances):
-        raise DataError("the reference system recognized no word, so a gate against it proves nothing; check that its folder is whole")
+        raise DataError("the original recognized no word, so a gate against it proves nothing; check that its folder is whole")
     added = {
         failure: tuple(name for name in getattr(score, failure) if name not in set(getattr(reference, failure))) for failure in FAILURES
     }

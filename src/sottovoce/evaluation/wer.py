@@ -44,7 +44,7 @@ class UtteranceScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A system against a reference system on the same utterances.
+    """A system against the original on the same utterances.
 
     `difference`: its rate (see `Score.metric`) minus the reference's, with a 95 % interval `low` .. `high` of the paired bootstrap over
     utterances. `better`, `worse`: ids with fewer and with more errors; `sign_test`: two-sided p of as uneven a split by chance.
@@ -69,7 +69,7 @@ class Score:
 
     Failures, each a list of ids: `looped`: a repeating transcript; `empty`: none although words were spoken; `spoken_silence`: words where
     the reference is empty; `truncated`: the token limit was reached. `silences`: utterances whose reference is empty; `invented_words`:
-    words (characters) in their transcripts. `paired`: the comparison with a reference system, None if there is none. `unscored`: utterances
+    words (characters) in their transcripts. `paired`: the comparison with the original, None if there is none. `unscored`: utterances
     without a reference.
     """
 
@@ -116,14 +116,17 @@ class Score:
 def score_transcripts(
     transcripts: Sequence[Transcript], against: Sequence[Transcript] | None = None, *, language: str | None = None, seed: int = 0
 ) -> Score:
-    """Score transcripts against the references they carry; `against`: those of a reference system, matched by id.
+    """Score transcripts against the references they carry; `against`: those of the original, matched by id.
 
     Every utterance is normalized by the language its transcript names, else by `language`, else as English. Raises `DataError` if no
-    utterance has a reference, if the two systems' utterances differ, or if the reference system recognized no word.
+    utterance has a reference, if the two systems' utterances differ, or if the original recognized no word.
     """
     known = [transcript for transcript in transcripts if transcript.reference is not None]
     if not known:
-        raise DataError("no utterance has a reference text, so there is no word error rate; give data with transcripts")
+        raise DataError(
+            "no utterance has a reference text (what was said), so there is no word error rate; give a manifest whose lines have a "
+            '"text", or another data set with texts'
+        )
     spoken = [t for t in known if normalize(t.reference or "", t.language or language)]
     silent = [t for t in known if not normalize(t.reference or "", t.language or language)]
     invented = {t.id: len(normalize(t.text, t.language or language).split()) for t in silent}
@@ -144,7 +147,7 @@ def score_transcripts(
 
 
 def combine_utterances(scored: Sequence[UtteranceScore], against: Sequence[UtteranceScore] | None = None, *, seed: int = 0) -> Score:
-    """Combine the scores of utterances, each with a reference that has words; `against`: those of a reference system, in any order.
+    """Combine the scores of utterances, each with a reference that has words; `against`: those of the original, in any order.
 
     Raises `DataError` if the two systems' utterances differ.
     """
@@ -222,16 +225,16 @@ def _rate(errors: np.ndarray, lengths: np.ndarray) -> float:
 def _scores_of_reference(
     scored: Sequence[UtteranceScore], silent: Sequence[Transcript], against: Sequence[Transcript]
 ) -> list[UtteranceScore]:
-    """Score a reference system's transcripts of the same utterances, each in the language it was scored in. Raises `DataError`."""
+    """Score the original's transcripts of the same utterances, each in the language it was scored in. Raises `DataError`."""
     theirs = {t.id: t for t in against if t.reference is not None}
     missing = [name for name in [*(u.id for u in scored), *(t.id for t in silent)] if name not in theirs]
     if missing:
-        raise DataError(f"the reference system has no transcript of {first_of(missing)}")
+        raise DataError(f"the original has no transcript of {first_of(missing)}")
     # Both in one language: a model that detects it may find another.
     other = [score_utterance(replace(theirs[u.id], language=u.language)) for u in scored]
     if other and all(o.empty for o in other):
         raise DataError(
-            f"the reference system recognized no word in {len(other)} utterances with words, so a comparison with it proves nothing; "
+            f"the original recognized no word in {len(other)} utterances with words, so a comparison with it proves nothing; "
             "check that its folder is whole, its tokenizer files above all, and that the language is right"
         )
     return other
@@ -240,7 +243,7 @@ def _scores_of_reference(
 def _compare(scored: Sequence[UtteranceScore], against: Sequence[UtteranceScore], metric: Metric, seed: int) -> Paired:
     before = {u.id: u for u in against}
     if missing := [u.id for u in scored if u.id not in before]:
-        raise DataError(f"the reference system has no transcript of {first_of(missing)}")
+        raise DataError(f"the original has no transcript of {first_of(missing)}")
     if changed := [u.id for u in scored if before[u.id].words != u.words]:
         raise DataError(f"the reference text of {changed[0]!r} differs between the two systems' transcripts")
     errors, lengths = _counts(scored, metric)

@@ -37,7 +37,7 @@ class WordGoal:
         transcripts = transcribe_data(model, data, language=self.language, progress=progress).transcripts
         score = score_transcripts(transcripts, self.original[data.name], language=self.language)
         paired = score.paired
-        assert isinstance(paired, Paired)  # noqa: S101 - a reference system was given
+        assert isinstance(paired, Paired)  # noqa: S101 - the original was given
         return WordIncrease(
             points=100 * paired.difference,
             low=100 * paired.low,
