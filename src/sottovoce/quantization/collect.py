@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -14,7 +15,7 @@ from sottovoce.models.layers import Layer
 from sottovoce.quantization.curvature import PositionFactors
 from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
 from sottovoce.quantization.spill import Spill
-from sottovoce.quantization.statistics import LayerStatistics, MomentAccumulator
+from sottovoce.quantization.statistics import FoldStatistics, LayerStatistics, MomentAccumulator
 from sottovoce.system.devices import solving_device
 from sottovoce.system.ranks import ALONE, Ranks
 
@@ -115,42 +116,15 @@ def _accumulate(
     if projection is not None:
         projection = projection.to(device)
     accumulators = (MomentAccumulator(width, projection, sums), MomentAccumulator(width, projection, sums))
-    samples, quantized_samples, residual_samples, roots, magnitude = (dict[int, Tensor]() for _ in range(5))
+    samples, magnitude = _Samples(sums, compensates=residual is not None), dict[int, Tensor]()
     for i, batch in enumerate(batches):
         with _loaded(paused, residual, i, spill):
-            seen = [paused.inputs[0][i], paused.inputs[-1][i]]
-            same = seen[0] is seen[1] or torch.equal(*seen)
-            if residual is not None:
-                seen += [residual.inputs[0][i], residual.inputs[-1][i]]
-            if layer.positions == "all":
-                # Whatever their shape: such batches hold one utterance, without padding.
-                seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
-                weights = torch.ones(seen[0].shape[:-1])
-            else:
-                weights = batch.weights[layer.positions]
-            if seen[0].shape[:-1] != weights.shape:
-                raise CalibrationError(
-                    f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
-                )
-            if factors is not None:
-                weights = weights * factors[i].reshape(weights.shape)
-            for fold in (0, 1):
-                counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
-                root = weights[counted].sqrt().unsqueeze(1).to(device)
-                counted = counted.to(device)
-                quantized_rows = _rows(seen[1], counted, root)
-                rows = quantized_rows if same else _rows(seen[0], counted, root)
-                error = None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root)
-                accumulators[fold].add(rows, quantized_rows, root, error, group=batch.group)
+            for fold, counted in enumerate(_by_fold(paused, residual, layer, batch, i, None if factors is None else factors[i])):
+                accumulators[fold].add(counted.rows, counted.quantized, counted.root, counted.residual, group=batch.group)
                 place = 2 * batch.number + fold
+                samples.add(place, counted)
                 if magnitudes:
-                    magnitude[place] = (quantized_rows.abs() * root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
-                every = max(1, len(rows) // SAMPLED_ROWS)
-                samples[place] = rows[::every].to(sums, copy=True)
-                roots[place] = root[::every].to(sums, copy=True)
-                quantized_samples[place] = samples[place] if same else quantized_rows[::every].to(sums, copy=True)
-                if error is not None:
-                    residual_samples[place] = error[::every].to(sums, copy=True)
+                    magnitude[place] = (counted.quantized.abs() * counted.root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
         if batch.closes:
             for accumulator in accumulators:
                 accumulator.close_group()
@@ -166,14 +140,80 @@ def _accumulate(
     total = torch.zeros(width if magnitudes else 0, dtype=torch.float64, device=sums)
     for part in ranks.gather_rows(magnitude).values() if magnitudes else ():
         total += part[0]
-    return LayerStatistics(
-        folds,
-        torch.cat(list(ranks.gather_rows(samples).values())),
-        torch.cat(list(ranks.gather_rows(quantized_samples).values())),
-        (total / max(folds[0].weight + folds[1].weight, 1e-12)).float(),
-        torch.cat(list(ranks.gather_rows(residual_samples).values())) if residual is not None else None,
-        torch.cat(list(ranks.gather_rows(roots).values())),
-    )
+    return samples.with_statistics(folds, (total / max(folds[0].weight + folds[1].weight, 1e-12)).float(), ranks)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Counted:
+    """The counted positions of one batch and fold, each times the root of its weight.
+
+    `rows`, `quantized` `[n, in]`: inputs in both networks, one object where they are the same; `root` `[n, 1]`; `residual` `[n, out]`: what
+    the residual stream lacks.
+    """
+
+    rows: Tensor
+    quantized: Tensor
+    root: Tensor
+    residual: Tensor | None
+
+
+def _by_fold(
+    paused: PausedLayer, residual: PausedLayer | None, layer: Layer, batch: Batch, number: int, factors: Tensor | None
+) -> Iterator[_Counted]:
+    """Yield what each fold counts of a batch, the `number`-th of the passes. Raises `CalibrationError` for inputs of another shape."""
+    seen = [paused.inputs[0][number], paused.inputs[-1][number]]
+    same = seen[0] is seen[1] or torch.equal(*seen)
+    if residual is not None:
+        seen += [residual.inputs[0][number], residual.inputs[-1][number]]
+    if layer.positions == "all":
+        # Whatever their shape: such batches hold one utterance, without padding.
+        seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
+        weights = torch.ones(seen[0].shape[:-1])
+    else:
+        weights = batch.weights[layer.positions]
+    if seen[0].shape[:-1] != weights.shape:
+        raise CalibrationError(f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}")
+    if factors is not None:
+        weights = weights * factors.reshape(weights.shape)
+    device = seen[0].device
+    for fold in (0, 1):
+        counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
+        root = weights[counted].sqrt().unsqueeze(1).to(device)
+        counted = counted.to(device)
+        quantized = _rows(seen[1], counted, root)
+        yield _Counted(
+            rows=quantized if same else _rows(seen[0], counted, root),
+            quantized=quantized,
+            root=root,
+            residual=None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root),
+        )
+
+
+class _Samples:
+    """An even choice of the counted positions of every batch and fold, on one device; in order of batches when they are joined.
+
+    `compensates`: what the residual stream lacks is kept too; on every rank, whatever it has seen.
+    """
+
+    def __init__(self, device: torch.device, *, compensates: bool) -> None:
+        self._device, self._compensates = device, compensates
+        self._rows, self._quantized, self._residual, self._roots = (dict[int, Tensor]() for _ in range(4))
+
+    def add(self, place: int, counted: _Counted) -> None:
+        """Keep some of the positions of a batch and fold, whose `place` in the order of all is given."""
+        every = max(1, len(counted.rows) // SAMPLED_ROWS)
+        self._rows[place] = counted.rows[::every].to(self._device, copy=True)
+        self._roots[place] = counted.root[::every].to(self._device, copy=True)
+        same = counted.quantized is counted.rows
+        self._quantized[place] = self._rows[place] if same else counted.quantized[::every].to(self._device, copy=True)
+        if counted.residual is not None:
+            self._residual[place] = counted.residual[::every].to(self._device, copy=True)
+
+    def with_statistics(self, folds: tuple[FoldStatistics, FoldStatistics], magnitude: Tensor, ranks: Ranks) -> LayerStatistics:
+        """Return a layer's statistics: the sums of `folds` and `magnitude`, and the samples of all ranks."""
+        rows, quantized, roots = (torch.cat(list(ranks.gather_rows(kept).values())) for kept in (self._rows, self._quantized, self._roots))
+        residual = torch.cat(list(ranks.gather_rows(self._residual).values())) if self._compensates else None
+        return LayerStatistics(folds, rows, quantized, magnitude, residual, roots)
 
 
 def _loaded(paused: PausedLayer, residual: PausedLayer | None, batch: int, spill: Spill | None) -> AbstractContextManager[None]:

@@ -91,34 +91,12 @@ def quantize_layer(
     is also the token embedding: weight of the look-up, which wants the original rows; its statistics are of a single network, so there
     is nothing to correct for.
     """
-    center = layer.shift_invariant or (bias is not None and method.absorb_bias)
-    views = statistics.centered if center else statistics.raw
-    if embedding_weight:
-        first, second = views.folds
-        views = MomentViews(
-            _with_embedding(views.total, embedding_weight),
-            (_with_embedding(first, embedding_weight), _with_embedding(second, embedding_weight)),
-        )
+    views = _views(layer, bias, statistics, method, embedding_weight)
     # Choices are made on an even sample of the rows: they concern the inputs, which all rows share.
     some = slice(None, None, max(1, len(weight) // CHOICE_ROWS))
-    folds = (views.folds[0].of_rows(some), views.folds[1].of_rows(some))
-    fit = _choose_correction(layer, weight[some], folds, method, strength)
-    held_out = None
-    if method.damping == HELD_OUT:
-        pairs = [(fit, damping) for damping in CANDIDATES]
-        if isinstance(method, QEP) and method.strength == "cross-fit" and fit.strength > 0:
-            pairs.append((NO_CORRECTION, CANDIDATES[0]))
-        held_out = held_out_choice(
-            weight[some],
-            folds,
-            number_format,
-            pairs=pairs,
-            act_order=method.act_order,
-            hessian_weighted_scales=method.hessian_weighted_scales,
-        )
-        fit = held_out.fit
-    damping = held_out.damping if held_out else float(method.damping)
-    moments = views.float32 if min(damping, fit.ridge) >= FLOAT32_DAMPING else views.total
+    chosen = _choose(layer, weight[some], (views.folds[0].of_rows(some), views.folds[1].of_rows(some)), number_format, method, strength)
+    fit = chosen.fit
+    moments = views.float32 if min(chosen.damping, fit.ridge) >= FLOAT32_DAMPING else views.total
     target = corrected_target(weight, moments, strength=fit.strength, ridge=fit.ridge)
     # A weight that nothing comes through becomes 0, and must not widen the range of its group.
     target = torch.where(moments.hessian.dead, 0.0, target)
@@ -128,18 +106,14 @@ def quantize_layer(
         target,
         moments.hessian,
         number_format,
-        damping=damping,
+        damping=chosen.damping,
         act_order=method.act_order,
         parameters=parameters if method.act_order else None,
         scale_refits=method.scale_refits_for(number_format),
         adaptive=method.adaptive_scales and method.act_order,
     )
     values = result.weight.dequantize()
-    new_bias, shift = None, None
-    if bias is not None and method.absorb_bias:
-        wanted = weight.double() @ statistics.total.mean + statistics.total.mean_residual_error
-        new_bias = (bias.double() + wanted - values.double() @ statistics.total.quantized_mean).float()
-        shift = new_bias - bias
+    new_bias = _absorbing_bias(weight, bias, values, statistics) if bias is not None and method.absorb_bias else None
     hessian = views.float32.hessian.matrix
     energy = output_energy(target, hessian)
     rounded_error = relative_output_error(target, round_to_nearest(target, parameters, number_format).dequantize(), hessian, energy)
@@ -155,11 +129,9 @@ def quantize_layer(
         added_error=added_error,
         worst_case=result.worst_case / energy if energy > 0 else None,
         calibration_gain=calibration_gain(added_error, rounded_error),
-        reliability=reliability_score(held_out.calibrated_error, held_out.rounded_error)
-        if held_out
-        else reliability_score(added_error, rounded_error),
+        reliability=reliability_score(added_error, rounded_error) if chosen.reliability is None else chosen.reliability,
         inherited_error=_output_error(weight, weight, statistics),
-        outgoing_error=_output_error(weight, values, statistics, shift),
+        outgoing_error=_output_error(weight, values, statistics, None if new_bias is None or bias is None else new_bias - bias),
         positions=statistics.total.weight,
         dead_columns=result.dead,
         bias_absorbed=new_bias is not None,
@@ -177,6 +149,50 @@ def with_final_statistics(result: LayerResult, weight: Tensor, statistics: Layer
     return replace(result, report=report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """How a layer is to be quantized. `reliability`: held out, None where nothing was."""
+
+    fit: CrossFit
+    damping: float
+    reliability: float | None = None
+
+
+def _views(layer: Layer, bias: Tensor | None, statistics: LayerStatistics, method: GPTQ, embedding_weight: float) -> MomentViews:
+    """Return the moments that count: about the mean, where a constant error does no harm; with the look-up of a tied embedding."""
+    views = statistics.centered if layer.shift_invariant or (bias is not None and method.absorb_bias) else statistics.raw
+    if not embedding_weight:
+        return views
+    first, second = (_with_embedding(fold, embedding_weight) for fold in views.folds)
+    return MomentViews(_with_embedding(views.total, embedding_weight), (first, second))
+
+
+def _choose(
+    layer: Layer,
+    weight: Tensor,
+    folds: tuple[Moments, Moments],
+    number_format: NumberFormat,
+    method: GPTQ,
+    strength: float | None,
+) -> _Chosen:
+    """Choose strength, ridge and damping for the rows `weight` `[n, in]`, each on what it was not learnt on where the method says so."""
+    fit = _choose_correction(layer, weight, folds, method, strength)
+    if method.damping != HELD_OUT:
+        return _Chosen(fit=fit, damping=float(method.damping))
+    pairs = [(fit, damping) for damping in CANDIDATES]
+    if isinstance(method, QEP) and method.strength == "cross-fit" and fit.strength > 0:
+        pairs.append((NO_CORRECTION, CANDIDATES[0]))
+    best = held_out_choice(
+        weight,
+        folds,
+        number_format,
+        pairs=pairs,
+        act_order=method.act_order,
+        hessian_weighted_scales=method.hessian_weighted_scales,
+    )
+    return _Chosen(fit=best.fit, damping=best.damping, reliability=reliability_score(best.calibrated_error, best.rounded_error))
+
+
 def _choose_correction(layer: Layer, weight: Tensor, folds: tuple[Moments, Moments], method: GPTQ, strength: float | None) -> CrossFit:
     if not isinstance(method, QEP):
         return CrossFit(0.0, NO_CORRECTION_RIDGE, 0.0)
@@ -187,6 +203,13 @@ def _choose_correction(layer: Layer, weight: Tensor, folds: tuple[Moments, Momen
     if method.strength == "cross-fit":
         return cross_fit(weight, folds, CANDIDATES if method.ridge == HELD_OUT else (ridge,))
     return CrossFit(strength if strength is not None else float(method.strength), ridge, 0.0)
+
+
+def _absorbing_bias(weight: Tensor, bias: Tensor, values: Tensor, statistics: LayerStatistics) -> Tensor:
+    """Return the bias `[out]` that takes up the mean error of the outputs: of earlier layers, and of the new weights `values`."""
+    total = statistics.total
+    wanted = weight.double() @ total.mean + total.mean_residual_error
+    return (bias.double() + wanted - values.double() @ total.quantized_mean).float()
 
 
 def _data_free(layer: Layer, weight: Tensor, quantized: QuantizedTensor, vulnerability: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Quantize layer by layer in calling order, each on the inputs that the layers before it give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,43 +72,15 @@ def quantize_sequentially(
     `state` has (rank 0's) are installed as they are; further ones are shown to `on_layer`, then added to it.
     Return the network and its layers.
     """
-    network: Any = share_weights(model.network)
     layers = planned_layers(model, plan)
-    finished = broadcast_layers(ranks, state.finished_layers())
-    for layer in layers:
-        if layer.name in finished:
-            install_layer(model, network, layer, finished[layer.name])
     by_diagnostics = isinstance(method, QEP) and method.strength == "diagnostic"
     strengths = diagnostic_pass(model, plan, layers, few) if by_diagnostics and ranks.leads else {}
-
-    def quantize(layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
-        progress(LAYERS, len(finished), len(layers), layer.name)
-        if not ranks.leads:
-            finished[layer.name] = broadcast_layer(ranks, None)
-            install_layer(model, network, layer, finished[layer.name])
-            return
-        module = network.get_submodule(layer.name)
-        weight = module.weight.to(statistics.device)
-        bias = None if module.bias is None else module.bias.to(statistics.device)
-        in_format = partial(
-            quantize_layer,
-            layer,
-            weight,
-            bias,
-            statistics,
-            method=method,
-            strength=strengths.get(layer.name),
-            embedding_weight=embedding_weight,
-        )
-        finished[layer.name] = broadcast_layer(ranks, in_format(plan.format(layer.name)))
-        if on_layer is not None:
-            on_layer(QuantizedLayer(layer, weight, statistics, finished[layer.name], in_format))
-        install_layer(model, network, layer, finished[layer.name])
-        state.add_layer(layer.name, finished[layer.name])
-
+    solver = _Solver(model, plan, method, layers, strengths, state=state, ranks=ranks, progress=progress, on_layer=on_layer)
+    network, finished = solver.network, solver.finished
     factors: PositionFactors | None = None
     if method.curvature and len(finished) < len(layers):
         factors = position_factors(model, batches, layers, share=method.curvature, seed=seed, progress=progress)
+    kept = None if spill is None else spill([model.network, network])
 
     # A head that is also the token embedding is quantized when the decoder is about to look its first tokens up: so the decoder's
     # layers see the embedding as it will be, and correct for it. Its inputs come from a decoder that is not quantized yet.
@@ -120,11 +92,10 @@ def quantize_sequentially(
         def quantize_tied(layer: Layer = tied) -> None:
             again = encoded.decoder_again() if kept is None else encoded.decoder_again(kept.bring_back)
             for _, statistics in collect_statistics([again], batches, [layer], ranks=ranks, spill=kept, factors=factors):
-                quantize(layer, statistics, head_embedding_weight)
+                solver.solve(layer, statistics, head_embedding_weight)
 
         before[model.embedding] = quantize_tied
     networks = [model.network, network] if method.n_networks == 2 else [network]
-    kept = None if spill is None else spill([model.network, network])
     missing = [layer for layer in layers if layer.name not in finished or layer is tied]
     compensate = isinstance(method, QEP) and method.compensate_residual
     walk = collect_statistics(
@@ -135,11 +106,65 @@ def quantize_sequentially(
             head = finished.pop(layer.name)  # last in the order of calls
             finished[layer.name] = with_final_statistics(head, model.module(layer.name).weight, statistics)
         else:
-            quantize(layer, statistics)
+            solver.solve(layer, statistics)
     if kept is not None:
         kept.forget()
     progress(LAYERS, len(layers), len(layers))
     return network, finished
+
+
+class _Solver:
+    """Quantizes a layer from its statistics, puts it into `network` at once, and keeps it in `finished` and in the state of the run.
+
+    Layers that the state has already are put in at the start. Rank 0 solves, and tells the others.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        plan: Plan,
+        method: GPTQ,
+        layers: Sequence[Layer],
+        strengths: Mapping[str, float],
+        *,
+        state: RunState,
+        ranks: Ranks,
+        progress: Progress,
+        on_layer: LayerObserver | None,
+    ) -> None:
+        self._model, self._plan, self._method, self._strengths, self._count = model, plan, method, strengths, len(layers)
+        self._state, self._ranks, self._progress, self._on_layer = state, ranks, progress, on_layer
+        self.network: Any = share_weights(model.network)
+        self.finished: dict[str, LayerResult] = broadcast_layers(ranks, state.finished_layers())
+        for layer in layers:
+            if layer.name in self.finished:
+                install_layer(model, self.network, layer, self.finished[layer.name])
+
+    def solve(self, layer: Layer, statistics: LayerStatistics, embedding_weight: float = 0.0) -> None:
+        """Quantize `layer`; `embedding_weight`: as for `quantize_layer`."""
+        self._progress(LAYERS, len(self.finished), self._count, layer.name)
+        if not self._ranks.leads:
+            self.finished[layer.name] = broadcast_layer(self._ranks, None)
+            install_layer(self._model, self.network, layer, self.finished[layer.name])
+            return
+        module = self.network.get_submodule(layer.name)
+        weight = module.weight.to(statistics.device)
+        in_format = partial(
+            quantize_layer,
+            layer,
+            weight,
+            None if module.bias is None else module.bias.to(statistics.device),
+            statistics,
+            method=self._method,
+            strength=self._strengths.get(layer.name),
+            embedding_weight=embedding_weight,
+        )
+        result = broadcast_layer(self._ranks, in_format(self._plan.format(layer.name)))
+        self.finished[layer.name] = result
+        if self._on_layer is not None:
+            self._on_layer(QuantizedLayer(layer, weight, statistics, result, in_format))
+        install_layer(self._model, self.network, layer, result)
+        self._state.add_layer(layer.name, result)
 
 
 def diagnostic_pass(model: SpeechModel, plan: Plan, layers: Sequence[Layer], few: Sequence[Batch]) -> dict[str, float]:
