@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.core.knapsack import Choice, least_cost
+from sottovoce.core.knapsack import Packing, least_cost
 from sottovoce.core.water_filling import reverse_water_filling
 
 # Few different numbers, so that ties and dominated options occur.
@@ -43,7 +43,7 @@ def test_equals_brute_force(given_items: list[list[tuple[int, float]]], capacity
 
 def test_worked_example() -> None:
     """Two units of 10 bytes at 4 bits and 20 at 8; 30 bytes go to the one that gains more."""
-    assert least_cost([[10, 20], [10, 20]], [[4.0, 1.0], [6.0, 2.0]], 30) == Choice((0, 1), 30.0, 6.0)
+    assert least_cost([[10, 20], [10, 20]], [[4.0, 1.0], [6.0, 2.0]], 30) == Packing((0, 1), 30.0, 6.0)
 
 
 def test_a_hundred_units_are_quick() -> None:

@@ -12,7 +12,7 @@ from sottovoce.cli.main import main
 from sottovoce.errors import MachineError, RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization import memory_plan, spill
-from sottovoce.quantization.memory_plan import Measured, foresee, measure_window, plan_memory
+from sottovoce.quantization.memory_plan import WindowMemory, foresee, measure_window, plan_memory
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import Windows, make_windows
@@ -20,7 +20,7 @@ from sottovoce.system.devices import Placement
 from tests.conftest import make_tiny, planned
 from tests.system.test_devices import SPEECH
 
-MEASURED = Measured(now=100 << 20, live=10 << 20, moment=30 << 20, features=1 << 20)
+MEASURED = WindowMemory(now=100 << 20, live=10 << 20, moment=30 << 20, features=1 << 20)
 SHAPES = [(64, 64), (256, 64), (64, 256)]
 
 

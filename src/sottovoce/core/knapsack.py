@@ -14,7 +14,7 @@ SLACK = 1e-12  # relative; what differs by less is equal
 
 
 @dataclass(frozen=True)
-class Choice:
+class Packing:
     """The option of each item, and the totals."""
 
     options: tuple[int, ...]
@@ -22,7 +22,7 @@ class Choice:
     cost: float
 
 
-def least_cost(weights: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], capacity: float) -> Choice | None:
+def least_cost(weights: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], capacity: float) -> Packing | None:
     """Choose one option per item with `sum(weights) <= capacity` and the least `sum(costs)`; None if even the lightest is too heavy.
 
     `weights[i][k]`, `costs[i][k]`: not negative, of option k of item i. Of equal costs the lighter choice wins.
@@ -51,12 +51,12 @@ def least_cost(weights: Sequence[Sequence[float]], costs: Sequence[Sequence[floa
         weight, cost = new_weight[front], new_cost[front]
         history.append((parents[front], chosen[front]))
     state = len(cost) - 1  # a front: the cheapest is the heaviest
-    result = Choice((), float(weight[state]), float(cost[state]))
+    result = Packing((), float(weight[state]), float(cost[state]))
     options_found = list[int]()
     for parents, chosen in reversed(history):
         options_found.append(int(chosen[state]))
         state = int(parents[state])
-    return Choice(tuple(reversed(options_found)), result.weight, result.cost)
+    return Packing(tuple(reversed(options_found)), result.weight, result.cost)
 
 
 def _pareto(weight: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

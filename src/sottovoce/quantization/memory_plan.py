@@ -33,7 +33,7 @@ SLACK = 1.01  # of the limit that a refusal names: the next process may have a l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class WindowMemory:
     """What one window takes, in bytes. `live`: at most, while its pass is paused, in one network; `moment`: on top of that while its
     pass runs; `features`: of the encoder's inputs. `now`: memory of the process before."""
 
@@ -83,7 +83,7 @@ def plan_memory(
 
 
 def foresee(
-    measured: Measured, shapes: Sequence[tuple[int, int]], count: int, *, networks: int, batch_size: int, spill: bool
+    measured: WindowMemory, shapes: Sequence[tuple[int, int]], count: int, *, networks: int, batch_size: int, spill: bool
 ) -> MemoryPlan:
     """Foresee the peak of a calibration on `count` windows; `shapes` `[out, in]`: of the layers."""
     whole = networks * count * measured.live
@@ -102,7 +102,7 @@ def solving_bytes(shapes: Sequence[tuple[int, int]]) -> int:
 
 
 @torch.no_grad()
-def measure_window(model: SpeechModel, plan: Plan, windows: Windows) -> Measured:
+def measure_window(model: SpeechModel, plan: Plan, windows: Windows) -> WindowMemory:
     """Send the longest window through the network, pausing at every layer of `plan`."""
     longest = max(range(len(windows)), key=lambda i: len(windows.samples[i]))
     with keep_freed_memory():
@@ -121,7 +121,7 @@ def measure_window(model: SpeechModel, plan: Plan, windows: Windows) -> Measured
             }
             live = max(live, sum(size for place, size in storages.items() if place not in weights | given))
         moment = max(peak_memory_bytes() - before - live, live // 2)
-    return Measured(now=now, live=live, moment=moment, features=features)
+    return WindowMemory(now=now, live=live, moment=moment, features=features)
 
 
 def _gib(count: int) -> str:

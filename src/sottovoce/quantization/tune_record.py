@@ -7,12 +7,12 @@ from typing import Literal
 from sottovoce.errors import RecipeError
 from sottovoce.quantization.pipeline import CalibrationRecord
 
-Context = Literal["full", "short"]
+TunedContext = Literal["full", "short"]
 CODE_BITS = (2.0, 4.0)  # between these, default rates are interpolated on a logarithmic scale
 RATES = (2e-3, 2e-4)  # of scales, at 2 and 4 bits
 FLOAT_RATES = (1e-3, 5e-4)  # of what is no code, at 2 and 4 bits
 SHORT_FLOAT_RATE = 1e-3  # of what is no code, for short contexts: positions have to go far
-STEPS: dict[Context, int] = {"full": 128, "short": 288}
+STEPS: dict[TunedContext, int] = {"full": 128, "short": 288}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TuneSettings:
     batch_size: int = 4
     rate: float | None = None
     float_rate: float | None = None
-    context: Context = "full"
+    context: TunedContext = "full"
     full_share: float = 0.3
     look_every: int | None = None
     sampled: float = 0.2
@@ -67,7 +67,7 @@ class TuneSettings:
         return self.steps or STEPS[self.context]
 
 
-def default_rates(code_bits: float, context: Context = "full") -> tuple[float, float]:
+def default_rates(code_bits: float, context: TunedContext = "full") -> tuple[float, float]:
     """Return `rate` and `float_rate` for codes of so many bits on average.
 
     The coarser the codes, the farther scales have to go: 2e-3 at 2 bits, 2e-4 from 4 bits on; see docs/tuning.md.

@@ -9,7 +9,7 @@ from sottovoce.evaluation.failures import text_loops
 from sottovoce.evaluation.kl_divergence import head_log_probabilities, predicting_states, token_kl
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.quantization.tune_record import Context, Look
+from sottovoce.quantization.tune_record import Look, TunedContext
 from sottovoce.tuning.schedule import MARGIN, short_context
 from sottovoce.tuning.teacher import Lesson
 
@@ -27,7 +27,7 @@ def encode(model: SpeechModel, lesson: Lesson, context: int | None) -> Encoded:
 
 @torch.no_grad()
 def look(
-    original: SpeechModel, model: SpeechModel, held_out: Sequence[Lesson], seen: Sequence[Lesson], context: Context, step: int
+    original: SpeechModel, model: SpeechModel, held_out: Sequence[Lesson], seen: Sequence[Lesson], context: TunedContext, step: int
 ) -> Look:
     """Measure `model` on both folds, and listen to it on the held-out one.
 
