@@ -8,6 +8,8 @@ from typing import Literal
 import click
 
 from sottovoce.cli.options import (
+    OUTPUT_FOLDER,
+    SEED,
     augment_option,
     calibration_weights_option,
     device_option,
@@ -18,12 +20,13 @@ from sottovoce.cli.options import (
     resume_option,
     set_threads,
     threads_option,
+    usage_errors,
 )
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_FOLDER)
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
 @calibration_weights_option
 @augment_option
@@ -37,7 +40,7 @@ from sottovoce.cli.options import (
     "--float-rate", type=float, help="Largest relative step of norms, biases, positions (default: 1e-3; 5e-4 at 4 bits and full contexts)."
 )
 @click.option("--look-every", type=click.IntRange(1), help="Steps between looks at held-out speech (default: six looks).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample, the order and the sampled transcripts.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sample, the order and the sampled transcripts.")
 @overwrite_option
 @resume_option
 @language_option
@@ -83,7 +86,8 @@ def tune(
     from sottovoce.system.plain_data import to_plain
 
     set_threads(threads)
-    settings = TuneSettings(steps=steps, rate=rate, float_rate=float_rate, context=context, look_every=look_every)
+    with usage_errors():
+        settings = TuneSettings(steps=steps, rate=rate, float_rate=float_rate, context=context, look_every=look_every)
     with progress_bar() as progress:
         done = api.tune(
             checkpoint,
