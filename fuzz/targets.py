@@ -98,7 +98,7 @@ def transcripts(data: bytes) -> None:
 
 def journal(data: bytes) -> None:
     _placed(".kept.jsonl.unfinished", data)
-    TranscriptCache(scratch() / "kept.jsonl", {"model": "m"})
+    TranscriptCache(scratch() / "kept.jsonl", {"model": "m"}, ["a"])
 
 
 def sottovoce_json(data: bytes) -> None:

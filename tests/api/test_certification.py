@@ -325,10 +325,10 @@ def test_the_command(quantized: Path, rounded: Path, model_folder: Path, held_ou
     assert "On speech like held-out (6 utterances, 3 speakers, en, greedy decoding)" in printed
     assert "certificate (torch" in run("inspect", folder)[1]
     code, _, shown = run("certify", rounded, *rest, "--max-changed", 5)
-    assert code == 1
+    assert code == 3
     assert "exceeded: --max-changed" in shown
     code, _, shown = run("certify", "--choose", folder, rounded, *rest, "--max-looped", 99, "--max-disagreement", 1)
-    assert code == 1
+    assert code == 3
     assert "none of the checkpoints" in shown
     code, printed, shown = run("certify", "--choose", folder, rounded, *rest, "--max-looped", 99, "--json", "--store")
     assert code == 0, shown

@@ -111,7 +111,7 @@ def test_names_reach_the_plan_by_option_rule_and_file(tmp_path: Path) -> None:
     assert clash.exit_code == 2
     assert "--bits and --format exclude each other" in clash.stderr
     unknown = CliRunner().invoke(main, [*arguments, "--rule", "fc1", "q9_0"])
-    assert unknown.exit_code == 1
+    assert unknown.exit_code == 2
     assert "'q9_0' is neither a number of bits nor a format" in unknown.stderr
 
 

@@ -80,8 +80,9 @@ def test_our_own_transcripts_are_read_back(tmp_path: Path) -> None:
 
 def test_the_cache_of_transcripts_finds_them_again(tmp_path: Path) -> None:
     utterances = [Utterance(id=f"{name}{TEXT}", audio=tmp_path / name) for name in "ab"]
-    TranscriptCache(tmp_path / "t.jsonl", {}).add(utterances, [transcript(u.id) for u in utterances])
-    again = TranscriptCache(tmp_path / "t.jsonl", {})
+    ids = [u.id for u in utterances]
+    TranscriptCache(tmp_path / "t.jsonl", {}, ids).add(utterances, [transcript(name) for name in ids])
+    again = TranscriptCache(tmp_path / "t.jsonl", {}, ids)
     assert [again.transcript(u) for u in utterances] == [transcript(u.id) for u in utterances]
 
 

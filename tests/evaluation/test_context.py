@@ -13,7 +13,7 @@ from sottovoce.api.certification import certify
 from sottovoce.checkpoint.manifest import read_manifest, write_manifest
 from sottovoce.core.affine import Affine
 from sottovoce.data.dataset import DataSet, Utterance
-from sottovoce.errors import AudioError, DataError, ModelError, RecipeError
+from sottovoce.errors import AudioError, DataError, ModelError, OutputError, RecipeError
 from sottovoce.evaluation.context import AUTO, FULL, Context, EncoderWindow, ShortContext, as_context, by_context
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
@@ -184,13 +184,14 @@ def test_a_tuned_folder_runs_short_unless_told_otherwise(tuned_folder: Path, spe
 
 
 def test_a_stopped_run_does_not_mix_contexts(folder: Path, speech_folder: Path, tmp_path: Path) -> None:
-    """What another context had made is thrown away."""
+    """What another context had made stays, and is not taken for one's own."""
     kept = tmp_path / "t.jsonl"
     (tmp_path / "empty.wav").write_bytes(b"")
-    sources = [speech_folder / "u0.wav", tmp_path / "empty.wav"]  # an unusable recording leaves the cache in place
+    sources = [speech_folder / "u0.wav", tmp_path / "empty.wav"]
     api.transcribe(folder, sources, context="+4", save=kept)
-    assert kept.with_name(f".{kept.name}.unfinished").exists()
-    assert api.transcribe(folder, sources, context="+8", save=kept).transcripts[0].context == 46
+    with pytest.raises(OutputError, match="another model or other settings"):
+        api.transcribe(folder, sources, context="+8", save=kept)
+    assert read_transcripts(kept)[0].context == 42
 
 
 def test_on_the_command_line(folder: Path, speech_folder: Path) -> None:

@@ -110,15 +110,16 @@ def test_the_command_decodes_with_fallback_and_says_so(model_folder: Path, speec
         return result.exit_code, result.stdout, result.stderr
 
     saved = tmp_path / "t.jsonl"
-    options = ("--limit", 2, "--json", "--save", saved)
-    code, printed, complaint = run("evaluate", model_folder, speech_folder, *options, "--fallback", "--seed", 1)
+    options = ("--limit", 2, "--json", "--save")
+    code, printed, complaint = run("evaluate", model_folder, speech_folder, *options, saved, "--fallback", "--seed", 1)
     assert code == 0, complaint
     assert json.loads(printed)["decodings"] == ["fallback"]
     assert {transcript.decoding for transcript in read_transcripts(saved)} == {"fallback"}
     assert max(transcript.temperature for transcript in read_transcripts(saved)) > 0  # a random model is improbable
-    code, printed, _ = run("evaluate", model_folder, speech_folder, *options)
+    assert run("evaluate", model_folder, speech_folder, *options, saved)[0] == 1  # they stay
+    code, printed, _ = run("evaluate", model_folder, speech_folder, *options, tmp_path / "greedy.jsonl")
     assert json.loads(printed)["decodings"] == ["greedy"]
-    code, printed, _ = run("score", saved)
+    code, printed, _ = run("score", tmp_path / "greedy.jsonl")
     assert "decoding: greedy" in printed
     texts = [run("transcribe", model_folder, speech_folder / "u0.wav", "--fallback", "--seed", seed)[1] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

@@ -17,8 +17,8 @@ from sottovoce import api
 from sottovoce.cli.main import main
 from sottovoce.data.audio import read_audio
 from sottovoce.data.load import load_data
-from sottovoce.errors import AudioError, DataError
-from sottovoce.evaluation.recognizer import RecognitionBatch, TorchRecognizer
+from sottovoce.errors import AudioError, DataError, OutputError
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from tests.conftest import make_tiny
@@ -45,6 +45,20 @@ def mixed(speech_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many recordings are transcribed, call by call: to the number of their samples."""
+    found = list[int]()
+
+    def counted(_self: TorchRecognizer, recordings: Sequence[np.ndarray], *_: Any, **__: Any) -> RecognitionBatch:
+        found.append(len(recordings))
+        made = [Recognition(text=f"{len(recording)} samples", tokens=(65,), ended=True) for recording in recordings]
+        return RecognitionBatch(recognitions=made, encoder_s=0.1, decoder_s=0.1)
+
+    monkeypatch.setattr(TorchRecognizer, "recognize", counted)
+    return found
+
+
 def test_the_good_ones_are_finished_and_the_bad_ones_named(model_folder: Path, mixed: Path, tmp_path: Path) -> None:
     saved = tmp_path / "hypotheses.jsonl"
     code, printed, shown = run("evaluate", model_folder, mixed, "--save", saved, "--json")
@@ -61,17 +75,8 @@ def test_the_good_ones_are_finished_and_the_bad_ones_named(model_folder: Path, m
     assert "5 of 17" in shown
 
 
-def test_after_a_repair_only_the_missing_ones_are_made(
-    model_folder: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved, counts = tmp_path / "hypotheses.jsonl", list[int]()
-    original = TorchRecognizer.recognize
-
-    def counted(self: TorchRecognizer, recordings: Sequence[np.ndarray], *rest: Any, **options: Any) -> RecognitionBatch:
-        counts.append(len(recordings))
-        return original(self, recordings, *rest, **options)
-
-    monkeypatch.setattr(TorchRecognizer, "recognize", counted)
+def test_after_a_repair_only_the_missing_ones_are_made(model_folder: Path, mixed: Path, tmp_path: Path, counts: list[int]) -> None:
+    saved = tmp_path / "hypotheses.jsonl"
     run("transcribe", model_folder, mixed, "--save", saved)
     before = {t.id: t for t in read_transcripts(saved)}
     for name in ("cut", "text", "silent", "nan", "gone"):
@@ -105,7 +110,7 @@ def test_killed_on_the_way_nothing_is_made_twice(model_folder: Path, speech_fold
         made = cache.read_text().count("\n") - 1
         assert made >= 32
         data = load_data(folder)
-        known = TranscriptCache(saved, json.loads(cache.read_text().splitlines()[0])).known
+        known = TranscriptCache(saved, json.loads(cache.read_text().splitlines()[0]), [u.id for u in data]).known
         assert len(known) == made
         assert Forked([*command, saved], logs).finish()[0] == 0
         assert len(data) == len(read_transcripts(saved))
@@ -121,13 +126,105 @@ def test_transcripts_of_another_model_are_not_taken(model_folder: Path, mixed: P
     network = make_tiny(seed=1)
     network.network.save_pretrained(other)
     network.processor.save_pretrained(other)
-    run("transcribe", other, mixed, "--save", saved)
-    fresh = api.transcribe(other, [mixed])
-    assert [t.text for t in read_transcripts(saved)] == [t.text for t in fresh.transcripts]
+    before = saved.read_bytes()
+    code, _, shown = run("transcribe", other, mixed, "--save", saved)
+    assert (code, "another model or other settings" in shown) == (1, True)
+    assert saved.read_bytes() == before
+
+
+@pytest.fixture
+def three(speech_folder: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "three"
+    folder.mkdir()
+    for i in range(3):
+        shutil.copy(speech_folder / f"u{i}.wav", folder)
+    return folder
+
+
+def test_a_finished_run_is_read_and_nothing_is_transcribed_again(
+    three: Path, tmp_path: Path, counts: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = tmp_path / "t.jsonl"
+    first = api.transcribe(make_tiny(), [three], save=saved)
+    before = saved.read_bytes()
+    three.rename(tmp_path / "moved")  # the same recordings elsewhere, and their files touched
+    (tmp_path / "moved" / "u0.wav").touch()
+    again = api.transcribe(make_tiny(), [tmp_path / "moved"], save=saved)
+    assert counts == [3]
+    assert again.transcripts == first.transcripts
+    assert again.audio_s == 0
+    assert "nothing was transcribed again" in caplog.text
+    assert saved.read_bytes() == before
+    assert not list(tmp_path.glob(".t.jsonl*"))
+
+
+def test_what_is_new_or_changed_is_added_to_a_finished_run(three: Path, speech_folder: Path, tmp_path: Path, counts: list[int]) -> None:
+    saved = tmp_path / "t.jsonl"
+    api.transcribe(make_tiny(), [three], save=saved)
+    shutil.copy(speech_folder / "u5.wav", three)
+    shutil.copy(speech_folder / "u6.wav", three / "u0.wav")
+    api.transcribe(make_tiny(), [three], save=saved)
+    assert counts == [3, 2]
+    assert [t.id for t in read_transcripts(saved)] == ["u0", "u1", "u2", "u5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model", "another model or other settings"),
+        ("decoding", "another model or other settings"),
+        ("confidence", "another model or other settings"),
+        ("edited", "another model or other settings made, or what was edited"),
+        ("cut", "another model or other settings made, or what was edited"),
+        ("fewer", "transcripts of other recordings, 'u2' for one"),
+    ],
+)
+def test_a_finished_run_of_another_kind_stays(three: Path, tmp_path: Path, counts: list[int], change: str, said: str) -> None:
+    saved, model, options = tmp_path / "t.jsonl", make_tiny(), dict[str, Any]()
+    api.transcribe(model, [three], save=saved)
+    match change:
+        case "model":
+            model = make_tiny(seed=1)
+        case "decoding":
+            model.network.generation_config.suppress_tokens = [65]
+        case "confidence":
+            options["confidence"] = True
+        case "edited":
+            saved.write_text(saved.read_text().replace('"text": "', '"text": "so ', 1))
+        case "cut":
+            saved.write_text(saved.read_text()[:-20])
+        case "fewer":
+            (three / "u2.wav").unlink()
+    before = saved.read_bytes()
+    with pytest.raises(OutputError, match=said):
+        api.transcribe(model, [three], save=saved, **options)
+    assert counts == [3]
+    assert saved.read_bytes() == before
+
+
+def test_a_stopped_run_of_another_kind_stays(three: Path, tmp_path: Path) -> None:
+    saved, data = tmp_path / "t.jsonl", load_data(three)
+    stopped = TranscriptCache(saved, {"language": "de"}, [u.id for u in data])
+    stopped.add(data.utterances[:1], api.transcribe(make_tiny(), [three]).transcripts[:1])
+    with pytest.raises(OutputError, match=r"\.t\.jsonl\.unfinished: holds 1 transcripts of a stopped run with another model"):
+        api.transcribe(make_tiny(), [three], save=saved)
+    with pytest.raises(OutputError, match="of other recordings, 'u0' for one"):
+        TranscriptCache(saved, {"language": "de"}, ["u1"])
+
+
+def test_the_saved_file_of_another_run_is_told_before_the_reference_transcribes(
+    speech_folder: Path, tmp_path: Path, counts: list[int]
+) -> None:
+    saved = tmp_path / "t.jsonl"
+    api.transcribe(make_tiny(seed=1), [speech_folder], save=saved)
+    with pytest.raises(OutputError, match="another model or other settings"):
+        api.evaluate(make_tiny(), speech_folder, against=make_tiny(seed=2), save=saved)
+    assert counts == [12]
 
 
 def test_nothing_usable_is_an_error(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no sound")
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "words"}))
     with pytest.raises(DataError, match="none of its recordings can be used"):
         api.evaluate(model_folder, tmp_path)
 

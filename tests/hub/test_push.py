@@ -123,7 +123,7 @@ def test_what_verify_refuses_is_not_sent(folder: Path, hub: FakeHub, tmp_path: P
     (damaged / "config.json").write_text("{}")
     for source, words in [
         (damaged, "config.json: has changed"),
-        (tmp_path / "absent", "neither a folder written by sottovoce nor an export"),
+        (tmp_path / "absent", "absent: no such file or folder"),
         (Path(__file__), "neither a folder written by sottovoce nor an export"),
     ]:
         code, _, shown = run("push", source, "me/x")
@@ -131,6 +131,15 @@ def test_what_verify_refuses_is_not_sent(folder: Path, hub: FakeHub, tmp_path: P
         assert words in shown
     assert not hub.repositories
     assert not hub.sent
+
+
+@pytest.mark.parametrize(("name", "words"), [("absent", "no such file or folder"), ("t.txt", "neither a folder written by sottovoce nor")])
+def test_a_wrong_path_is_told_before_a_token_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    (tmp_path / "t.txt").write_text("no model")
+    with pytest.raises(CheckpointError, match=words):
+        sottovoce.push(tmp_path / name, "me/x")
 
 
 def test_other_files_stay_and_are_named(folder: Path, hub: FakeHub, tmp_path: Path) -> None:
@@ -195,7 +204,7 @@ def test_public_repositories_are_made_and_used_only_on_request(folder: Path, hub
         ("me/tiny", "wrong token", "the Hub does not accept the token"),
         ("me/tiny", "offline", "HF_HUB_OFFLINE is set"),
         ("me/tiny", "no network", "cannot be reached"),
-        ("me/tiny", "full", "the Hub wants a payment first"),
+        ("me/tiny", "full", "the storage of this account is full; delete what is not needed there, or buy more"),
     ],
 )
 def test_refusals_are_one_sentence(

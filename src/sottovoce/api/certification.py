@@ -10,24 +10,33 @@ from pathlib import Path
 from typing import Literal
 
 from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
-from sottovoce.api.inputs import Sources
+from sottovoce.api.inputs import Sources, check_written
 from sottovoce.api.opening import open_recognizer
-from sottovoce.api.recognition import transcribe_resumably
+from sottovoce.api.recognition import transcribe_resumably, transcript_cache
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.dataset import Utterance
 from sottovoce.errors import AudioError, DataError, RecipeError
-from sottovoce.evaluation.certificate import LOSSES, Certificate, Corpus, Loss, check_confidence, make_statements
+from sottovoce.evaluation.certificate import (
+    CERTIFICATE,
+    LABELLED,
+    LOSSES,
+    Certificate,
+    Corpus,
+    Loss,
+    check_confidence,
+    make_statements,
+    write_certificate,
+)
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks, setting_hash
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
-from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.recognizer import Recognizer, recognizer_digest, window_of
+from sottovoce.evaluation.transcripts import TRANSCRIPTS, Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
 from sottovoce.quantization.pipeline import CalibrationRecord
-from sottovoce.system.atomic_files import sha256
 from sottovoce.system.devices import Placement
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
@@ -86,7 +95,7 @@ class _Settings:
         return setting_hash(
             {
                 "files": [[file.digest, file.runtime, *([] if file.context == FULL else [repr(file.context)])] for file in files],
-                "against": _digest(reference),
+                "against": recognizer_digest(reference),
                 "language": self.language,
                 "fallback": repr(self.fallback),
                 "confidence": self.confidence,
@@ -111,6 +120,7 @@ def certify(
     seed: int = 0,
     limits: Mapping[Loss, float] | None = None,
     ledger: str | Path | None = None,
+    out: str | Path | None = None,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
@@ -122,22 +132,30 @@ def certify(
     that an exported file comes from, whose manifest tells the calibration speech. Texts of `audio` are not needed; where they are known,
     errors are bounded too. `context`: of the checkpoint's encoder, as for `evaluate`; `against` has the whole window. `limits`: by loss
     (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with them. `seed`: of the order of the losses.
-    `ledger`: where looks at speech are counted (see `evaluation.looks`). `save`, `save_reference`: write the transcripts there; a stopped
-    run goes on with those it had made. Recordings that cannot be used are left out and named in the result.
-    `placement`: of both models in PyTorch, as for `open_recognizer`.
+    `ledger`: where looks at speech are counted (see `evaluation.looks`). `out`: write the certificate there as JSON. `save`,
+    `save_reference`: write the transcripts there; a stopped run goes on with those it had made, and those of a finished one are read.
+    Recordings that cannot be used are left out and named in the result. `placement`: of both models in PyTorch, as for `open_recognizer`.
 
-    Raises `DataError` if no recording can be used, if one comes twice, or if one was used to calibrate or to choose the checkpoint;
-    `RecipeError` for a confidence or limit out of range.
+    Raises `DataError` if no recording can be used, if one comes twice, if one was used to calibrate or to choose the checkpoint, or if a
+    limit needs texts and there are none; `RecipeError` for a confidence or limit out of range; `OutputError` for a file that must not be
+    replaced.
     """
     settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
-    speech = read_speech(audio)
+    outputs = [(out, CERTIFICATE), (save, TRANSCRIPTS), (save_reference, TRANSCRIPTS)]
+    check_written(outputs, models=[checkpoint, folder, against], data=audio)
+    speech = read_speech(audio, labelled=_labelled(settings))
     file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = _check_folds(file, speech)
+    if save is not None:  # what another run made is refused before any work
+        transcript_cache(_opened(file, settings), speech.data, save, language=language, context=file.context)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash([file], reference), speech)
     originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
-    return _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
+    certificate = _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
+    if out is not None:
+        write_certificate(out, certificate)
+    return certificate
 
 
 def choose_smallest(
@@ -153,6 +171,7 @@ def choose_smallest(
     confidence: float = 0.95,
     seed: int = 0,
     ledger: str | Path | None = None,
+    out: str | Path | None = None,
     save_reference: str | Path | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
     progress: Progress = silent,
@@ -166,7 +185,8 @@ def choose_smallest(
     settings, asked = _settings(str(against), language, fallback, confidence, seed, limits, placement), as_context(context)
     if len(checkpoints) < 2 or not limits:
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
-    speech = read_speech(audio)
+    check_written([(out, CERTIFICATE), (save_reference, TRANSCRIPTS)], models=[*checkpoints, against], data=audio)
+    speech = read_speech(audio, labelled=_labelled(settings))
     files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
@@ -185,6 +205,8 @@ def choose_smallest(
         candidates.append(candidate)
         going_on = going_on and not exceeded
         chosen = candidate if going_on else chosen
+    if out is not None and chosen is not None and chosen.certificate is not None:
+        write_certificate(out, chosen.certificate)
     return Choice(candidates=tuple(candidates), chosen=chosen)
 
 
@@ -198,6 +220,8 @@ def _settings(
     placement: Placement,
 ) -> _Settings:
     check_confidence(confidence)
+    if seed < 0:
+        raise RecipeError(f"a seed of {seed} is out of range; give 0 or more")
     for name, limit in (limits or {}).items():
         if name not in LOSSES or not 0 <= limit < 1:
             raise RecipeError(f"a limit of {limit} for {name!r} makes no sense; wanted 0 to below 1 for one of {', '.join(LOSSES)}")
@@ -210,6 +234,11 @@ def _settings(
         limits=dict(limits or {}),
         placement=placement,
     )
+
+
+def _labelled(settings: _Settings) -> list[Loss]:
+    """The limits that cannot be judged without texts."""
+    return [loss for loss in LABELLED if loss in settings.limits]
 
 
 def _open_file(
@@ -245,23 +274,11 @@ def _open_file(
         name=str(checkpoint),
         path=recognizer.source if exported else str(checkpoint),
         runtime=name,
-        digest=weights or _digest(recognizer),
+        digest=weights or recognizer_digest(recognizer),
         bytes=recognizer.stored_bytes,
         manifest=manifest,
         context=context,
     )
-
-
-def _digest(recognizer: Recognizer) -> str:
-    """The sha256 of a file; of a folder, that of its files' names and digests; else the model's own hash of its weights."""
-    path = Path(recognizer.source).expanduser()
-    if path.is_file():
-        return sha256(path)
-    if isinstance(recognizer, TorchRecognizer):
-        return recognizer.model.digest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _check_folds(file: _File, speech: CertifiedSpeech) -> tuple[Calibration, tuple[str, ...]]:
@@ -328,9 +345,7 @@ def _certificate(
     save: str | Path | None,
     progress: Progress,
 ) -> Certificate:
-    recognizer = open_recognizer(
-        file.path, None if runtime_of(file.path) else file.runtime, fallback=settings.fallback, placement=_placement(file, settings)
-    )
+    recognizer = _opened(file, settings)
     transcripts = _transcripts(recognizer, speech, settings, file.context, save, progress)
     losses = utterance_losses(transcripts, originals, settings.language)
     places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
@@ -359,6 +374,11 @@ def _certificate(
         left_out=speech.left_out,
         limits=settings.limits or None,
     )
+
+
+def _opened(file: _File, settings: _Settings) -> Recognizer:
+    runtime = None if runtime_of(file.path) else file.runtime
+    return open_recognizer(file.path, runtime, fallback=settings.fallback, placement=_placement(file, settings))
 
 
 def _placement(file: _File, settings: _Settings) -> Placement:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sottovoce.api.inputs import Sources
+from sottovoce.api.inputs import Sources, need_texts
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash
 from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.data.hub import PREFIX
@@ -29,9 +30,15 @@ def recording_hashes(audio: Sources) -> tuple[str, ...]:
     return tuple(read_speech(audio).hashes.values())
 
 
-def read_speech(audio: Sources) -> CertifiedSpeech:
-    """Read every recording once, before any model: what can be used, and what each is called whatever its name."""
+def read_speech(audio: Sources, *, labelled: Sequence[str] = ()) -> CertifiedSpeech:
+    """Read every recording once, before any model: what can be used, and what each is called whatever its name.
+
+    `labelled`: limits that need texts. Raises `DataError` if there are some and no text is known, before any recording is read.
+    """
     sets = load_each([audio] if isinstance(audio, str | Path | DataSet) else audio, load_data)
+    if labelled:
+        everything = DataSet(" + ".join(data.name for data in sets), tuple(utterance for data in sets for utterance in data))
+        need_texts(everything, f"a limit of {' and '.join(labelled)}", "the other limits need no texts")
     hashes, seconds, left_out, known = dict[str, str](), dict[str, float](), dict[str, str](), dict[str, str]()
     for utterance in (utterance for data in sets for utterance in data):
         try:
@@ -48,9 +55,9 @@ def read_speech(audio: Sources) -> CertifiedSpeech:
     if not usable:
         reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
         raise DataError(f"no recording can be used, so nothing can be certified; give speech{reasons}")
-    everything = tuple(utterance for _, utterances in usable for utterance in utterances)
+    chosen = tuple(utterance for _, utterances in usable for utterance in utterances)
     name = " + ".join(name for name, _ in usable)
-    return CertifiedSpeech(data=DataSet(name, everything), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
+    return CertifiedSpeech(data=DataSet(name, chosen), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
 
 
 def _corpus_name(name: str) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded
-from sottovoce.backends.export import export
+from sottovoce.api.inputs import Sources, calibration_sets, check_written, drawn_count, loaded
+from sottovoce.backends.export import export, refuse_existing_export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.resume import exclusive_run
-from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
+from sottovoce.checkpoint.save import History, output_folder, refuse_existing, save_quantized
 from sottovoce.data.mixture import Weighting, mix
-from sottovoce.errors import OutputError, RecipeError
+from sottovoce.errors import RecipeError
 from sottovoce.fitting.attempt import Quantizer
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import parse_size
@@ -23,6 +23,7 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.fit_record import FitGoal, FitRecord
 from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel, brought_home
+from sottovoce.quantization.plan_file import PLAN, write_plan
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.devices import Placement
 from sottovoce.system.plain_data import to_plain
@@ -63,6 +64,7 @@ def fit(
     batch_size: int = 8,
     language: str | None = None,
     verify: bool = True,
+    save_plan: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
@@ -77,26 +79,22 @@ def fit(
     last goal only. `recipe`: its method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after
     the solution. `guarded`: long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`:
     also measure 20 random schedules. `placement`: where the model computes (see `find_placement`). `verify`: try the file in its
-    runtime. `resume`: go on where the same fit was stopped.
+    runtime. `save_plan`: also write the plan to this JSON file. `resume`: go on where the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     refuse_ranks("a fit")
-    folder = Path(out).expanduser().absolute()
+    folder = output_folder(out)
     refuse_existing(folder, overwrite=overwrite)
-    if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:
-        raise RecipeError("give either a size, a bound on the KL, or a bound on the increase of the word error rate")
-    for title, bound in (("a KL", max_kl), ("an increase of the word error rate", max_wer_increase)):
-        if bound is not None and not 0 < bound < float("inf"):
-            raise RecipeError(f"{title} of {bound} is not possible; give a number above 0")
+    goal = fit_goal(max_size, max_kl, max_wer_increase)
     backend = backend_named(target)
     file = folder if backend.write is None else folder.parent / backend.file_name.format(folder.name)
-    if file != folder and file.exists() and not overwrite:
-        raise OutputError(f"{file} exists already; give another name, or --overwrite to replace it")
+    if file != folder:
+        refuse_existing_export(file, backend, overwrite=overwrite)
+    check_written([(save_plan, PLAN)], models=[model, folder], data=calibration, others=[folder, file])
     recipe = recipe or Recipe()
     if not isinstance(recipe.method, GPTQ):
         raise RecipeError(f"a fit goes layer by layer, and {recipe.method.title} does not; choose gptq, qep or fade")
     speech_model = loaded(model)
-    goal = FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl, max_wer_increase=max_wer_increase)
     settings = FitSettings(swaps=swaps, guarded=guarded, baselines=baselines)
     running = speech_model.placed(placement, keep_float32=True)
     fitting = Fit(running, backend, goal, settings)
@@ -147,4 +145,16 @@ def fit(
         save_quantized(result, folder, overwrite=overwrite, history=History(fit=record))
         if file == folder:
             record = replace(record, bytes=(folder / WEIGHTS).stat().st_size)
+    if save_plan is not None:
+        write_plan(save_plan, result.plan)
     return FitResult(quantized=result, record=record, file=file)
+
+
+def fit_goal(max_size: str | float | None, max_kl: float | None, max_wer_increase: float | None) -> FitGoal:
+    """Return the goal of a fit. Raises `RecipeError` unless one of the three is given, and is possible."""
+    if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:
+        raise RecipeError("give either a size, a bound on the KL, or a bound on the increase of the word error rate")
+    for title, bound in (("a KL", max_kl), ("an increase of the word error rate", max_wer_increase)):
+        if bound is not None and not 0 < bound < float("inf"):
+            raise RecipeError(f"{title} of {bound} is not possible; give a number above 0")
+    return FitGoal(max_bytes=None if max_size is None else parse_size(max_size), max_kl=max_kl, max_wer_increase=max_wer_increase)

@@ -8,8 +8,11 @@ from pathlib import Path
 from sottovoce.checkpoint.load import load
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.hub import PREFIX
-from sottovoce.data.load import load_data, load_each
+from sottovoce.data.load import listings, load_data, load_each
+from sottovoce.errors import DataError
+from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.outputs import Output, check_outputs
 
 Sources = str | Path | DataSet | Sequence[str | Path | DataSet]  # one data set or several
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
@@ -37,6 +40,32 @@ def drawn_count(sets: Sequence[DataSet], wanted: int) -> int | None:
 def limited(data: str | Path | DataSet, limit: int | None) -> DataSet:
     """Return the first `limit` utterances of a data set, loaded if it is named; None: all."""
     return data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
+
+
+def check_written(
+    outputs: Sequence[Output], *, models: Sequence[str | Path | SpeechModel | Recognizer | None], data: Sources, others: Sequence[Path] = ()
+) -> None:
+    """Look at files that will be written beside what the verb reads, before any of it is loaded; `others`: further files of the verb.
+
+    Raises `OutputError` as `check_outputs` does.
+    """
+    places = [Path(model if isinstance(model, str | Path) else model.source).expanduser() for model in models if model is not None]
+    sources = [data] if isinstance(data, str | Path | DataSet) else data
+    read = [file for source in sources if not isinstance(source, DataSet) for file in listings(source)]
+    check_outputs(
+        outputs,
+        reserved=[*others, *read, *(place for place in places if place.is_file())],
+        folders=[place for place in places if place.is_dir()],
+    )
+
+
+def need_texts(data: DataSet, purpose: str, without: str) -> None:
+    """Raise `DataError` if no text is known of any recording. `purpose`: what needs texts; `without`: a sentence, what needs none."""
+    if all(utterance.text is None for utterance in data):
+        raise DataError(
+            f"{data.name}: no text is known of its recordings, and {purpose} needs what was spoken; give a manifest, a file of JSON lines "
+            f'with "audio" and "text"; {without}'
+        )
 
 
 def _enough_of(source: str | Path, utterances: int | None) -> DataSet:

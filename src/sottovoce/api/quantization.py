@@ -12,14 +12,14 @@ from sottovoce.api.inputs import Sources, calibration_sets, loaded
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import StoredRun, exclusive_run
-from sottovoce.checkpoint.save import refuse_existing, save_quantized
+from sottovoce.checkpoint.save import output_folder, refuse_existing, save_quantized
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
-from sottovoce.quantization.memory_plan import MemoryPlan, plan_memory
+from sottovoce.quantization.memory_plan import MemoryPlan, check_method, plan_memory
 from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel, brought_home, quantize_model
 from sottovoce.quantization.plan import Plan, check_plan
@@ -83,15 +83,9 @@ def quantize(
     share the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
-    if max_memory is not None and placement.device.type != "cpu":
-        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
-    if max_memory is not None and recipe is not None and isinstance(recipe.method, GPTQ) and recipe.method.curvature:
-        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
-    if tune is not None:
-        refuse_ranks("tuning")
-    folder = Path(out).expanduser().absolute()
-    if is_leading():
-        refuse_existing(folder, overwrite=overwrite)
+    folder = check_request(
+        out, recipe=recipe, calibration=calibration, overwrite=overwrite, placement=placement, max_memory=max_memory, tune=tune
+    )
     speech_model = loaded(model)
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
@@ -99,20 +93,14 @@ def quantize(
         plan = plan_from_recipe(speech_model, recipe, wanted)  # what does not fit is refused before any work
     else:
         check_plan(plan, speech_model, wanted)
+    speech_given = () if calibration is None else calibration
     sample, tuned_on = None, list[DataSet]()
-    none_given = calibration is None or (isinstance(calibration, Sequence) and not calibration)
     if recipe.method.n_networks:
-        if calibration is None or none_given:
-            raise RecipeError(
-                f"{recipe.method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'"
-            )
-        sets = calibration_sets(calibration, utterances)
+        sets = calibration_sets(speech_given, utterances)
         sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
     if tune is not None:
-        if calibration is None or none_given:
-            raise RecipeError("tuning listens to speech: give calibration data (a folder or manifest), or do not tune")
         refuse_context(speech_model, tune)
-        tuned_on = calibration_sets(calibration, DEFAULT_UTTERANCES + DEFAULT_HELD_OUT)
+        tuned_on = calibration_sets(speech_given, DEFAULT_UTTERANCES + DEFAULT_HELD_OUT)
         draw(tuned_on, None, weighting=weighting, seed=seed)  # too little speech is refused before any work
     inputs = {
         "model": speech_model.digest(),
@@ -176,6 +164,40 @@ def quantize(
             )
         save_quantized(result, folder, overwrite=overwrite, history=history)
     return result
+
+
+def check_request(
+    out: str | Path,
+    *,
+    recipe: Recipe | None,
+    calibration: Sources | None,
+    overwrite: bool,
+    placement: Placement,
+    max_memory: int | None,
+    tune: TuneSettings | None,
+) -> Path:
+    """Return the whole path of `out`, if what `quantize` is asked for can be, as far as can be told without the model.
+
+    Raises `RecipeError` for settings that exclude each other or lack speech, `OutputError` for a folder that must not be replaced.
+    """
+    method = (recipe or Recipe()).method
+    if max_memory is not None and placement.device.type != "cpu":
+        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
+    if max_memory is not None:
+        check_method(method)
+    if max_memory is not None and isinstance(method, GPTQ) and method.curvature:
+        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
+    none_given = calibration is None or (isinstance(calibration, Sequence) and not calibration)
+    if method.n_networks and none_given:
+        raise RecipeError(f"{method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
+    if tune is not None and none_given:
+        raise RecipeError("tuning listens to speech: give calibration data (a folder or manifest), or do not tune")
+    if tune is not None:
+        refuse_ranks("tuning")
+    folder = output_folder(out)
+    if is_leading():
+        refuse_existing(folder, overwrite=overwrite)
+    return folder
 
 
 def _memory_plan(

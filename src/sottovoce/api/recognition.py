@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sottovoce import __version__
-from sottovoce.api.inputs import limited, loaded
+from sottovoce.api.inputs import check_written, limited, loaded, need_texts
 from sottovoce.api.opening import open_recognizer
 from sottovoce.api.remote import Opening, transcribe_on
+from sottovoce.backends.registry import runtime_of
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_sources
@@ -18,10 +19,10 @@ from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.confidence import FittedConfidence, fit_to_transcripts
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, window_of
+from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, decoding_settings, recognizer_digest, window_of
 from sottovoce.evaluation.transcribe import Elsewhere, Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
-from sottovoce.evaluation.transcripts import read_transcripts
+from sottovoce.evaluation.transcripts import TRANSCRIPTS, read_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.cluster import Cluster, joined_cluster
@@ -73,16 +74,27 @@ def evaluate(
     `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `language`: of utterances
     that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `context`:
     of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`); `against` has the
-    whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made. Recordings
-    that cannot be used are left out and named in the result. `placement`: of both models, as for `open_recognizer`. `ray`: the address of
-    a Ray cluster whose workers transcribe, or "local" for one on this machine; the models are then named, not loaded.
-    Raises `DataError` if none can be scored, or if `against` recognizes no word.
+    whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made, and those
+    of a finished one are read. Recordings that cannot be used are left out and named in the result. `placement`: of both models, as for
+    `open_recognizer`. `ray`: the address of a Ray cluster whose workers transcribe, or "local" for one on this machine; the models are then
+    named, not loaded.
+    Raises `DataError` if none can be scored, or if `against` recognizes no word; `OutputError` for a file that must not be replaced.
     """
     asked = as_context(context)
+    check_written([(save, TRANSCRIPTS), (save_reference, TRANSCRIPTS)], models=[model, against], data=data)
     data = limited(data, limit)
-    reference = None
+    need_texts(data, "an error rate", "without texts, `sottovoce transcribe` writes the words and `sottovoce certify` compares two models")
+    reference, again = None, model
     with joined_cluster(ray) as cluster:
+        elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)
         if against is not None:
+            # Opened before the reference transcribes, so that what is wrong is said at once; and again, so that one is in memory at a time.
+            recognizer = _recognizer(model, runtime, fallback, placement)
+            chosen = asked.resolve(window_of(recognizer), recognizer.source)
+            transcript_cache(recognizer, data, save, language=language, context=chosen)
+            if isinstance(model, str | Path) and runtime_of(recognizer.source):
+                again, runtime = recognizer.source, None  # as it was exported
+            del recognizer
             reference = evaluate(
                 against,
                 data,
@@ -94,9 +106,9 @@ def evaluate(
                 ray=ray,
                 progress=progress,
             )
-        recognizer = _recognizer(model, runtime, fallback, placement)
-        chosen = asked.resolve(window_of(recognizer), recognizer.source)
-        elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)
+        recognizer = _recognizer(again, runtime, fallback, placement)
+        if reference is None:
+            chosen = asked.resolve(window_of(recognizer), recognizer.source)
         transcription = transcribe_resumably(
             recognizer, data, save, language=language, context=chosen, elsewhere=elsewhere, progress=progress
         )
@@ -139,8 +151,9 @@ def fit_confidence(
     The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Raises `DataError` if
     there are too few words to fit or to judge. `placement`: as for `open_recognizer`.
     """
-    model = loaded(model).placed(placement)
     data = limited(data, limit)
+    need_texts(data, "a fit of confidences", "without texts there are raw confidences: `sottovoce transcribe --json --confidence raw`")
+    model = loaded(model).placed(placement)
     known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
     recognizer = TorchRecognizer(model)
@@ -167,10 +180,11 @@ def transcribe(
 
     `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `placement`: as for `open_recognizer`.
     `context`: of the encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write
-    the transcripts there; a stopped run goes on with those it had made. Recordings that cannot be used are left out and named in the
-    result. `ray`: as for `evaluate`.
+    the transcripts there; a stopped run goes on with those it had made, and those of a finished one are read. Recordings that cannot be
+    used are left out and named in the result. `ray`: as for `evaluate`. Raises `OutputError` for a file that must not be replaced.
     """
     asked = as_context(context)
+    check_written([(save, TRANSCRIPTS)], models=[model], data=audio)
     data = load_sources(audio)
     with joined_cluster(ray) as cluster:
         recognizer = _recognizer(model, runtime, fallback, placement)
@@ -199,24 +213,8 @@ def transcribe_resumably(
     elsewhere: Elsewhere | None = None,
     progress: Progress,
 ) -> Transcription:
-    """Transcribe what can be transcribed of `data`; keep it in the file `save` as it is made, so that a stopped run goes on."""
-    cache = None
-    if save is not None:
-        source = Path(recognizer.source)
-        inputs = {
-            "model": str(source.absolute()) if source.exists() else recognizer.source,
-            "changed": source.stat().st_mtime_ns if source.exists() else None,
-            "bytes": recognizer.stored_bytes,
-            "runtime": type(recognizer).__name__,
-            "language": language,
-            "confidence": confidence,
-            "context": repr(context),
-            "fallback": asdict(recognizer.fallback) if isinstance(recognizer, TorchRecognizer) and recognizer.fallback else None,
-            "version": __version__,
-        }
-        if isinstance(recognizer, TorchRecognizer) and not (placement := recognizer.model.placement).is_plain:
-            inputs["device"] = str(placement)
-        cache = TranscriptCache(save, inputs)
+    """Transcribe what can be transcribed of `data`; keep it in the file `save` as it is made, so that nothing is transcribed twice."""
+    cache = transcript_cache(recognizer, data, save, language=language, confidence=confidence, context=context)
     transcription = transcribe_data(
         recognizer,
         data,
@@ -229,8 +227,26 @@ def transcribe_resumably(
         progress=progress,
     )
     if cache is not None:
-        cache.finish(transcription.transcripts, whole=not transcription.unusable)
+        cache.finish(transcription.transcripts)
     return transcription
+
+
+def transcript_cache(
+    recognizer: Recognizer, data: DataSet, save: str | Path | None, *, language: str | None, confidence: bool = False, context: Context
+) -> TranscriptCache | None:
+    """Return what is known already of the transcripts for the file `save`; None: nothing is saved. Raises `OutputError`, as that does."""
+    if save is None:
+        return None
+    inputs = {
+        "model": recognizer_digest(recognizer),
+        "runtime": type(recognizer).__name__,
+        "language": language,
+        "confidence": confidence,
+        "context": repr(context),
+        "version": __version__,
+        **decoding_settings(recognizer),
+    }
+    return TranscriptCache(save, inputs, [utterance.id for utterance in data])
 
 
 def _recognizer(

@@ -13,7 +13,7 @@ from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
 from sottovoce.checkpoint.resume import exclusive_run
-from sottovoce.checkpoint.save import History, refuse_existing, save_quantized
+from sottovoce.checkpoint.save import History, output_folder, refuse_existing, save_quantized
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
@@ -79,7 +79,7 @@ def tune(
     refuse_ranks("tuning")
     if placement != Placement(device=placement.device):
         raise MachineError(f"tuning trains float32 numbers that stay on the device, and the placement is {placement}; give a device alone")
-    folder, settings = Path(out).expanduser().absolute(), settings or TuneSettings()
+    folder, settings = output_folder(out), settings or TuneSettings()
     refuse_existing(folder, overwrite=overwrite)
     start, history = open_quantized(checkpoint)
     original = _original(start, against, checkpoint)

@@ -67,7 +67,7 @@ def export(
     assert runtime.write is not None  # noqa: S101 - as `_exporting` has made sure
     rounding = _activations(runtime, activations)
     target = Path(file).expanduser().absolute()
-    _refuse_existing(target, runtime, overwrite=overwrite)
+    refuse_existing_export(target, runtime, overwrite=overwrite)
     found = _library(runtime, page, original, library)
     opened = open_source(source)
     _name_lost_limit(opened, runtime)
@@ -149,10 +149,12 @@ def _activations(runtime: Backend, asked: str | None) -> str:
     return asked
 
 
-def _refuse_existing(target: Path, runtime: Backend, *, overwrite: bool) -> None:
+def refuse_existing_export(target: Path, runtime: Backend, *, overwrite: bool) -> None:
+    """Raise `OutputError` if `target` exists and must not be replaced; only exports for this runtime and what is empty ever are."""
     if not target.exists():
         return
     if not overwrite:
         raise OutputError(f"{target} exists already; give another name, or --overwrite to replace it")
-    if runtime.is_folder != target.is_dir() or (runtime.is_folder and any(target.iterdir()) and not runtime.recognizes(target)):
+    holds_something = any(target.iterdir()) if target.is_dir() else target.stat().st_size > 0
+    if runtime.is_folder != target.is_dir() or (holds_something and not runtime.recognizes(target)):
         raise OutputError(f"{target} is not an export for {runtime.name}, so it is not replaced; remove it yourself")

@@ -18,12 +18,14 @@ import torch
 
 from sottovoce.bench.collect import is_bench
 from sottovoce.bench.plan import BenchPlan, plan_from, read_plan
-from sottovoce.bench.records import read_records, write_manifest
-from sottovoce.bench.summary import BenchSummary, write_summary
+from sottovoce.bench.records import EVALUATIONS, LAYERS, read_records, write_manifest
+from sottovoce.bench.summary import TABLES, BenchSummary, write_summary
 from sottovoce.bench.worker import BenchWorker, CellOutcome, Job, LabelsJob, ReferenceJob
 from sottovoce.errors import OutputError
 from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.progress import Progress, silent
+
+RESULT_FILES = (*TABLES, EVALUATIONS, LAYERS)  # beside the manifest, by which a bench is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,14 @@ def run_bench(
 
 
 def _record_recipe(out: Path, plan: BenchPlan) -> None:
-    """Put the recipe into the manifest of `out` before any work, so that a stopped bench says what it was."""
+    """Put the recipe into the manifest of `out` before any work, so that a stopped bench says what it was.
+
+    Raises `OutputError` if `out` is no folder, or holds files that are no bench's and that the results would replace.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file, and results are written to a folder; give another --out")
+    if not is_bench(out) and (foreign := [name for name in RESULT_FILES if (out / name).exists()]):
+        raise OutputError(f"{out}: holds {foreign[0]}, which is of no bench and would be replaced; give another --out")
     manifest = read_records(out).manifest
     if plan.content not in manifest.recipes or not is_bench(out):
         try:

@@ -10,6 +10,8 @@ from sottovoce.bench.table import Row, as_csv, as_markdown, summarize
 from sottovoce.errors import MissingDependencyError, OutputError
 from sottovoce.system.atomic_files import written_whole
 
+TABLES = ("results.md", "results.csv")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSummary:
@@ -34,7 +36,7 @@ def write_summary(out: str | Path) -> BenchSummary:
     markdown, figures, notes = as_markdown(rows), list[Path](), list[str]()
     try:
         write_records(folder, results)
-        for name, text in (("results.md", markdown), ("results.csv", as_csv(rows))):
+        for name, text in zip(TABLES, (markdown, as_csv(rows)), strict=True):
             with written_whole(folder / name) as file:
                 file.write(text)
         figures += [file for _, file in draw_figures(rows, results.layers, folder)]

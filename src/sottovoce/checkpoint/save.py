@@ -50,6 +50,13 @@ def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: boo
     return target
 
 
+def output_folder(out: str | Path) -> Path:
+    """Return the whole path of a folder that is to be written. Raises `OutputError` for an empty name."""
+    if not str(out).strip():
+        raise OutputError("the name of the output is empty; give the name of a folder")
+    return Path(out).expanduser().absolute()
+
+
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise `OutputError` if `target` exists and must not be replaced; only folders of ours and empty ones ever are."""
     if not target.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    FAILED,
+    NOT_GOOD_ENOUGH,
+    SEED,
+    check_context,
     context_option,
     fallback_option,
     json_option,
@@ -19,6 +24,7 @@ from sottovoce.cli.options import (
     save_option,
     set_threads,
     threads_option,
+    usage_errors,
 )
 from sottovoce.cli.sections import GOAL, SectionedCommand
 
@@ -68,7 +74,7 @@ def limit_options(command: Any) -> Any:
     show_default=True,
     help="Confidence level of each bound by itself (not of words): 0.95 is 95 %.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order in which losses are taken.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the order in which losses are taken.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -127,11 +133,15 @@ def certify(
     from sottovoce.api import certification
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_certificate import print_certificate, print_choice
+    from sottovoce.evaluation.certificate import check_confidence
     from sottovoce.evaluation.fallback import Fallback
     from sottovoce.system.plain_data import to_plain
 
     wanted = {LIMITS[name][0]: value / 100 for name, value in limits.items() if value is not None}
     _check_usage(checkpoints, choose, wanted, folder, save)
+    check_context(context)
+    with usage_errors():
+        check_confidence(confidence)
     home = folder or Path(checkpoints[0])
     if store and not choose:
         _check_folder(home)
@@ -146,6 +156,7 @@ def certify(
         "seed": seed,
         "limits": wanted,
         "ledger": ledger,
+        "out": out,
         "save_reference": save_reference,
         "placement": place(),
     }
@@ -158,7 +169,7 @@ def certify(
         else:
             certificate = certification.certify(checkpoints[0], audio, folder=folder, save=save, **settings, progress=progress)
     if certificate is not None:
-        _keep(certificate, audio if choose else (), (Path(certificate.checkpoint) if choose else home) if store else None, out)
+        _keep(certificate, audio if choose else (), (Path(certificate.checkpoint) if choose else home) if store else None)
     if as_json:
         print_json(to_plain(choice if choose else certificate))
     elif choose:
@@ -175,6 +186,8 @@ def _check_usage(checkpoints: tuple[str, ...], choose: bool, limits: dict[str, f
         raise click.UsageError("one checkpoint has one certificate; to choose from several, give --choose and a limit")
     if choose and (folder is not None or save is not None):
         raise click.UsageError("--folder and --save go with one checkpoint, not with --choose")
+    if any(math.isnan(limit) for limit in limits.values()):
+        raise click.UsageError("a limit is nan; give a number from 0 to below 100")
 
 
 def _check_folder(folder: Path) -> None:
@@ -184,23 +197,20 @@ def _check_folder(folder: Path) -> None:
     read_manifest(folder)
 
 
-def _keep(certificate: Certificate, chosen_by: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
-    """Store a certificate in its folder and in a file, where that is asked for; `chosen_by`: the speech by which it was chosen."""
+def _keep(certificate: Certificate, chosen_by: tuple[str, ...], folder: Path | None) -> None:
+    """Store a certificate in its folder, where that is asked for; `chosen_by`: the speech by which it was chosen."""
     from sottovoce.api.certified_speech import recording_hashes
     from sottovoce.checkpoint.certificates import store_certificate
-    from sottovoce.evaluation.certificate import write_certificate
 
     if folder is not None:
         store_certificate(folder, certificate, chosen_on=recording_hashes(chosen_by) if chosen_by else ())
-    if out is not None:
-        write_certificate(out, certificate)
 
 
 def _finish(certificate: Certificate | None) -> None:
-    """Exit with 1 if no checkpoint passed, a limit is exceeded, or a recording could not be used."""
+    """Exit with 3 if no checkpoint passed or a limit is exceeded, with 1 if a recording could not be used."""
     if certificate is None:
         click.echo("none of the checkpoints is within the limits: the largest exceeds one already", err=True)
-        raise SystemExit(1)
+        raise SystemExit(NOT_GOOD_ENOUGH)
     exceeded = certificate.exceeded(certificate.limits or {})
     if exceeded:
         names = ", ".join(f"--{option.replace('_', '-')}" for option, (loss, _) in LIMITS.items() if loss in exceeded)
@@ -210,5 +220,7 @@ def _finish(certificate: Certificate | None) -> None:
     if certificate.left_out:
         count = len(certificate.left_out)
         click.echo(f"{count} of {count + certificate.utterances} recordings could not be used; the certificate is of the others", err=True)
-    if exceeded or certificate.left_out:
-        raise SystemExit(1)
+    if exceeded:
+        raise SystemExit(NOT_GOOD_ENOUGH)
+    if certificate.left_out:
+        raise SystemExit(FAILED)

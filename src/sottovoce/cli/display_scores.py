@@ -75,6 +75,8 @@ def _score_cells(score: Score, metric: Metric) -> list[str]:
 
 def _timing_cells(result: Evaluation) -> list[str]:
     transcription = result.transcription
+    if not transcription.audio_s:  # all transcripts were read from a file
+        return [megabytes(result.model_bytes), NONE, NONE, NONE]
     return [
         megabytes(result.model_bytes),
         f"{result.rtfx:.1f}",

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    NOT_GOOD_ENOUGH,
+    SEED,
     WithRay,
+    check_context,
     context_option,
-    exit_for_unusable,
     fallback_option,
     fallback_seed_option,
+    finish,
     json_option,
     language_option,
     placement_options,
     print_json,
     ray_option,
+    refuse_without,
     runtime_option,
     save_option,
     set_threads,
@@ -90,7 +94,10 @@ def evaluate(
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_scores import print_evaluation
 
-    _gate_needs(gate, against)
+    _check_gate(gate, against)
+    if not fallback:
+        refuse_without("--fallback", "seed")
+    check_context(context)
     if save_reference is not None and against is None:
         raise click.UsageError("--save-reference writes the transcripts of the original: name it with --against MODEL")
     set_threads(threads)
@@ -113,8 +120,8 @@ def evaluate(
     content = evaluation_to_dict(result) if as_json else None
     if not as_json:
         print_evaluation(result)
-    _finish(content, result.score, result.reference.score if result.reference else None, gate, tolerance)
-    exit_for_unusable(result.transcription)
+    passed = _judge(content, result.score, result.reference.score if result.reference else None, gate, tolerance)
+    finish(result.transcription, passed=passed)
 
 
 @click.command(cls=SectionedCommand, short_help="Score saved transcripts again, without a model.")
@@ -139,12 +146,13 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
     from sottovoce.cli.display_scores import print_scores
     from sottovoce.evaluation.wer import score_to_dict
 
-    _gate_needs(gate, against)
+    _check_gate(gate, against)
     ours, reference = api.score(transcripts, against=against, language=language)
     content = {**score_to_dict(ours), "reference": score_to_dict(reference) if reference else None} if as_json else None
     if not as_json:
         print_scores(ours, reference)
-    _finish(content, ours, reference, gate, tolerance)
+    if not _judge(content, ours, reference, gate, tolerance):
+        raise SystemExit(NOT_GOOD_ENOUGH)
 
 
 @click.command(cls=WithRay, sections={"seed": DECODING, "confidence": DECODING}, short_help="Print the words spoken in recordings.")
@@ -186,21 +194,27 @@ def transcribe(
     sottovoce transcribe tiny-4bit interview.flac
     """
     from sottovoce import api
+    from sottovoce.api.inputs import check_written
     from sottovoce.cli.as_json import stored_scaling, words
     from sottovoce.cli.console import progress_bar
-    from sottovoce.evaluation.context import as_context
+    from sottovoce.evaluation.transcripts import TRANSCRIPTS
 
     if confidence and not as_json:
         raise click.UsageError("--confidence goes with --json")
-    as_context(context)  # refused before the model is loaded
+    if not fallback:
+        refuse_without("--fallback", "seed")
+    check_context(context)
     set_threads(threads)
     opening: dict[str, Any] = {
         "runtime": runtime,
         "fallback": api.Fallback(seed=seed) if fallback else None,
         "placement": place(),
     }
-    recognizer = None if ray and confidence is None else api.open_recognizer(model, **opening)
-    scaling = stored_scaling(model, confidence) if confidence else None
+    recognizer = scaling = None
+    if confidence:  # the words are split by the recognizer, afterwards
+        check_written([(save, TRANSCRIPTS)], models=[model], data=audio)
+        scaling = stored_scaling(model, confidence)
+        recognizer = api.open_recognizer(model, **opening)
     with progress_bar() as progress:
         how: dict[str, Any] = {"confidence": confidence is not None, "language": language, "context": context, "save": save}
         if ray or recognizer is None:
@@ -218,7 +232,7 @@ def transcribe(
     else:
         for transcript in transcripts:
             click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
-    exit_for_unusable(result)
+    finish(result)
 
 
 @click.command(cls=SectionedCommand, short_help="Measure and fit how sure the model is of its words.")
@@ -226,7 +240,7 @@ def transcribe(
 @click.argument("data")
 @click.option("--store", is_flag=True, help="Write the fitted scalings to MODEL (a folder written by sottovoce).")
 @click.option("--limit", type=click.IntRange(2), help="Number of utterances, from the first (default: all).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the division into halves.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the division into halves.")
 @placement_options
 @language_option
 @threads_option
@@ -268,13 +282,15 @@ def confidence(
         print_confidence(fitted)
 
 
-def _gate_needs(gate: bool, against: object) -> None:
+def _check_gate(gate: bool, against: object) -> None:
+    if not gate:
+        refuse_without("--gate", "tolerance")
     if gate and against is None:
         raise click.UsageError("--gate compares with the original: give it with --against")
 
 
-def _finish(content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int) -> None:
-    """Print the JSON, if any; with `--gate`, give the verdict and exit by it."""
+def _judge(content: dict[str, Any] | None, score: Score, reference: Score | None, gate_asked: bool, tolerance: int) -> bool:
+    """Print the JSON, if any, and with `--gate` the verdict. Return whether the gate is open, or was not asked for."""
     from sottovoce.cli.as_json import gate_to_dict
     from sottovoce.cli.display_scores import print_gate
     from sottovoce.evaluation.gate import gate
@@ -284,5 +300,4 @@ def _finish(content: dict[str, Any] | None, score: Score, reference: Score | Non
         print_json(content | ({"gate": gate_to_dict(verdict)} if verdict else {}))
     elif verdict:
         print_gate(verdict)
-    if verdict and not verdict.open:
-        raise SystemExit(1)
+    return verdict is None or verdict.open

@@ -11,6 +11,7 @@ import click
 from sottovoce.backends.registry import DEFAULT_TARGET
 from sottovoce.cli.options import (
     ANY_BACKEND,
+    OUTPUT_FOLDER,
     batch_size_option,
     calibration_weights_option,
     json_option,
@@ -22,6 +23,7 @@ from sottovoce.cli.options import (
     sample_seed_option,
     set_threads,
     threads_option,
+    usage_errors,
 )
 from sottovoce.cli.sections import OUTPUT, SectionedCommand
 
@@ -35,7 +37,7 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
     cls=SectionedCommand, sections={"plan_file": OUTPUT}, short_help="Choose a format for every layer so that the file fits a size."
 )
 @click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_FOLDER)
 @click.option("--max-size", metavar="SIZE", help="Goal: the file may be this large (30MB, 28.5MiB, or bytes).")
 @click.option("--max-kl", type=float, metavar="NATS", help="Goal: the smallest file whose KL to MODEL is at most this.")
 @click.option(
@@ -124,15 +126,15 @@ def fit(
     sottovoce fit openai/whisper-tiny.en tiny-30 --max-size 30MB --target transcribe.cpp --calibration recordings/
     """
     from sottovoce import api
+    from sottovoce.api.fitting import fit_goal
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_fit import print_fit
     from sottovoce.quantization.methods import method_named
-    from sottovoce.quantization.plan_file import write_plan
     from sottovoce.quantization.recipe import Recipe
     from sottovoce.system.plain_data import to_plain
 
-    if sum(goal is not None for goal in (max_size, max_kl, max_wer_increase)) != 1:
-        raise click.UsageError("give one of --max-size, --max-kl and --max-wer-increase")
+    with usage_errors():
+        fit_goal(max_size, max_kl, max_wer_increase)
     set_threads(threads)
     with progress_bar() as progress:
         done = api.fit(
@@ -154,13 +156,12 @@ def fit(
             batch_size=batch_size,
             language=language,
             verify=verify,
+            save_plan=plan_file,
             overwrite=overwrite,
             resume=resume,
             placement=place(),
             progress=progress,
         )
-    if plan_file is not None:
-        write_plan(plan_file, done.quantized.plan)
     if as_json:
         print_json({"folder": str(out), "file": str(done.file), **to_plain(done.record)})
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import json_option, print_json, set_threads, threads_option
+from sottovoce.cli.options import json_option, print_json, refuse_without, set_threads, threads_option
 
 
 @click.command(short_help="Show what is in a quantized folder.")
@@ -34,8 +34,7 @@ def inspect(
     if errors is not None:
         _inspect_errors(folder, errors, against, utterances, alone, threads, as_json)
         return
-    if against is not None or alone:
-        raise click.UsageError("--against and --alone belong to --errors")
+    refuse_without("--errors", "against", "alone", "utterances")
     manifest = api.inspect(folder)
     if as_json:
         print_json(to_plain(manifest))

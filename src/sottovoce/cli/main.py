@@ -1,7 +1,8 @@
 """The command `sottovoce`: parse, call one public function, print.
 
 Results go to standard output, everything else to standard error. Exit code 0: done; 1: refused or failed, with one sentence
-why; 2: wrong usage. Nothing heavy is imported before a command runs, so that `--help` answers at once.
+why; 2: wrong usage, which the command line alone tells; 3: measured, and not good enough (a gate that fails, a limit that is
+exceeded); 130 and 143: stopped by Ctrl-C and SIGTERM. Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,44 @@ import click
 
 from sottovoce.backends.registry import BACKENDS, backend_named, exporting_backends
 from sottovoce.cli.sections import SectionedCommand
-from sottovoce.errors import RecipeError
+from sottovoce.errors import RecipeError, SottovoceError
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.transcribe import Transcription
     from sottovoce.system.devices import Placement
 
 Option = Callable[[Any], Any]
+FAILED, NOT_GOOD_ENOUGH = 1, 3  # exit codes; 2 is click's, for wrong usage
+
+
+@contextmanager
+def usage_errors(kind: type[SottovoceError] = RecipeError) -> Iterator[None]:
+    """Turn what is wrong with the options alone, whatever model or speech they are for, into wrong usage: exit code 2."""
+    try:
+        yield
+    except kind as exc:
+        raise click.UsageError(str(exc)) from exc
+
+
+def first_given(*names: str) -> str | None:
+    """Return the first of these parameters of the running command that stands on the command line, as it is written there; or None."""
+    ctx = click.get_current_context()
+    given = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    return next((param.opts[0] for param in ctx.command.params if param.name in given[:1]), None)
+
+
+def refuse_without(needed: str, *names: str) -> None:
+    """Raise `click.UsageError` for the first of these options that is given: without `needed` nothing would come of it."""
+    if option := first_given(*names):
+        raise click.UsageError(f"{option} has no effect without {needed}; add that, or leave {option} out")
+
+
+def check_context(context: str) -> None:
+    """Raise `click.UsageError` for what is no encoder context of any model."""
+    from sottovoce.evaluation.context import as_context
+
+    with usage_errors():
+        as_context(context)
 
 
 class BackendName(click.ParamType):  # type: ignore[type-arg]
@@ -45,6 +77,18 @@ class BackendName(click.ParamType):  # type: ignore[type-arg]
         return f"[{'|'.join(self.known)}]"
 
 
+class OutputFolder(click.ParamType):  # type: ignore[type-arg]
+    """The name of a folder to write, which may not be empty: that would be the folder one is in."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value).strip():
+            self.fail("the name is empty; give the name of a folder", param, ctx)
+        return Path(value)
+
+
+OUTPUT_FOLDER = OutputFolder()
 ANY_BACKEND = BackendName(BACKENDS)
 EXPORTING_BACKEND = BackendName(exporting_backends())
 
@@ -67,7 +111,8 @@ fallback_option = click.option(
     is_flag=True,
     help="Decode improbable or repeating text again at higher temperatures, like openai/whisper (default: greedy; PyTorch only).",
 )
-fallback_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling of --fallback.")
+SEED = click.IntRange(0)
+fallback_seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling of --fallback.")
 context_option = click.option(
     "--context",
     default="auto",
@@ -84,15 +129,25 @@ calibration_weights_option = click.option(
     help="How several data sets share the utterances: in proportion to their hours of speech, or equally.",
 )
 augment_option = click.option("--augment", is_flag=True, help="Vary the speech by --seed: shorten, cut and join clips, add a little noise.")
-sample_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+sample_seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sample.")
 batch_size_option = click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Utterances per forward pass.")
 resume_option = click.option("--resume", is_flag=True, help="Continue a stopped run of the same command.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if sottovoce wrote it.")
+
+_DEVICES = re.compile(r"cpu|cuda(:\d+)?|mps|auto")
+
+
+def _known_device(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if _DEVICES.fullmatch(value) is None:
+        raise click.BadParameter(f"{value!r} is not known; choose cpu, cuda, cuda:N, mps or auto")
+    return value
+
 
 device_option = click.option(
     "--device",
     default="cpu",
     show_default=True,
+    callback=_known_device,
     metavar="[cpu|cuda|cuda:N|mps|auto]",
     help="Where PyTorch computes; auto: a GPU if there is one.",
 )
@@ -114,6 +169,9 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_options(device: str, dtype: str, offload: bool, **arguments: Any) -> Any:
+        if offload and device == "cpu":
+            raise click.UsageError("--offload keeps weights in main memory while another device computes; give that with --device")
+
         def place() -> Placement:
             from sottovoce.system.devices import find_placement
 
@@ -175,12 +233,15 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def exit_for_unusable(transcription: Transcription) -> None:
-    """Name the recordings that could not be used, and exit with 1 if there are any."""
+def finish(transcription: Transcription, *, passed: bool = True) -> None:
+    """Name the recordings that could not be used. Exit with 3 if what was measured is not good enough, with 1 for such recordings."""
     for reason in transcription.unusable.values():
         click.echo(f"error: {reason}", err=True)
     if transcription.unusable:
         count, rest = len(transcription.unusable), len(transcription.transcripts)
         done = "the others were transcribed" if rest else "nothing was transcribed"
         click.echo(f"{count} of {count + rest} recordings could not be used; {done}", err=True)
-        raise SystemExit(1)
+    if not passed:
+        raise SystemExit(NOT_GOOD_ENOUGH)
+    if transcription.unusable:
+        raise SystemExit(FAILED)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import json_option, print_json, set_threads
+from sottovoce.cli.options import json_option, print_json, set_threads, usage_errors
 
 
 @click.command(short_help="Upload a quantized folder or an exported file to the Hub.")
@@ -29,8 +29,12 @@ def push(folder: Path, repo: str, public: bool, as_json: bool) -> None:
     """
     from sottovoce import api
     from sottovoce.cli.console import megabytes, progress_bar
+    from sottovoce.errors import OutputError
+    from sottovoce.hub.push import check_name
 
     set_threads(None)
+    with usage_errors(OutputError):
+        check_name(repo)
     with progress_bar() as progress:
         done = api.push(folder, repo, public=public, progress=progress)
     for name in done.left_out:

@@ -12,6 +12,7 @@ import click
 from sottovoce.backends.registry import BACKENDS, DEFAULT_TARGET, exporting_backends
 from sottovoce.cli.options import (
     EXPORTING_BACKEND,
+    OUTPUT_FOLDER,
     augment_option,
     batch_size_option,
     calibration_weights_option,
@@ -20,10 +21,12 @@ from sottovoce.cli.options import (
     overwrite_option,
     placement_options,
     print_json,
+    refuse_without,
     resume_option,
     sample_seed_option,
     set_threads,
     threads_option,
+    usage_errors,
 )
 from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
 from sottovoce.cli.sections import METHOD, OUTPUT, SPEECH, SectionedCommand
@@ -40,7 +43,7 @@ EXAMPLES = "\n".join(
 
 @click.command(cls=SectionedCommand, sections={"context": METHOD}, short_help="Quantize a model to low bits, as a folder.")
 @click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_FOLDER)
 @click.option(
     "--calibration",
     metavar="DATA",
@@ -85,9 +88,7 @@ EXAMPLES = "\n".join(
 @language_option
 @threads_option
 @json_option
-@click.pass_context
 def quantize(
-    ctx: click.Context,
     model: str,
     out: Path,
     calibration: tuple[str, ...],
@@ -118,6 +119,7 @@ def quantize(
     sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
     """
     from sottovoce import api
+    from sottovoce.api.quantization import check_request
     from sottovoce.checkpoint.manifest import read_manifest
     from sottovoce.cli.as_json import quantized_to_dict
     from sottovoce.cli.console import progress_bar
@@ -130,14 +132,27 @@ def quantize(
     from sottovoce.system.plain_data import to_plain
     from sottovoce.system.torchrun import is_leading
 
-    refuse_with_format(ctx)
+    refuse_with_format()
     if plan_file is not None:
-        refuse_with_plan(ctx)
-    if context == "short" and not tune:
-        raise click.UsageError("--context short is a way of tuning; add --tune")
+        refuse_with_plan()
+    if not tune:
+        refuse_without("--tune", "context")
     set_threads(threads)
     placement = place()
-    recipe = recipe_from(options)
+    with usage_errors():
+        recipe = recipe_from(options)
+        limit = None if max_memory is None else parse_size(max_memory)
+        settings = TuneSettings(context=context) if tune else None
+        if not dry_run:
+            check_request(
+                out,
+                recipe=recipe,
+                calibration=calibration,
+                overwrite=overwrite,
+                placement=placement,
+                max_memory=limit,
+                tune=settings,
+            )
     given = None if plan_file is None else read_plan(plan_file)
     with progress_bar() if is_leading() else nullcontext(silent) as progress:
         loaded = api.load(model)
@@ -164,8 +179,8 @@ def quantize(
             resume=resume,
             target=options.target,
             placement=placement,
-            max_memory=None if max_memory is None else parse_size(max_memory),
-            tune=TuneSettings(context=context) if tune else None,
+            max_memory=limit,
+            tune=settings,
             progress=progress,
         )
     if not is_leading():
@@ -231,6 +246,8 @@ def export(
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_folder import print_exported
 
+    if not verify:
+        refuse_without("--verify", "speech")
     set_threads(threads)
     with progress_bar() as progress:
         done = api.export(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.backends.registry import DEFAULT_TARGET
-from sottovoce.cli.options import ANY_BACKEND
+from sottovoce.cli.options import ANY_BACKEND, first_given
 
 if TYPE_CHECKING:
     from sottovoce.quantization.recipe import Recipe, Rule
@@ -123,14 +123,14 @@ _OPTIONS = (
     ),
     click.option(
         "--padding-weight",
-        type=float,
+        type=click.FloatRange(0, 1),
         default=0.0,
         show_default=True,
         help="Weight of frames beyond the end of the audio, 0 to 1.",
     ),
     click.option(
         "--frame-subsampling",
-        type=int,
+        type=click.IntRange(1),
         default=3,
         show_default=True,
         help="Count every n-th audio frame; 1 is slower and slightly better.",
@@ -159,24 +159,19 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
-def refuse_with_format(ctx: click.Context) -> None:
+def refuse_with_format() -> None:
     """Refuse options that a named format decides. Raises `click.UsageError`."""
+    ctx = click.get_current_context()
     for whole, parts in (("format_name", AFFINE_OPTIONS), ("head_format", ("head_bits",)), ("encoder_format", ("encoder_bits",))):
-        if ctx.params[whole] is not None and (option := _first_given(ctx, parts)):
+        if ctx.params[whole] is not None and (option := first_given(*parts)):
             name = f"--{whole.removesuffix('_name').replace('_', '-')}"
             raise click.UsageError(f"{option} and {name} exclude each other: a named format has all its settings")
 
 
-def refuse_with_plan(ctx: click.Context) -> None:
+def refuse_with_plan() -> None:
     """Refuse options that a given plan decides. Raises `click.UsageError`."""
-    if option := _first_given(ctx, FORMAT_OPTIONS):
+    if option := first_given(*FORMAT_OPTIONS):
         raise click.UsageError(f"{option} and --plan exclude each other: the plan says which layer gets which format")
-
-
-def _first_given(ctx: click.Context, names: tuple[str, ...]) -> str | None:
-    """The first of these options that stands on the command line."""
-    given = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    return next((param.opts[0] for param in ctx.command.params if param.name in given[:1]), None)
 
 
 def recipe_from(options: RecipeOptions) -> Recipe:

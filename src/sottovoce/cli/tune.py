@@ -8,6 +8,8 @@ from typing import Literal
 import click
 
 from sottovoce.cli.options import (
+    OUTPUT_FOLDER,
+    SEED,
     augment_option,
     calibration_weights_option,
     device_option,
@@ -18,13 +20,14 @@ from sottovoce.cli.options import (
     resume_option,
     set_threads,
     threads_option,
+    usage_errors,
 )
 from sottovoce.cli.sections import METHOD, SectionedCommand
 
 
 @click.command(cls=SectionedCommand, sections={"context": METHOD}, short_help="Move scales and norms towards the original, codes kept.")
 @click.argument("checkpoint")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_FOLDER)
 @click.option("--calibration", metavar="DATA", multiple=True, required=True, help="Speech; no transcripts needed. Repeatable.")
 @calibration_weights_option
 @augment_option
@@ -54,7 +57,7 @@ from sottovoce.cli.sections import METHOD, SectionedCommand
     type=click.IntRange(1),
     help="Steps between two checks on held-out speech, called looks in the output (default: six looks).",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample, the order and the sampled transcripts.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sample, the order and the sampled transcripts.")
 @overwrite_option
 @resume_option
 @language_option
@@ -104,7 +107,8 @@ def tune(
     from sottovoce.system.plain_data import to_plain
 
     set_threads(threads)
-    settings = TuneSettings(steps=steps, rate=rate, float_rate=float_rate, context=context, look_every=look_every)
+    with usage_errors():
+        settings = TuneSettings(steps=steps, rate=rate, float_rate=float_rate, context=context, look_every=look_every)
     with progress_bar() as progress:
         done = api.tune(
             checkpoint,

@@ -100,11 +100,12 @@ class DataSet:
             about = [utterance.id, utterance.text, utterance.speaker, utterance.span]
             digest.update(json.dumps(about + ([utterance.language] if utterance.language else [])).encode())
             audio = utterance.audio
-            digest.update(hashlib.sha256(audio).digest() if isinstance(audio, bytes) else _file_digest(audio))
+            digest.update(hashlib.sha256(audio).digest() if isinstance(audio, bytes) else file_digest(audio))
         return digest.hexdigest()[:16]
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Return the sha256 of a recording; one that cannot be read has a digest of its own."""
     try:
         return bytes.fromhex(sha256(path))
     except (OSError, ValueError):

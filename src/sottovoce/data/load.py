@@ -80,6 +80,12 @@ def place_of(source: str | Path) -> str:
     return "" if place == "." else f"{place}/"
 
 
+def listings(source: str | Path) -> tuple[Path, ...]:
+    """Return the files that say what the data set `source` is: itself, or those that are looked for in a folder, there or not."""
+    path = Path(source).expanduser()
+    return tuple(path / name for name in (*MANIFEST_NAMES, *METADATA_NAMES)) if path.is_dir() else (path,)
+
+
 def _is_recording(source: str | Path) -> bool:
     path = Path(source).expanduser()
     listed = path.suffix.lower() in (*JSON_SUFFIXES, *TABLE_SUFFIXES)

@@ -12,13 +12,16 @@ from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.demo import make_speech
 from sottovoce.demo.repeatable import deterministic, samples_digest
+from sottovoce.errors import OutputError
 from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput, divergence_of_outputs
+from sottovoce.evaluation.transcripts import TRANSCRIPTS as TRANSCRIPT_FILE
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import Score, score_transcripts
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.outputs import check_outputs
 from sottovoce.system.progress import Progress
 
 MODEL = "bundled:tiny.en"
@@ -46,8 +49,15 @@ class DemoResult:
 def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
     """Do everything under `out`; speech that is there already is used again, quantized folders are replaced.
 
-    Two runs on one machine give the same figures if the number of threads is the same (see `repeatable`).
+    Two runs on one machine give the same figures if the number of threads is the same (see `repeatable`). Raises `OutputError` for files
+    of others under these names.
     """
+    files = {name: out / file for name, file in TRANSCRIPTS.items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{out}: the folder cannot be made ({exc.strerror}); give another --out") from exc
+    check_outputs([(file, TRANSCRIPT_FILE) for file in files.values()])
     progress("speaking the sentences", 0, 2)
     speech = {"calibration": make_speech(out / "calibration", "calibration"), "test": make_speech(out / "test", "test")}
     progress("speaking the sentences", 2, 2)
@@ -60,7 +70,6 @@ def run_demo(out: Path, *, bits: int, progress: Progress) -> DemoResult:
         )
         models = {FLOAT: original, ROUNDING: rounded.model, FADE: quantized.model}
         outputs, divergences = _measure(models, speech["test"], progress)
-    files = {name: out / file for name, file in TRANSCRIPTS.items()}
     for name, file in files.items():
         write_transcripts(file, outputs[name])
     sizes = {name: (folder / WEIGHTS).stat().st_size for name, folder in folders.items()}

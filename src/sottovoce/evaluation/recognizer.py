@@ -1,10 +1,12 @@
 """The seam between recordings and words: a model in PyTorch, or a file in one of the runtimes."""
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from sottovoce.evaluation.transcripts import GREEDY, LONG_FORM
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.atomic_files import sha256
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 
@@ -257,3 +260,30 @@ class WordlessRecognizer:
             f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or "
             "onnxruntime instead"
         )
+
+
+def recognizer_digest(recognizer: Recognizer) -> str:
+    """Return the sha256 of a file; of a folder, that of its files' names and digests; in PyTorch the model's own hash of its weights."""
+    path = Path(recognizer.source).expanduser()
+    if path.is_file():
+        return sha256(path)
+    if isinstance(recognizer, TorchRecognizer):
+        return recognizer.model.digest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def decoding_settings(recognizer: Recognizer) -> dict[str, Any]:
+    """Return what decides about the words in PyTorch beside the weights, as plain data; empty for a runtime, whose file holds it."""
+    if not isinstance(recognizer, TorchRecognizer):
+        return {}
+    model = recognizer.model
+    generation = {key: value for key, value in model.network.generation_config.to_dict().items() if key != "transformers_version"}
+    vocabulary: dict[str, int] = getattr(getattr(model.processor, "tokenizer", None), "get_vocab", dict)()
+    content = json.dumps([generation, sorted(vocabulary.items())], sort_keys=True, default=str)
+    return {
+        "decoding": hashlib.sha256(content.encode()).hexdigest(),
+        "fallback": asdict(recognizer.fallback) if recognizer.fallback else None,
+        "device": None if model.placement.is_plain else str(model.placement),
+    }

@@ -1,25 +1,29 @@
 """Transcripts, and files of them: one JSON object per line, so that scoring needs no model.
 
     {"id": "...", "text": "...", "reference": "...", "duration_s": 3.2, "tokens": [...], "pieces": 1, "truncated": false,
-     "log_probabilities": [...], "language": "de", "decoding": "greedy", "temperature": 0.0, "context": null}
+     "log_probabilities": [...], "language": "de", "decoding": "greedy", "temperature": 0.0, "context": null,
+     "recording": "...", "run": "..."}
 
 Only `id` and `text` are required when reading; `reference` is the text that was spoken, null or missing where it is not known.
+`recording` and `run` are written by `--save` (see `evaluation.transcript_cache`).
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sottovoce.errors import DataError, OutputError
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.outputs import FileKind
 from sottovoce.system.plain_data import from_plain
 from sottovoce.system.text_files import read_lines
 
 GREEDY = "greedy"  # the decoding in which models and runtimes are compared
 NOT_SAID: dict[str, Any] = {"tokens": [], "duration_s": 0.0}  # of a file that holds texts alone
+RECORDING, RUN = "recording", "run"  # keys beside those of a transcript
 LONG_FORM = "long-form"  # a model's own procedure for recordings of more than one pass
 
 
@@ -52,13 +56,13 @@ class Transcript:
         return len(self.log_probabilities) == len(self.tokens)
 
 
-def write_transcripts(path: str | Path, transcripts: Sequence[Transcript]) -> None:
-    """Write a transcript file, whole or not at all. Raises `OutputError`."""
+def write_transcripts(path: str | Path, transcripts: Sequence[Transcript], beside: Sequence[Mapping[str, str]] | None = None) -> None:
+    """Write a transcript file, whole or not at all; `beside`: more keys for each line. Raises `OutputError`."""
     target = Path(path).expanduser().absolute()
     try:
         with written_whole(target) as file:
-            for transcript in transcripts:
-                file.write(json.dumps(asdict(transcript), ensure_ascii=False) + "\n")
+            for transcript, more in zip(transcripts, beside or [{}] * len(transcripts), strict=True):
+                file.write(json.dumps({**asdict(transcript), **more}, ensure_ascii=False) + "\n")
     except OSError as exc:
         raise OutputError(f"{path}: transcripts cannot be written ({exc})") from exc
 
@@ -111,3 +115,17 @@ def transcript_from(row: Any, where: str) -> Transcript:
         if not fits:
             raise DataError(f"{where}: {name}: wanted {wanted}, got {str(row[name])[:80]}")
     return transcript
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the first line of a file is a transcript with all that `write_transcripts` has always written, and nothing else."""
+    names = {field.name for field in fields(Transcript)}
+    try:
+        row = json.loads(next(line for line in read_lines(path) if line.strip()))
+        transcript_from(row, str(path))
+    except (OSError, ValueError, StopIteration, RecursionError, DataError):
+        return False
+    return bool({"id", "text", "tokens", "duration_s"} <= row.keys() <= names | {RECORDING, RUN})
+
+
+TRANSCRIPTS = FileKind(title="a file of transcripts written by sottovoce", holds=_is_ours)

@@ -11,14 +11,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils._validators import validate_repo_id
 
 from sottovoce.errors import OutputError, SottovoceError, first_line
-from sottovoce.hub.staged import stage
+from sottovoce.hub.staged import runtime_to_push, stage
 from sottovoce.system.progress import Progress, silent
 
 OTHER_TYPES = ("dataset", "space")
 REFUSED = {
     401: "the Hub does not accept the token; make one that may write (https://huggingface.co/settings/tokens) and log in: hf auth login",
     403: "the token has no right to write there; give a repository of yours, or a token that may write to this one",
-    402: "the Hub wants a payment first (private storage is full, for one); make room there, or give --public",
+    402: "the Hub wants a payment first: the storage of this account is full; delete what is not needed there, or buy more (https://huggingface.co/settings/billing)",
     413: "the Hub takes no file of this size there",
     429: "the Hub takes no more requests for now; run the same command again later",
 }
@@ -44,7 +44,8 @@ def push(source: str | Path, repo: str, *, public: bool = False, token: str | No
     of `hf auth login` or HF_TOKEN if omitted. Raises `CheckpointError`, `ExportError` or `OutputError`.
     """
     path = Path(source).expanduser()
-    _check_name(repo)
+    check_name(repo)
+    runtime = runtime_to_push(path)
     own_token = token or get_token()
     if own_token is None:
         raise OutputError("there is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN to a token that may write")
@@ -53,7 +54,7 @@ def push(source: str | Path, repo: str, *, public: bool = False, token: str | No
     with tempfile.TemporaryDirectory(prefix="sottovoce.") as scratch:
         with _told(repo):
             owned = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
-        staged = stage(path, owned, Path(scratch))
+        staged = stage(path, runtime, owned, Path(scratch))
         with _told(owned):
             private = _make_repository(api, owned, public=public)
             progress("push", 1, 2, "uploading")
@@ -69,7 +70,8 @@ def push(source: str | Path, repo: str, *, public: bool = False, token: str | No
     )
 
 
-def _check_name(repo: str) -> None:
+def check_name(repo: str) -> None:
+    """Raise `OutputError` for what can be no repository's name."""
     try:
         validate_repo_id(repo)
     except HFValidationError as exc:

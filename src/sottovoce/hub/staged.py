@@ -27,24 +27,30 @@ class Staged:
     left_out: tuple[str, ...]
 
 
-def stage(source: Path, repo: str, folder: Path) -> Staged:
+def runtime_to_push(source: Path) -> str | None:
+    """Return the runtime that an export is for, or None for a quantized folder. Raises `CheckpointError` for anything else."""
+    if (source / MANIFEST).is_file():
+        return None
+    runtime = runtime_of(source)
+    if runtime is None:
+        what = "is neither a folder written by sottovoce nor an export of one" if source.exists() else "no such file or folder"
+        raise CheckpointError(f"{source}: {what}; give the folder that `sottovoce quantize` or the file that `sottovoce export` wrote")
+    return runtime
+
+
+def stage(source: Path, runtime: str | None, repo: str, folder: Path) -> Staged:
     """Check `source` and link its files into the empty `folder`, with a card whose commands name `repo`.
 
-    A quantized folder must pass `verify`, an export must load in its runtime. Raises `CheckpointError`, `ExportError` or
-    `MissingDependencyError`.
+    `runtime`: as `runtime_to_push` tells it. A quantized folder must pass `verify`, an export must load in its runtime. Raises
+    `CheckpointError`, `ExportError` or `MissingDependencyError`.
     """
     left_out: tuple[str, ...] = ()
-    if (source / MANIFEST).is_file():
+    if runtime is None:
         left_out = verify(source).unlisted
         _stage_quantized(source, repo, folder)
-    elif (runtime := runtime_of(source)) is not None:
+    else:
         open_runtime(runtime, source, torch.get_num_threads())
         _stage_export(source, backend_named(runtime), repo, folder)
-    else:
-        raise CheckpointError(
-            f"{source}: is neither a folder written by sottovoce nor an export of one; give the folder that `sottovoce quantize` or the "
-            "file that `sottovoce export` wrote"
-        )
     files = [file for file in folder.rglob("*") if file.is_file()]
     return Staged(folder=folder, files=len(files), bytes=sum(file.stat().st_size for file in files), left_out=left_out)
 

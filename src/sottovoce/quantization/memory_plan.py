@@ -61,8 +61,7 @@ def plan_memory(
     `processes`: that share the windows, each with this limit. Raises `MachineError` with the smallest limit that can be kept, and
     `RecipeError` for a method that does not go layer by layer.
     """
-    if not isinstance(method, GPTQ):
-        raise RecipeError(f"a limit of memory is for methods that go layer by layer, and {method.title} does not; leave out --max-memory")
+    check_method(method)
     measured = measure_window(model, plan, windows)
     shapes = [layer.shape for layer in plan.layers]
     count = -(-len(windows) // processes)
@@ -80,6 +79,12 @@ def plan_memory(
         f"{_gib(limit)} of memory are not enough for {count} windows of {model.source}: {_gib(int(SLACK * least))} are the "
         "least; give that to --max-memory, or fewer --utterances"
     )
+
+
+def check_method(method: Method) -> None:
+    """Raise `RecipeError` for a method that does not go layer by layer, and so has no use for a limit of memory."""
+    if not isinstance(method, GPTQ):
+        raise RecipeError(f"a limit of memory is for methods that go layer by layer, and {method.title} does not; leave out --max-memory")
 
 
 def foresee(

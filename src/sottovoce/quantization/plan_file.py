@@ -3,17 +3,21 @@
 import json
 from pathlib import Path
 
-from sottovoce.errors import DataError, RecipeError
+from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.quantization.plan import Plan
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.outputs import FileKind
 from sottovoce.system.plain_data import from_plain, to_plain
 
 
 def write_plan(file: str | Path, plan: Plan) -> None:
-    """Write a plan, whole or not at all. Raises `OSError`."""
-    with written_whole(Path(file).expanduser()) as handle:
-        json.dump(to_plain(plan), handle, indent=2)
-        handle.write("\n")
+    """Write a plan, whole or not at all. Raises `OutputError`."""
+    try:
+        with written_whole(Path(file).expanduser().absolute()) as handle:
+            json.dump(to_plain(plan), handle, indent=2)
+            handle.write("\n")
+    except OSError as exc:
+        raise OutputError(f"{file}: the plan cannot be written ({exc}); give another name") from exc
 
 
 def read_plan(file: str | Path) -> Plan:
@@ -23,3 +27,14 @@ def read_plan(file: str | Path) -> Plan:
         return from_plain(Plan, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, DataError) as exc:
         raise RecipeError(f"{file}: is not a plan ({exc}); write one with `sottovoce quantize MODEL OUT --dry-run --json`") from exc
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        read_plan(path)
+    except RecipeError:
+        return False
+    return True
+
+
+PLAN = FileKind(title="a plan", holds=_is_plan)

@@ -1,5 +1,6 @@
 """The page: figures worked out here, laid out by the template, which escapes every text."""
 
+import codecs
 import json
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.report.charts import depth_chart, heat_map, inline, look_chart, reliability_chart
 from sottovoce.report.words import worst_first
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.outputs import FileKind, check_outputs
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.tuning.words import sentences as tuning_sentences
 
@@ -61,7 +63,10 @@ def write_report(
     `DataError` or `OutputError`.
     """
     folder = Path(folder).expanduser().resolve()
-    if is_bench(folder):
+    target, bench = html or folder.with_name(f"{folder.name}.html"), is_bench(folder)
+    read = [Path(file).expanduser() for file in (transcripts, against, errors) if file is not None]
+    check_outputs([(target, PAGE)], reserved=read, folders=[] if bench else [folder])
+    if bench:
         page = bench_page(folder.name, read_results(folder))
     else:
         page = folder_page(
@@ -70,7 +75,16 @@ def write_report(
             None if against is None else read_transcripts(against),
             None if errors is None else read_error_table(errors),
         )
-    return write_page(page, html or folder.with_name(f"{folder.name}.html"))
+    return write_page(page, target)
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html"))
+
+
+PAGE = FileKind(title="an HTML page", holds=_is_page)
 
 
 def read_error_table(file: str | Path) -> ErrorTable:
