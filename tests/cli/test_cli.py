@@ -156,8 +156,8 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
     soundfile.write(broken / "a.wav", [0.0] * 16000, 16000)
     data = ("--calibration", speech_folder, "--group-size", 32)
     cases = [
-        (("quantize", tmp_path / "absent", out, *data), "no such folder"),
-        (("quantize", "some/model/path", out, *data), "not a Hub id"),
+        (("quantize", tmp_path / "absent", out, *data), "no such file or folder"),
+        (("quantize", "some/model/path", out, *data), "no such file or folder"),
         (("quantize", empty, out, *data), "no config.json"),
         (("quantize", bert, out, *data), "not an encoder-decoder speech recognizer"),
         (("quantize", "bundled:huge", out, *data), "bundled:huge is not known"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, loaded_original
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import StoredRun, exclusive_run
@@ -46,7 +46,7 @@ def make_plan(model: str | Path | SpeechModel, recipe: Recipe | None = None, *, 
     Raises `RecipeError` for a recipe that does not fit the model, or a target that cannot hold the result.
     """
     wanted = target_named(target)
-    return plan_from_recipe(loaded(model), recipe or Recipe(format=wanted.format()), wanted)
+    return plan_from_recipe(loaded_original(model), recipe or Recipe(format=wanted.format()), wanted)
 
 
 def quantize(
@@ -92,7 +92,7 @@ def quantize(
     folder = Path(out).expanduser().absolute()
     if is_leading():
         refuse_existing(folder, overwrite=overwrite)
-    speech_model = loaded(model)
+    speech_model = loaded_original(model)
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
     if plan is None:
