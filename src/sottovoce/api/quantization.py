@@ -49,6 +49,37 @@ def make_plan(model: str | Path | SpeechModel, recipe: Recipe | None = None, *, 
     return plan_from_recipe(loaded_original(model), recipe or Recipe(format=wanted.format()), wanted)
 
 
+def checked_plan(
+    model: str | Path | SpeechModel,
+    recipe: Recipe,
+    plan: Plan | None = None,
+    *,
+    target: str,
+    language: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - a frozen value
+    max_memory: int | None = None,
+    tune: TuneSettings | None = None,
+) -> Plan:
+    """Return the plan that `quantize` would carry out: `plan`, or the one that `recipe` gives.
+
+    Refuses all that `quantize` refuses before it reads speech. Raises `RecipeError`, `ModelError`, and `MachineError` for tuning under
+    torchrun.
+    """
+    if max_memory is not None and placement.device.type != "cpu":
+        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
+    if max_memory is not None and isinstance(recipe.method, GPTQ) and recipe.method.curvature:
+        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
+    speech_model, wanted = loaded_original(model), target_named(target)
+    speech_model.choose_language(language)
+    if tune is not None:
+        refuse_ranks("tuning")
+        refuse_context(speech_model, tune)
+    if plan is None:
+        return plan_from_recipe(speech_model, recipe, wanted)
+    check_plan(plan, speech_model, wanted)
+    return plan
+
+
 def quantize(
     model: str | Path | SpeechModel,
     out: str | Path,
@@ -83,22 +114,15 @@ def quantize(
     share the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
-    if max_memory is not None and placement.device.type != "cpu":
-        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
-    if max_memory is not None and recipe is not None and isinstance(recipe.method, GPTQ) and recipe.method.curvature:
-        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
-    if tune is not None:
-        refuse_ranks("tuning")
     folder = Path(out).expanduser().absolute()
     if is_leading():
         refuse_existing(folder, overwrite=overwrite)
     speech_model = loaded_original(model)
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
-    if plan is None:
-        plan = plan_from_recipe(speech_model, recipe, wanted)  # what does not fit is refused before any work
-    else:
-        check_plan(plan, speech_model, wanted)
+    plan = checked_plan(
+        speech_model, recipe, plan, target=wanted.name, language=language, placement=placement, max_memory=max_memory, tune=tune
+    )
     sample, tuned_on = None, list[DataSet]()
     none_given = calibration is None or (isinstance(calibration, Sequence) and not calibration)
     if recipe.method.n_networks:
@@ -111,7 +135,6 @@ def quantize(
     if tune is not None:
         if calibration is None or none_given:
             raise RecipeError("tuning listens to speech: give calibration data (a folder or manifest), or do not tune")
-        refuse_context(speech_model, tune)
         tuned_on = calibration_sets(calibration, DEFAULT_UTTERANCES + DEFAULT_HELD_OUT)
         draw(tuned_on, None, weighting=weighting, seed=seed)  # too little speech is refused before any work
     inputs = {

@@ -20,6 +20,7 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
 )
+from sottovoce.system.counting import counted
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.certificate import Certificate
@@ -177,9 +178,12 @@ def _finish(certificate: Certificate | None) -> None:
         names = ", ".join(f"--{option.replace('_', '-')}" for option, (loss, _) in LIMITS.items() if loss in exceeded)
         click.echo(f"exceeded: {names}", err=True)
     for reason in certificate.left_out.values():
-        click.echo(f"error: {reason}", err=True)
+        click.echo(f"Error: {reason}", err=True)
     if certificate.left_out:
         count = len(certificate.left_out)
-        click.echo(f"{count} of {count + certificate.utterances} recordings could not be used; the certificate is of the others", err=True)
+        click.echo(
+            f"{count} of {counted(count + certificate.utterances, 'recording')} could not be used; the certificate is of the others",
+            err=True,
+        )
     if exceeded or certificate.left_out:
         raise SystemExit(1)

@@ -14,6 +14,7 @@ import click
 
 from sottovoce.backends.registry import BACKENDS, backend_named, exporting_backends
 from sottovoce.errors import RecipeError
+from sottovoce.system.counting import counted
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.transcribe import Transcription
@@ -177,9 +178,9 @@ def _finite(content: Any) -> Any:
 def exit_for_unusable(transcription: Transcription) -> None:
     """Name the recordings that could not be used, and exit with 1 if there are any."""
     for reason in transcription.unusable.values():
-        click.echo(f"error: {reason}", err=True)
+        click.echo(f"Error: {reason}", err=True)
     if transcription.unusable:
         count, rest = len(transcription.unusable), len(transcription.transcripts)
         done = "the others were transcribed" if rest else "nothing was transcribed"
-        click.echo(f"{count} of {count + rest} recordings could not be used; {done}", err=True)
+        click.echo(f"{count} of {counted(count + rest, 'recording')} could not be used; {done}", err=True)
         raise SystemExit(1)

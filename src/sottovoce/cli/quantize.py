@@ -103,6 +103,7 @@ def quantize(
     sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
     """
     from sottovoce import api
+    from sottovoce.api.quantization import checked_plan
     from sottovoce.checkpoint.manifest import read_manifest
     from sottovoce.cli.as_json import quantized_to_dict
     from sottovoce.cli.console import progress_bar
@@ -124,9 +125,19 @@ def quantize(
     placement = place()
     recipe = recipe_from(options)
     given = None if plan_file is None else read_plan(plan_file)
+    memory, tuning = None if max_memory is None else parse_size(max_memory), TuneSettings(context=context) if tune else None
     with progress_bar() if is_leading() else nullcontext(silent) as progress:
         loaded = api.load(model)
-        plan = given or api.make_plan(loaded, recipe, target=options.target or DEFAULT_TARGET)
+        plan = checked_plan(
+            loaded,
+            recipe,
+            given,
+            target=options.target or (given.target if given else DEFAULT_TARGET),
+            language=language,
+            placement=placement,
+            max_memory=memory,
+            tune=tuning,
+        )
         if not as_json and is_leading():
             print_plan(plan, loaded.source)
         if dry_run:
@@ -149,8 +160,8 @@ def quantize(
             resume=resume,
             target=options.target,
             placement=placement,
-            max_memory=None if max_memory is None else parse_size(max_memory),
-            tune=TuneSettings(context=context) if tune else None,
+            max_memory=memory,
+            tune=tuning,
             progress=progress,
         )
     if not is_leading():
@@ -166,6 +177,8 @@ def quantize(
 
 @click.command(
     help=f"""Write the codes of a quantized FOLDER, bit for bit, as a FILE of another runtime.
+
+    Quantize with --target first: sottovoce quantize MODEL FOLDER --target BACKEND.
 
     \b
 {EXAMPLES}
