@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +121,15 @@ def test_a_certificate_of_a_folder(certificate: Certificate, quantized: Path, tm
 
 
 @pytest.mark.usefixtures("scripted")
+def test_few_utterances_are_named_before_the_work(model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certify(model_folder, write_speech(tmp_path / "few", 7, 3, ["anna"]), against=model_folder)
+    assert "3 utterances bound little: even if nothing changes, the bound is 63 % of utterances; give 59 or more" in caplog.text
+    caplog.clear()
+    certification._name_few(SimpleNamespace(data=range(59)), 0.95)  # type: ignore[arg-type]
+    assert not caplog.text
+
+
+@pytest.mark.usefixtures("scripted")
 def test_a_model_that_is_its_own_original_changes_nothing(model_folder: Path, held_out: Path) -> None:
     found = certify(model_folder, held_out, against=model_folder)
     assert found.calibration == "unknown"
@@ -217,7 +227,7 @@ def test_a_second_look_with_another_setting_is_counted(
         look(quantized)
 
 
-def test_a_file_of_another_runtime(held_out: Path, speech_folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_runtime(held_out: Path, speech_folder: Path, rounded: Path, tmp_path: Path) -> None:
     """The certificate is of the very bytes that `export` writes, whether the file is named or the folder with its runtime."""
     pytest.importorskip("onnxruntime")
     model, model_folder, quantized = make_tiny(layers=1), tmp_path / "model", tmp_path / "quantized"
@@ -237,6 +247,8 @@ def test_a_file_of_another_runtime(held_out: Path, speech_folder: Path, tmp_path
         certify(exported, speech_folder, against=model_folder, folder=quantized)
     with pytest.raises(RecipeError, match="not a folder written by sottovoce"):
         certify(exported, held_out, against=model_folder, folder=model_folder)
+    with pytest.raises(RecipeError, match="was not exported from .*tiny-2bit"):
+        certify(exported, held_out, against=model_folder, folder=rounded)
 
 
 @pytest.mark.usefixtures("scripted")

@@ -123,6 +123,15 @@ class TestExport:
         assert len(done.widened) == len(done.types) == 33
         assert done.agreement is None
 
+    def test_codes_for_another_target_say_what_to_do(self, tmp_path: Path) -> None:
+        api.quantize(make_tiny(layers=1), tmp_path / "four", recipe=Recipe(method=method_named("rtn")))
+        with pytest.raises(ExportError) as error:
+            api.export(tmp_path / "four", "gguf", tmp_path / "four.gguf", verify=False)
+        said = str(error.value)
+        assert said.startswith(f"{tmp_path / 'four'} was made for compressed-tensors, and transcribe.cpp does not hold its codes (")
+        assert said.endswith("); run `sottovoce quantize tiny OUT --target transcribe.cpp` first, and export OUT")
+        assert not (tmp_path / "four.gguf").exists()
+
     def test_existing_files_stay_unless_overwritten(self, folder: Path, tmp_path: Path) -> None:
         file = tmp_path / "tiny.gguf"
         file.write_bytes(b"precious")

@@ -10,6 +10,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -18,6 +19,7 @@ from rich.table import Table
 
 import sottovoce
 from sottovoce.cli.console import console
+from sottovoce.cli.display_scores import _timing_cells
 from sottovoce.cli.fit import METHOD_NAMES as FIT_METHODS
 from sottovoce.cli.main import main
 from sottovoce.cli.recipe_options import METHOD_NAMES, WIDTHS
@@ -156,8 +158,8 @@ def test_refusals(model_folder: Path, speech_folder: Path, tmp_path: Path) -> No
     soundfile.write(broken / "a.wav", [0.0] * 16000, 16000)
     data = ("--calibration", speech_folder, "--group-size", 32)
     cases = [
-        (("quantize", tmp_path / "absent", out, *data), "no such folder"),
-        (("quantize", "some/model/path", out, *data), "not a Hub id"),
+        (("quantize", tmp_path / "absent", out, *data), "no such file or folder"),
+        (("quantize", "some/model/path", out, *data), "no such file or folder"),
         (("quantize", empty, out, *data), "no config.json"),
         (("quantize", bert, out, *data), "not an encoder-decoder speech recognizer"),
         (("quantize", "bundled:huge", out, *data), "bundled:huge is not known"),
@@ -345,3 +347,82 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     assert "sottovoce[av] [red]:cat:.wav" in shown
     assert "[bold]" in shown
     assert ":dog: [av]" in shown
+
+
+@pytest.fixture(scope="module")
+def plan(model_folder: Path) -> dict[str, Any]:
+    code, printed, shown = run("quantize", model_folder, "out", "--dry-run", "--json")
+    assert code == 0, shown
+    found: dict[str, Any] = json.loads(printed)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--plan", "odd.json"), 1, "the model does not have the layer 'odd'"),
+        (("--plan", "plan.json", "--target", "gguf"), 1, "made for the target compressed-tensors, and transcribe.cpp was asked for"),
+        (("--plan", "nothere.json"), 1, "nothere.json: no such file; write a plan with"),
+        (("--max-memory", "foo"), 1, "'foo' is not a size"),
+        (("--language", "xx"), 1, "language 'xx'"),
+        (("--padding-weight", 5), 2, "is not in the range 0<=x<=1"),
+        (("--curvature", 2), 2, "is not in the range 0<=x<=1"),
+        (("--joined", 2), 2, "is not in the range 0<=x<=1"),
+        (("--frame-subsampling", 0), 2, "is not in the range x>=1"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_real_run_does(
+    arguments: tuple[object, ...],
+    code: int,
+    words: str,
+    plan: dict[str, Any],
+    model_folder: Path,
+    speech_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.json").write_text(json.dumps(plan))
+    Path("odd.json").write_text(json.dumps(plan | {"layers": [plan["layers"][0] | {"name": "odd"}, *plan["layers"]]}))
+    said = []
+    for more in (("--dry-run",), ("--calibration", speech_folder)):
+        found, _, shown = run("quantize", model_folder, "out", *arguments, *more)
+        assert found == code, shown
+        assert words in shown
+        said.append(shown.splitlines()[-1])
+        assert said[-1].startswith("Error: ")
+    assert said[0] == said[1]
+
+
+def test_sizes_are_those_in_the_targets_file(model_folder: Path) -> None:
+    code, _, shown = run("quantize", model_folder, "out", "--dry-run", "--target", "gguf", "--bits", 2)
+    assert code == 0
+    assert "size in the file" in shown
+    assert "the codes of 33 layers are narrower than what holds them" in shown
+    assert "narrower" not in run("quantize", model_folder, "out", "--dry-run", "--target", "gguf")[2]
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "report"])
+def test_what_is_no_quantized_folder(command: str, tmp_path: Path) -> None:
+    code, _, shown = run(command, tmp_path / "nothere")
+    assert (code, shown) == (1, f"Error: {tmp_path / 'nothere'}: no such folder; give one written by `sottovoce quantize`\n")
+    (tmp_path / "t.bin").write_bytes(b"lmgg")
+    code, _, shown = run(command, tmp_path / "t.bin")
+    assert code == 1
+    assert "in place of an exported file give the folder that it was made from" in shown
+
+
+def test_an_exported_file_takes_no_options_of_pytorch(tmp_path: Path, speech_folder: Path) -> None:
+    (tmp_path / "t.bin").write_bytes(b"lmgg")
+    for option, words in (("--dtype=bfloat16", "computes on the CPU"), ("--fallback", "decodes without fallback")):
+        code, _, shown = run("evaluate", tmp_path / "t.bin", speech_folder, option)
+        assert code == 1
+        assert f"t.bin is an export for whisper.cpp, which {words}" in shown
+        assert "--runtime" not in shown
+
+
+@pytest.mark.parametrize(("encoder_s", "cells"), [(1.5, ["1.5", "2.5"]), (0.0, ["-", "2.5 (both)"])])
+def test_a_runtime_that_does_not_tell_its_parts_apart(encoder_s: float, cells: list[str]) -> None:
+    times = types.SimpleNamespace(encoder_s=encoder_s, decoder_s=2.5)
+    result: Any = types.SimpleNamespace(model_bytes=1, rtfx=1.0, transcription=times)
+    assert _timing_cells(result)[2:] == cells

@@ -125,7 +125,7 @@ def test_the_command_decodes_with_fallback_and_says_so(model_folder: Path, speec
     assert texts[0] == texts[1] != texts[2]
     code, _, complaint = run("transcribe", model_folder, speech_folder / "u0.wav", "--fallback", "--runtime", "onnxruntime")
     assert code == 1
-    assert "decoding with fallback runs in torch only" in complaint
+    assert "decodes without fallback: only torch has it" in complaint
 
 
 def test_a_recognizer_that_is_open_takes_no_fallback(speech_folder: Path) -> None:

@@ -82,7 +82,7 @@ def test_silence_alone_is_scored_and_gated(tmp_path: Path) -> None:
     code, printed, complaint = run("score", file, "--json")
     assert code == 0, complaint
     assert (strict(printed)["spoken_silence"], strict(printed)["invented_words"], strict(printed)["wer_percent"]) == (["0"], 2, None)
-    assert "2 utterances without words; 2 words were recognized in them" in run("score", file)[1]
+    assert "2 utterances without words; 2 words recognized in them" in run("score", file)[1]
     code, _, complaint = run("score", file, "--against", quiet, "--gate")
     assert code == 3
     assert "added, spoken silence (1): 0" in complaint

@@ -82,6 +82,9 @@ def test_the_file_fits_and_is_what_the_record_says(done: api.FitResult, limit: i
     assert record.bytes > 0.97 * limit
     stored = api.inspect(folder)
     assert stored.fit == record
+    origin = BACKENDS["transcribe.cpp"].origin
+    assert origin is not None
+    assert origin(done.file) == stored.files["model.safetensors"].sha256  # though the file was written before the folder
     assert stored.calibration is not None
     assert api.verify(folder).layers == len(stored.plan.layers)
     # It is a mixture, and the head is in it like any other unit.

@@ -261,7 +261,7 @@ def check(arguments: tuple[object, ...], made: Path | None = None) -> int:
         assert printed.strip(), arguments
         assert made is None or made.exists()
     else:
-        (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+        (sentence,) = [line for line in shown.splitlines() if line.startswith("Error: ")]
         assert len(sentence) > 40, sentence
         assert made is None or not made.exists()
     return code

@@ -176,3 +176,44 @@ def test_no_network_means_a_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="organisation/absent: cannot be loaded"):
         load_model("organisation/absent")
+
+
+@pytest.mark.parametrize("name", ["nothere", "./nothere", "../nothere", "a/b/c", "~/nothere", "/nothere/x", "t.gguf", "here/nothere/"])
+def test_what_is_no_hub_id_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = refuse_hub(monkeypatch)
+    with pytest.raises(ModelError, match="no such file or folder; give a folder, a Hub id"):
+        api.load(name)
+    assert not asked
+
+
+def test_a_file_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = refuse_hub(monkeypatch)
+    for name, content, words in (
+        ("t.bin", b"lmgg", "t.bin: is an export for whisper.cpp; give the original model or a quantized folder"),
+        ("notes.txt", b"words", "notes.txt: is a file, and a model is a folder"),
+    ):
+        Path(name).write_bytes(content)
+        with pytest.raises(ModelError, match=words):
+            api.load(name)
+    (tmp_path / "o" / "onnx").mkdir(parents=True)
+    with pytest.raises(ModelError, match="o: is an export for onnxruntime"):
+        api.load("o")
+    assert not asked
+
+
+def refuse_hub(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Let nothing through to the Hub; return what was asked for."""
+    import huggingface_hub
+    import transformers
+
+    asked = list[object]()
+
+    def refuse(name: object, *_: object, **__: object) -> object:
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    return asked

@@ -229,7 +229,7 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(devices, "_is_there", lambda kind: kind == "cpu")
     done = CliRunner().invoke(main, ["transcribe", "nothing", "a.wav", "--device", "cuda"])
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: there is no device cuda")
+    assert done.stderr.startswith("Error: there is no device cuda")
 
 
 @GPU

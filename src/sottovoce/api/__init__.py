@@ -2,13 +2,13 @@
 
 from sottovoce.api.certification import Candidate, Choice, certify, choose_smallest
 from sottovoce.api.fitting import FitResult, fit
+from sottovoce.api.inputs import load
 from sottovoce.api.inspection import inspect, inspect_errors
 from sottovoce.api.opening import open_recognizer
 from sottovoce.api.quantization import make_plan, quantize
 from sottovoce.api.recognition import Evaluation, evaluate, fit_confidence, score, transcribe
 from sottovoce.api.tuning import TuneResult, tune
 from sottovoce.backends.export import export
-from sottovoce.checkpoint.load import load
 from sottovoce.checkpoint.verify import verify
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.hub.push import push

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Literal
 from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
 from sottovoce.api.inputs import Sources, check_written
 from sottovoce.api.opening import open_recognizer
+from sottovoce.api.origin import check_origin
 from sottovoce.api.recognition import transcribe_resumably, transcript_cache
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
@@ -19,6 +21,7 @@ from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.dataset import Utterance
 from sottovoce.errors import AudioError, DataError, RecipeError
+from sottovoce.evaluation.bounds import clopper_pearson_bound
 from sottovoce.evaluation.certificate import (
     CERTIFICATE,
     LABELLED,
@@ -37,10 +40,13 @@ from sottovoce.evaluation.recognizer import Recognizer, recognizer_digest, windo
 from sottovoce.evaluation.transcripts import TRANSCRIPTS, Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
 from sottovoce.quantization.pipeline import CalibrationRecord
+from sottovoce.system.counting import counted
 from sottovoce.system.devices import Placement
+from sottovoce.system.notices import notice
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
+FEW = 0.05  # a notice says so where no bound of a share of utterances can be below this
 Calibration = Literal["disjoint", "none", "unknown"]
 
 
@@ -144,6 +150,7 @@ def certify(
     outputs = [(out, CERTIFICATE), (save, TRANSCRIPTS), (save_reference, TRANSCRIPTS)]
     check_written(outputs, models=[checkpoint, folder, against], data=audio)
     speech = read_speech(audio, labelled=_labelled(settings))
+    _name_few(speech, confidence)
     file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = _check_folds(file, speech)
     if save is not None:  # what another run made is refused before any work
@@ -187,6 +194,7 @@ def choose_smallest(
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
     check_written([(out, CERTIFICATE), (save_reference, TRANSCRIPTS)], models=[*checkpoints, against], data=audio)
     speech = read_speech(audio, labelled=_labelled(settings))
+    _name_few(speech, confidence)
     files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: _check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
@@ -257,6 +265,8 @@ def _open_file(
     if folder is not None and not (origin / MANIFEST).is_file():
         raise RecipeError(f"{folder}: is not a folder written by sottovoce, so it tells nothing of {checkpoint}; leave --folder out")
     manifest = read_manifest(origin) if (origin / MANIFEST).is_file() else None
+    if folder is not None and manifest is not None:
+        check_origin(checkpoint, origin, manifest)
     recognizer = open_recognizer(checkpoint, runtime, fallback=fallback)
     window = window_of(recognizer)
     if manifest is not None:
@@ -313,6 +323,18 @@ def _named_alike(calibration: CalibrationRecord, speech: CertifiedSpeech) -> lis
         return []
     names = {name.rsplit("/", 1)[-1] for name in calibration.utterances}
     return [name for name in speech.hashes if name.rsplit("/", 1)[-1] in names]
+
+
+def _name_few(speech: CertifiedSpeech, confidence: float) -> None:
+    """Say before the work that bounds from few utterances mean little: the best that can come out is known."""
+    count = len(speech.data)
+    best = clopper_pearson_bound(0, count, 1 - confidence)
+    if best > FEW:
+        enough = math.ceil(math.log(1 - confidence) / math.log(1 - FEW))
+        notice(
+            f"{counted(count, 'utterance')} bound little: even if nothing changes, the bound is {100 * best:.0f} % of utterances; give "
+            f"{enough} or more for a bound of {100 * FEW:.0f} %"
+        )
 
 
 def _look(ledger: str | Path | None, setting: str, speech: CertifiedSpeech) -> int:

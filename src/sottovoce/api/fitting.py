@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, check_written, drawn_count, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, check_written, drawn_count, loaded_original
 from sottovoce.backends.export import export, refuse_existing_export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
 from sottovoce.checkpoint.layout import WEIGHTS
@@ -94,7 +94,7 @@ def fit(
     recipe = recipe or Recipe()
     if not isinstance(recipe.method, GPTQ):
         raise RecipeError(f"a fit goes layer by layer, and {recipe.method.title} does not; choose gptq, qep or fade")
-    speech_model = loaded(model)
+    speech_model = loaded_original(model)
     settings = FitSettings(swaps=swaps, guarded=guarded, baselines=baselines)
     running = speech_model.placed(placement, keep_float32=True)
     fitting = Fit(running, backend, goal, settings)

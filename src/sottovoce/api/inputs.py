@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sottovoce.checkpoint.load import load
+from sottovoce.backends.registry import refuse_export
+from sottovoce.checkpoint.load import load as load_named
+from sottovoce.checkpoint.load import refuse_quantized
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import listings, load_data, load_each
-from sottovoce.errors import DataError
+from sottovoce.errors import DataError, ModelError
 from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.outputs import Output, check_outputs
@@ -18,9 +20,23 @@ Sources = str | Path | DataSet | Sequence[str | Path | DataSet]  # one data set 
 HUB_SURPLUS = 10  # utterances fetched from the Hub for each one that is drawn
 
 
+def load(source: str | Path) -> SpeechModel:
+    """Load a recognizer by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`. Raises `ModelError`."""
+    try:
+        return load_named(source)
+    except ModelError:
+        refuse_export(source)
+        raise
+
+
 def loaded(model: str | Path | SpeechModel) -> SpeechModel:
     """Return `model`, loaded if it is a name or a folder. Raises `ModelError`."""
     return model if isinstance(model, SpeechModel) else load(model)
+
+
+def loaded_original(model: str | Path | SpeechModel) -> SpeechModel:
+    """Return `model` as `loaded` does. Raises `ModelError` also for a model that was read from a quantized folder."""
+    return refuse_quantized(loaded(model))
 
 
 def calibration_sets(calibration: Sources, utterances: int | None) -> list[DataSet]:

@@ -37,10 +37,11 @@ def open_recognizer(
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
     asked = None if runtime is None else backend_named(runtime)
     chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)
+    this, instead = (chosen, ", or --runtime") if made_for is None else (f"{model} is an export for {chosen}, which", "")
     if fallback is not None and chosen != DEFAULT_RUNTIME:
-        raise RecipeError(f"decoding with fallback runs in {DEFAULT_RUNTIME} only, and this is {chosen}; leave out --fallback or --runtime")
+        raise RecipeError(f"{this} decodes without fallback: only {DEFAULT_RUNTIME} has it; leave out --fallback{instead}")
     if not placement.is_plain and chosen != DEFAULT_RUNTIME:
-        raise RecipeError(f"{chosen} computes on the CPU, with the numbers of its file; leave out --device and --dtype, or --runtime")
+        raise RecipeError(f"{this} computes on the CPU, with the numbers of its file; leave out --device, --dtype and --offload{instead}")
     if made_for is not None:
         if asked is not None and asked.name != made_for:
             raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, loaded_original
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import StoredRun, exclusive_run
@@ -46,7 +46,30 @@ def make_plan(model: str | Path | SpeechModel, recipe: Recipe | None = None, *, 
     Raises `RecipeError` for a recipe that does not fit the model, or a target that cannot hold the result.
     """
     wanted = target_named(target)
-    return plan_from_recipe(loaded(model), recipe or Recipe(format=wanted.format()), wanted)
+    return plan_from_recipe(loaded_original(model), recipe or Recipe(format=wanted.format()), wanted)
+
+
+def checked_plan(
+    model: str | Path | SpeechModel,
+    recipe: Recipe,
+    plan: Plan | None = None,
+    *,
+    target: str,
+    language: str | None = None,
+    tune: TuneSettings | None = None,
+) -> Plan:
+    """Return the plan that `quantize` would carry out: `plan`, or the one that `recipe` gives.
+
+    Raises `RecipeError` or `ModelError` for what `quantize` refuses once it knows the model, before it reads speech.
+    """
+    speech_model, wanted = loaded_original(model), target_named(target)
+    speech_model.choose_language(language)
+    if tune is not None:
+        refuse_context(speech_model, tune)
+    if plan is None:
+        return plan_from_recipe(speech_model, recipe, wanted)
+    check_plan(plan, speech_model, wanted)
+    return plan
 
 
 def quantize(
@@ -86,20 +109,16 @@ def quantize(
     folder = check_request(
         out, recipe=recipe, calibration=calibration, overwrite=overwrite, placement=placement, max_memory=max_memory, tune=tune
     )
-    speech_model = loaded(model)
+    speech_model = loaded_original(model)
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
-    if plan is None:
-        plan = plan_from_recipe(speech_model, recipe, wanted)  # what does not fit is refused before any work
-    else:
-        check_plan(plan, speech_model, wanted)
+    plan = checked_plan(speech_model, recipe, plan, target=wanted.name, language=language, tune=tune)
     speech_given = () if calibration is None else calibration
     sample, tuned_on = None, list[DataSet]()
     if recipe.method.n_networks:
         sets = calibration_sets(speech_given, utterances)
         sample = mix(sets, count=utterances, seed=seed, weighting=weighting)
     if tune is not None:
-        refuse_context(speech_model, tune)
         tuned_on = calibration_sets(speech_given, DEFAULT_UTTERANCES + DEFAULT_HELD_OUT)
         draw(tuned_on, None, weighting=weighting, seed=seed)  # too little speech is refused before any work
     inputs = {
@@ -166,6 +185,19 @@ def quantize(
     return result
 
 
+def check_settings(recipe: Recipe | None, *, placement: Placement, max_memory: int | None, tune: TuneSettings | None) -> None:
+    """Raise `RecipeError` for settings of `quantize` that exclude each other, `MachineError` for tuning under torchrun."""
+    method = (recipe or Recipe()).method
+    if max_memory is not None and placement.device.type != "cpu":
+        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
+    if max_memory is not None:
+        check_method(method)
+    if max_memory is not None and isinstance(method, GPTQ) and method.curvature:
+        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
+    if tune is not None:
+        refuse_ranks("tuning")
+
+
 def check_request(
     out: str | Path,
     *,
@@ -180,20 +212,13 @@ def check_request(
 
     Raises `RecipeError` for settings that exclude each other or lack speech, `OutputError` for a folder that must not be replaced.
     """
+    check_settings(recipe, placement=placement, max_memory=max_memory, tune=tune)
     method = (recipe or Recipe()).method
-    if max_memory is not None and placement.device.type != "cpu":
-        raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
-    if max_memory is not None:
-        check_method(method)
-    if max_memory is not None and isinstance(method, GPTQ) and method.curvature:
-        raise RecipeError("a limit of memory does not foresee the backward pass of the curvature; leave out --max-memory or --curvature")
     none_given = calibration is None or (isinstance(calibration, Sequence) and not calibration)
     if method.n_networks and none_given:
         raise RecipeError(f"{method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
     if tune is not None and none_given:
         raise RecipeError("tuning listens to speech: give calibration data (a folder or manifest), or do not tune")
-    if tune is not None:
-        refuse_ranks("tuning")
     folder = output_folder(out)
     if is_leading():
         refuse_existing(folder, overwrite=overwrite)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded
+from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded_original
 from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
@@ -147,7 +147,7 @@ def open_quantized(checkpoint: str | Path) -> tuple[QuantizedModel, History]:
 def _original(start: QuantizedModel, against: str | Path | SpeechModel | None, checkpoint: str | Path) -> SpeechModel:
     """The original of a quantized model. Raises `ModelError` if it cannot be had, or has other layers."""
     try:
-        original = loaded(against if against is not None else start.model.source)
+        original = loaded_original(against if against is not None else start.model.source)
     except ModelError as exc:
         if against is not None:
             raise

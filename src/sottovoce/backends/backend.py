@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sottovoce.quantization.target import Target
 
 
+ORIGIN = "sottovoce.weights_sha256"  # in a file's metadata: sha256 of the weights of the quantized folder that it was written from
+
+
 class StoredType(NamedTuple):
     """How a tensor lies in a file: the runtime's own name of the type, and the bits of one code."""
 
@@ -57,6 +60,7 @@ class Backend:
     keeps_token_limit: bool = False  # its file says after how many tokens a transcript ends
     activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides
     recognizes: Callable[[Path], bool] = lambda _: False  # whether a path is a file of this backend
+    origin: Callable[[Path], str | None] | None = None  # reads `ORIGIN` of its file (None: it has none); None: there is no place for it
 
 
 def looks_like(path: Path, suffix: str, magic: bytes) -> bool:

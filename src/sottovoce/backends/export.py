@@ -6,7 +6,7 @@ from pathlib import Path
 from sottovoce.backends.agreement import Agreement, compare
 from sottovoce.backends.backend import Backend, StoredType
 from sottovoce.backends.registry import backend_named, exporting_backends
-from sottovoce.backends.source import Source, open_source
+from sottovoce.backends.source import Source, UnheldError, open_source
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
 from sottovoce.errors import ExportError, OutputError, RecipeError
@@ -76,7 +76,10 @@ def export(
         content = build / target.name
         if runtime.is_folder:
             content.mkdir(mode=0o755)
-        types = runtime.write(opened, content, rounding)
+        try:
+            types = runtime.write(opened, content, rounding)
+        except UnheldError as exc:
+            raise _made_for_another(opened, "it" if isinstance(source, QuantizedModel) else str(source), runtime, exc) from exc
         agreement = None
         if verify:
             progress("export", 1, 2, f"trying {target.name}")
@@ -94,6 +97,17 @@ def export(
         types=types,
         widened=tuple(name for name, weight in opened.weights.items() if weight.format.code_bits < types[name].bits),
         agreement=agreement,
+    )
+
+
+def _made_for_another(opened: Source, name: str, runtime: Backend, exc: UnheldError) -> ExportError:
+    """Say what to do about codes that the runtime does not hold."""
+    if not opened.target or opened.target == runtime.name:
+        return exc
+    reason = str(exc).partition("; ")[0]
+    return ExportError(
+        f"{name} was made for {opened.target}, and {runtime.name} does not hold its codes ({reason}); run `sottovoce quantize "
+        f"{opened.model.source} OUT --target {runtime.name}` first, and export OUT"
     )
 
 

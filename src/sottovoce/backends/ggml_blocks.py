@@ -21,7 +21,7 @@ from sottovoce.backends.ggml_books import book_blocks, book_kind
 from sottovoce.backends.ggml_k_blocks import k_blocks
 from sottovoce.backends.ggml_simple import BLOCK, as_bytes, low_blocks
 from sottovoce.backends.ggml_types import BLOCK_TYPES
-from sottovoce.backends.source import affine_parts
+from sottovoce.backends.source import UnheldError, affine_parts
 from sottovoce.backends.transcribe_cpp import NAME as TRANSCRIBE_CPP
 from sottovoce.backends.whisper_cpp import NAME as WHISPER_CPP
 from sottovoce.core.affine import Affine, AffineTensor
@@ -32,7 +32,6 @@ from sottovoce.core.k_quants import KQuant
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.stochastic import Stochastic
-from sottovoce.errors import ExportError
 
 
 class Packer(NamedTuple):
@@ -79,7 +78,7 @@ def to_blocks(name: str, quantized: QuantizedTensor) -> tuple[str, np.ndarray]:
     """
     kind = kind_of(quantized.format)
     if kind is None:
-        raise ExportError(
+        raise UnheldError(
             f"{name}: ggml has no blocks for {quantized.format.title!r}; quantize with --target {WHISPER_CPP} or {TRANSCRIBE_CPP}"
         )
     blocks = PACKERS[type(quantized.format)].blocks(name, quantized, kind)
@@ -96,7 +95,7 @@ def _affine_kind(number_format: NumberFormat) -> str | None:
 def _affine_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarray:
     weight = affine_parts(name, quantized)
     if weight.group_size % BLOCK:
-        raise ExportError(
+        raise UnheldError(
             f"{name}: groups of {weight.group_size} weights do not fill ggml's blocks of {BLOCK}; quantize with --group-size 32"
         )
     codes = weight.codes.numpy().reshape(len(weight.codes), -1, BLOCK)
@@ -111,7 +110,7 @@ def _affine_blocks(name: str, quantized: QuantizedTensor, kind: str) -> np.ndarr
     else:
         minimum = _minimum(weight)
         if not bool((minimum.half().float() == minimum).all()):
-            raise ExportError(
+            raise UnheldError(
                 f"{name}: the minima of its groups are no float16 numbers, which ggml's Q4_1 stores; quantize with --target "
                 f"{TRANSCRIBE_CPP} (or {WHISPER_CPP}), whose scales are chosen so that they are"
             )

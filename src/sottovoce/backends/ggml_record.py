@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import StoredType
+from sottovoce.backends.backend import ORIGIN, StoredType
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sottovoce.core.number_format import NumberFormat
     from sottovoce.core.qtensor import QuantizedTensor
 
@@ -24,6 +26,14 @@ def stored(number_format: NumberFormat) -> StoredType:
     from sottovoce.backends.ggml_blocks import kind_of, stored_type
 
     return stored_type(str(kind_of(number_format)))
+
+
+def origin(file: Path) -> str | None:
+    """Return what a GGUF file says of the quantized folder that it was written from; None: nothing."""
+    from sottovoce.backends.gguf_common import require_gguf
+
+    field = require_gguf().GGUFReader(file).get_field(ORIGIN)
+    return None if field is None else str(field.contents())
 
 
 def tensor_bytes(weight: QuantizedTensor, _part: str) -> int:

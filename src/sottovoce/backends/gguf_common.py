@@ -20,6 +20,12 @@ def require_gguf() -> Any:
     return gguf
 
 
+def add_origin(source: Source, writer: Any) -> None:
+    """Write which quantized folder a file comes from."""
+    for key, value in source.origin.items():
+        writer.add_string(key, value)
+
+
 def pieces_by_id(source: Source, unused: str = "<|unused_{}|>") -> list[tuple[str, bool]]:
     """Pieces, and whether they are special, by id, for all rows of the embedding. `unused`: what a row without a token is called."""
     content = source.tokenizer()

@@ -8,6 +8,7 @@ from sottovoce.backends.backend import Backend
 from sottovoce.backends.registry import backend_named
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.quantization.plan import Plan
 
 ROWS = 32  # packed; some formats pack rows together, by 16 at most
 
@@ -24,6 +25,18 @@ def zero_weight(number_format: NumberFormat, out_features: int, in_features: int
 @cache
 def _bytes_of_rows(backend: str, number_format: NumberFormat, part: str, rows: int, in_features: int) -> int:
     return backend_named(backend).tensor_bytes(zero_weight(number_format, rows, in_features), part)
+
+
+def planned_bytes(plan: Plan) -> dict[str, int]:
+    """Return the bytes of every planned layer's weight in the file of the plan's target, by name."""
+    backend = backend_named(plan.target)
+    return {layer.name: layer_bytes(backend, layer.format, layer.part, layer.shape) for layer in plan.layers}
+
+
+def widened_layers(plan: Plan) -> list[str]:
+    """Name the layers whose codes are narrower than what holds them in the file of the plan's target."""
+    stored = backend_named(plan.target).stored
+    return [] if stored is None else [layer.name for layer in plan.layers if stored(layer.format).bits > layer.format.code_bits]
 
 
 def layer_bytes(backend: Backend, number_format: NumberFormat, part: str, shape: tuple[int, int]) -> int:

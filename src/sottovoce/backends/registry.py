@@ -14,7 +14,7 @@ from sottovoce.backends.pytorch import PYTORCH
 from sottovoce.backends.sherpa_onnx import SHERPA_ONNX
 from sottovoce.backends.transcribe_cpp import TRANSCRIBE_CPP
 from sottovoce.backends.whisper_cpp import WHISPER_CPP
-from sottovoce.errors import RecipeError
+from sottovoce.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.recognizer import Recognizer
@@ -52,6 +52,12 @@ def open_runtime(name: str, model: str | Path, threads: int) -> Recognizer:
     Raises `ExportError` if it does not load, or `MissingDependencyError` with the install command.
     """
     return backend_named(name).open(str(model), threads)
+
+
+def refuse_export(model: str | Path) -> None:
+    """Raise `ModelError` if `model` is the file of a backend, from which no model is loaded."""
+    if (runtime := runtime_of(model)) is not None:
+        raise ModelError(f"{model}: is an export for {runtime}; give the original model or a quantized folder")
 
 
 def runtime_of(model: str | Path) -> str | None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.backends.backend import ORIGIN
 from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
-from sottovoce.checkpoint.layout import stored_name
+from sottovoce.checkpoint.layout import WEIGHTS, stored_name
 from sottovoce.checkpoint.load import open_folder
+from sottovoce.checkpoint.save import weights_digest
 from sottovoce.core.affine import AffineTensor
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import ExportError
@@ -17,16 +19,29 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
 
 
+class UnheldError(ExportError):
+    """Codes that a runtime's file cannot hold: they were found for another target."""
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """`model` computes with the dequantized weights; `weights` holds the codes by module name, a tied head's under the embedding.
 
-    `short_context`: the encoder contexts that the model was tuned for, None if for none.
+    `short_context`: the encoder contexts that the model was tuned for, None if for none. `digest`: sha256 of the weights of the
+    quantized folder; empty for a model that is not quantized.
+    `target`: what it was quantized for.
     """
 
     model: SpeechModel
     weights: dict[str, QuantizedTensor]
     short_context: ShortContext | None = None
+    digest: str = ""
+    target: str = ""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a file says of where it comes from, by the key of its metadata."""
+        return {ORIGIN: self.digest} if self.digest else {}
 
     @property
     def config(self) -> Any:
@@ -72,14 +87,22 @@ class Source:
 def open_source(source: str | Path | QuantizedModel) -> Source:
     """Open a folder written by sottovoce, checked file by file, or a result in memory. Raises `CheckpointError`."""
     if isinstance(source, QuantizedModel):
-        return Source(source.model, {stored_name(layer): source.weights[layer.name] for layer in source.plan.layers})
+        weights = {stored_name(layer): source.weights[layer.name] for layer in source.plan.layers}
+        return Source(source.model, weights, digest=weights_digest(source), target=source.plan.target)
     opened = open_folder(source)
-    return Source(opened.model, opened.weights, opened.manifest.short_context)
+    manifest = opened.manifest
+    return Source(
+        opened.model,
+        opened.weights,
+        short_context=manifest.short_context,
+        digest=manifest.files[WEIGHTS].sha256,
+        target=manifest.plan.target,
+    )
 
 
 def affine_parts(name: str, weight: QuantizedTensor) -> AffineTensor:
     """Return the parts of a weight in an affine format. Raises `ExportError` if its format is another."""
     parts = AffineTensor.of(weight)
     if parts is None:
-        raise ExportError(f"{name}: is quantized in the format {weight.format.title!r}, and this file holds affine formats only")
+        raise UnheldError(f"{name}: is quantized in the format {weight.format.title!r}, and this file holds affine formats only")
     return parts

@@ -21,12 +21,11 @@ from sottovoce.bench.cells import (
     cell_name,
 )
 from sottovoce.bench.plan import BenchPlan
-from sottovoce.checkpoint.load import load_quantized
+from sottovoce.checkpoint.load import load, refuse_quantized
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput
-from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.system.atomic_files import written_whole
@@ -87,7 +86,7 @@ class Originals:
         return from_plain(dict[str, tuple[int, ...]], json.loads(file.read_text(encoding="utf-8")))
 
     def _load_model(self, name: str) -> tuple[SpeechModel, str]:
-        model = load_model(name, quantized_loader=load_quantized)
+        model = refuse_quantized(load(name))
         return model, model.digest()
 
     def _load_data(self, name: str) -> tuple[DataSet, str]:

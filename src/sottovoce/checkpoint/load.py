@@ -38,13 +38,30 @@ def open_folder(folder: str | Path) -> OpenedFolder:
     manifest = read_manifest(folder)
     weights = read_weights(folder, manifest.plan)
     model = load_model(folder, quantized_loader=lambda _: _network(folder, weights))
-    model.source = manifest.source
+    model.source = model.quantized_from = manifest.source
     return OpenedFolder(manifest, model, weights)
 
 
 def load(source: str | Path) -> SpeechModel:
     """Load a recognizer by Hub id, folder (transformers, faster-whisper, or quantized by us) or `bundled:NAME`."""
-    return load_model(source, quantized_loader=load_quantized)
+    origin: str | None = None
+
+    def read(folder: Path) -> tuple[Any, Any]:
+        nonlocal origin
+        manifest = read_manifest(folder)
+        origin = manifest.source
+        return _network(folder, read_weights(folder, manifest.plan))
+
+    model = load_model(source, quantized_loader=read)
+    model.quantized_from = origin
+    return model
+
+
+def refuse_quantized(model: SpeechModel) -> SpeechModel:
+    """Return `model`. Raises `ModelError` if it was read from a quantized folder: its weights are rounded already."""
+    if model.quantized_from is not None:
+        raise ModelError(f"{model.source}: was quantized already; give the original ({model.quantized_from})")
+    return model
 
 
 def load_quantized(folder: Path | str) -> tuple[Any, Any]:

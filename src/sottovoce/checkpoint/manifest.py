@@ -96,7 +96,12 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise CheckpointError(f"{folder}: has no readable {MANIFEST}, so it was not written by sottovoce") from exc
+        if not folder.exists():
+            raise CheckpointError(f"{folder}: no such folder; give one written by `sottovoce quantize`") from exc
+        raise CheckpointError(
+            f"{folder}: has no readable {MANIFEST}, so it was not written by sottovoce; in place of an exported file give the folder that "
+            "it was made from"
+        ) from exc
     content, version = _parsed(raw, path)
     seal = SEAL.search(raw)
     if seal is None or hashlib.sha256(raw[: seal.start(1)] + OPEN.encode() + raw[seal.end(1) :]).hexdigest() != seal[1].decode():

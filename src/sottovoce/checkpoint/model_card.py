@@ -6,6 +6,7 @@ from sottovoce.checkpoint.layout import is_compressed_tensors, loads_in_transfor
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.tune_record import TuneRecord
+from sottovoce.system.counting import counted
 
 FOLDER_IN_CARD = "THIS_FOLDER"  # stands for where the folder lies; an upload puts the name of its repository there
 IN_TRANSFORMERS = """```python
@@ -39,7 +40,7 @@ def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
     rows = {
         "method": result.recipe.method.title,
         "target": plan.target,
-        **{f"format of {count} layers": title for title, count in _counts(plan).items()},
+        **{f"format of {counted(count, 'layer')}": title for title, count in _counts(plan).items()},
         "head and token embedding": _head(plan),
         "bits per quantized weight, with scales": f"{plan.bits_per_weight:.2f}",
     }
@@ -47,10 +48,11 @@ def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
     if strengths:
         rows["mean strength of error correction"] = f"{sum(strengths) / len(strengths):.2f}"
     if result.calibration:
-        rows["calibration"] = f"{len(result.calibration.utterances)} utterances, {result.calibration.seconds:.0f} s"
+        rows["calibration"] = f"{counted(len(result.calibration.utterances), 'utterance')}, {result.calibration.seconds:.0f} s"
     if tune is not None and tune.chosen:
         rows["tuned"] = (
-            f"{tune.numbers / 1e6:.1f} M scales and floating-point numbers, {tune.chosen} steps; KL to the original on held-out speech "
+            f"{tune.numbers / 1e6:.1f} M scales and floating-point numbers, {counted(tune.chosen, 'step')}; "
+            f"KL to the original on held-out speech "
             f"{tune.start.kl:.4f} before, {tune.best.kl:.4f} after"
         )
     lines = [

@@ -4,12 +4,13 @@
 file.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from sottovoce.checkpoint.layout import CARD, CONFIG, WEIGHTS, layer_tensors, quantization_config, stored_name
@@ -22,6 +23,8 @@ from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.system.atomic_files import built_beside, sha256, swap_in
 from sottovoce.system.versions import environment
+
+METADATA = {"format": "pt"}  # of the file of weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,11 @@ def output_folder(out: str | Path) -> Path:
     return Path(out).expanduser().absolute()
 
 
+def weights_digest(result: QuantizedModel) -> str:
+    """Return the sha256 that the file of weights has, or will have, in the folder of `result`."""
+    return hashlib.sha256(save(_state(result), metadata=METADATA)).hexdigest()
+
+
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise `OutputError` if `target` exists and must not be replaced; only folders of ours and empty ones ever are."""
     if not target.exists():
@@ -69,7 +77,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 def _write_files(result: QuantizedModel, folder: Path, history: History) -> None:
     network = result.model.network
-    save_file(_state(result), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(_state(result), folder / WEIGHTS, metadata=METADATA)
     config = network.config.to_dict() | {"dtype": "float16", "quantization_config": quantization_config(result.plan)}
     config.pop("_name_or_path", None)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ import click
 from sottovoce.cli.options import ANY_BACKEND, WithRay, json_option, print_json, ray_option, set_threads
 from sottovoce.cli.recipe_options import WIDTHS
 from sottovoce.cli.sections import DECODING, DEVICE, OUTPUT, SPEECH
+from sottovoce.system.counting import counted
 
 
 @click.command(
@@ -63,7 +64,7 @@ def bench(
         set_threads(None)
         with progress_bar() as progress:
             outcome = run_bench(plan, out, data=data or recipe.parent, jobs=jobs, threads=threads, ray=ray, progress=progress)
-        click.echo(f"{len(outcome.computed)} cells computed, {len(outcome.found)} found finished", err=True)
+        click.echo(f"{counted(len(outcome.computed), 'cell')} computed, {len(outcome.found)} found finished", err=True)
         for cell in outcome.failed:
             click.echo(f"failed: {cell.name}: {cell.error}", err=True)
         summary, failed = outcome.summary, bool(outcome.failed)

@@ -27,6 +27,7 @@ from sottovoce.cli.options import (
     usage_errors,
 )
 from sottovoce.cli.sections import GOAL, SectionedCommand
+from sottovoce.system.counting import counted
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.certificate import Certificate
@@ -216,10 +217,13 @@ def _finish(certificate: Certificate | None) -> None:
         names = ", ".join(f"--{option.replace('_', '-')}" for option, (loss, _) in LIMITS.items() if loss in exceeded)
         click.echo(f"exceeded: {names}", err=True)
     for reason in certificate.left_out.values():
-        click.echo(f"error: {reason}", err=True)
+        click.echo(f"Error: {reason}", err=True)
     if certificate.left_out:
         count = len(certificate.left_out)
-        click.echo(f"{count} of {count + certificate.utterances} recordings could not be used; the certificate is of the others", err=True)
+        click.echo(
+            f"{count} of {counted(count + certificate.utterances, 'recording')} could not be used; the certificate is of the others",
+            err=True,
+        )
     if exceeded:
         raise SystemExit(NOT_GOOD_ENOUGH)
     if certificate.left_out:

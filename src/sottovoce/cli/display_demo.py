@@ -13,7 +13,7 @@ from sottovoce.demo.run import FADE, FLOAT, MODEL, DemoResult
 def print_demo(result: DemoResult) -> None:
     """Print size, words and divergence of the original, of plain rounding and of FADE, and what the difference is worth."""
     terminal, bits = console(), result.quantized.recipe.format.code_bits
-    terminal.print(parts_table(result.quantized.reports, "what FADE did"))
+    terminal.print(parts_table(result.quantized.reports, result.quantized.plan, "what FADE did"))
     table = Table("Whisper tiny.en", "size", "WER", "95 % interval", "KL", "looped")
     for name, score in result.scores.items():
         table.add_row(

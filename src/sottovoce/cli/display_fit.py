@@ -4,6 +4,7 @@ from rich.table import Table
 
 from sottovoce.cli.console import console, megabytes
 from sottovoce.quantization.fit_record import FitRecord, LoopGuard, WordIncrease
+from sottovoce.system.counting import counted
 
 
 def print_fit(record: FitRecord, file: str) -> None:
@@ -46,14 +47,16 @@ def words_sentence(words: WordIncrease) -> str:
     """Say in a sentence what the change did to the words of speech that no choice has seen."""
     return (
         f"{words.metric} {words.points:+.2f} points (95 % interval {words.low:+.2f} to {words.high:+.2f}) against the original's "
-        f"{words.original_rate:.2f} %, on {words.utterances} utterances that no choice has seen"
+        f"{words.original_rate:.2f} %, on {counted(words.utterances, 'utterance')} that no choice has seen"
     )
 
 
 def loops_sentence(guard: LoopGuard) -> str:
     """Say in a sentence what listening for loops found."""
     if not guard.looped:
-        return f"no new loop in {guard.recordings} long recordings"
+        return f"no new loop in {counted(guard.recordings, 'long recording')}"
     raised = f"; more bits went to {', '.join(name.removeprefix('model.') for name in guard.raised)}" if guard.raised else ""
     remaining = f"{len(guard.remaining)} loop at the end ({', '.join(guard.remaining)})" if guard.remaining else "none loops at the end"
-    return f"of {guard.recordings} long recordings, {len(guard.looped)} looped that do not with the original{raised}; {remaining}"
+    return (
+        f"of {counted(guard.recordings, 'long recording')}, {len(guard.looped)} looped that do not with the original{raised}; {remaining}"
+    )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sottovoce.backends.export import Export
 from sottovoce.backends.formats import KnownFormat
+from sottovoce.backends.layer_bytes import planned_bytes, widened_layers
 from sottovoce.backends.registry import BACKENDS
 from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
 from sottovoce.checkpoint.manifest import Manifest
@@ -23,6 +24,7 @@ from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.methods import GPTQ
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.plan import Plan
+from sottovoce.system.counting import counted
 
 WORSE_THAN_ROUNDED = 1.25  # times the error of plain rounding from which on a layer is named
 DIAGNOSTICS = {
@@ -40,7 +42,10 @@ DIAGNOSTICS = {
 
 def print_plan(plan: Plan, source: str) -> None:
     """Print what is about to be done, on standard error."""
-    table = Table("part", "layers", "weights", "format", "size before", "size after", title=f"Plan for {source}, target {plan.target}")
+    table = Table(
+        "part", "layers", "weights", "format", "size in float16", "size in the file", title=f"Plan for {source}, target {plan.target}"
+    )
+    sizes = planned_bytes(plan)
     for part in get_args(Part):
         layers = [layer for layer in plan.layers if layer.part == part]
         if layers:
@@ -51,18 +56,24 @@ def print_plan(plan: Plan, source: str) -> None:
                 f"{weights / 1e6:.1f} M",
                 "; ".join(dict.fromkeys(layer.format.title for layer in layers)),
                 megabytes(2 * weights),
-                megabytes(sum(layer.weights * layer.bits_per_weight for layer in layers) / 8),
+                megabytes(sum(sizes[layer.name] for layer in layers)),
             )
     terminal = console(stderr=True)
     terminal.print(table)
     if plan.ignored:
         terminal.print(f"left in floating point: {', '.join(plan.ignored)}")
+    if widened := widened_layers(plan):
+        terminal.print(f"note: {_widened_note(len(widened))}", highlight=False)
+
+
+def _widened_note(count: int) -> str:
+    return f"the codes of {counted(count, 'layer')} are narrower than what holds them: same values, no gain in size"
 
 
 def print_quantized(result: QuantizedModel, out: Path) -> None:
     """Print the outcome by part, and the next command."""
     terminal = console()
-    terminal.print(parts_table(result.reports, f"{result.model.source} -> {out}"))
+    terminal.print(parts_table(result.reports, result.plan, f"{result.model.source} -> {out}"))
     timing = result.timing
     terminal.print(
         f"{out}: {megabytes((out / WEIGHTS).stat().st_size)}; "
@@ -80,7 +91,7 @@ def notes(result: QuantizedModel) -> list[str]:
     """List what a user should know about a result."""
     found = []
     if result.calibration and (cut := result.calibration.cut_at_silence):
-        found.append(f"{len(cut)} recordings were longer than one forward pass takes and were cut at silence: {', '.join(cut)}")
+        found.append(f"{counted(len(cut), 'recording')} longer than one forward pass takes, cut at silence: {', '.join(cut)}")
     if result.calibration:
         found += [f"left out of the calibration: {reason}" for reason in result.calibration.left_out.values()]
     method = result.recipe.method
@@ -98,6 +109,8 @@ def notes(result: QuantizedModel) -> list[str]:
                     f"{report.name}: its codes add {report.added_error / report.rounded_error:.2f} times the output error of plain "
                     "rounding on the calibration speech; give it more bits with --rule, or calibrate on more speech"
                 )
+    if widened := widened_layers(result.plan):
+        found.append(_widened_note(len(widened)))
     if not loads_in_transformers(result.plan):
         found.append("the loader of transformers takes one affine format for all layers and refuses this folder; sottovoce reads it")
     return found
@@ -106,7 +119,7 @@ def notes(result: QuantizedModel) -> list[str]:
 def print_folder(manifest: Manifest, folder: Path) -> None:
     """Print a quantized folder: its parts, then every layer."""
     terminal = console()
-    terminal.print(parts_table(manifest.layers, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
+    terminal.print(parts_table(manifest.layers, manifest.plan, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
     table = Table("layer", "format", "bits per weight", "entropy", *DIAGNOSTICS)
     for report in manifest.layers:
         cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
@@ -124,7 +137,7 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
         print_fit(manifest.fit, f"{folder}: the fit")
     if manifest.tune is not None:
         print_tuned(manifest.tune, f"{folder}: the tuning")
-    terminal.print(f"{megabytes(manifest.bytes)} in {len(manifest.files)} files, all checksums right")
+    terminal.print(f"{megabytes(manifest.bytes)} in {counted(len(manifest.files), 'file')}, all checksums right")
 
 
 def against_worst_case(reports: Sequence[LayerReport]) -> str | None:
@@ -165,7 +178,8 @@ def print_verified(checked: Verification, folder: Path) -> None:
     """Print that a folder is as it was written."""
     terminal = console()
     terminal.print(
-        f"{folder}: {checked.files} files as they were written; {checked.layers} layers, {checked.weights / 1e6:.1f} M codes, all in the "
+        f"{folder}: {counted(checked.files, 'file')} as they were written; {counted(checked.layers, 'layer')}, "
+        f"{checked.weights / 1e6:.1f} M codes, all in the "
         "plan's formats",
         highlight=False,
     )
@@ -176,32 +190,36 @@ def print_verified(checked: Verification, folder: Path) -> None:
 def print_exported(done: Export) -> None:
     """Print what was written, and how its words agree."""
     terminal, counts = console(), Counter(kind.name for kind in done.types.values())
-    kinds = ", ".join(f"{count} layers {kind}" for kind, count in counts.most_common()) or "all in floating point"
+    kinds = ", ".join(f"{counted(count, 'layer')} {kind}" for kind, count in counts.most_common()) or "all in floating point"
     terminal.print(f"{done.file}: {megabytes(done.bytes)}; {kinds}", highlight=False)
     if done.widened:
         terminal.print(
-            f"note: the codes of {len(done.widened)} layers are narrower than what holds them: same values, no gain in size",
+            f"note: {_widened_note(len(done.widened))}",
             highlight=False,
         )
     if done.agreement is None:
         terminal.print("not tested in its runtime", highlight=False)
     else:
         terminal.print(
-            f"tested: {done.agreement.equal} of {done.agreement.utterances} utterances as in PyTorch, "
+            f"tested: {done.agreement.equal} of {counted(done.agreement.utterances, 'utterance')} as in PyTorch, "
             f"{done.agreement.word_difference:.1%} of the words differ",
             highlight=False,
         )
 
 
-def parts_table(reports: Sequence[LayerReport], title: str) -> Table:
-    table = Table("part", "layers", "bits per weight", "size", "mean strength", "inherited", "added", "outgoing", title=title)
+def parts_table(reports: Sequence[LayerReport], plan: Plan, title: str) -> Table:
+    """Return the table of a model's parts; sizes are those in the file of the plan's target."""
+    sizes = planned_bytes(plan)
+    table = Table("part", "layers", "bits per weight", "size in the file", "mean strength", "inherited", "added", "outgoing", title=title)
     for part in get_args(Part):
         own = [report for report in reports if report.part == part]
         if own:
             weights = sum(report.weights for report in own)
             bits = sum(report.weights * report.bits_per_weight for report in own)
             means = (_mean(own, name) for name in ("strength", "inherited_error", "added_error", "outgoing_error"))
-            table.add_row(part, str(len(own)), f"{bits / weights:.2f}", megabytes(bits / 8), *map(figure, means))
+            table.add_row(
+                part, str(len(own)), f"{bits / weights:.2f}", megabytes(sum(sizes[report.name] for report in own)), *map(figure, means)
+            )
     return table
 
 

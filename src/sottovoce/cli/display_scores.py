@@ -9,6 +9,7 @@ from sottovoce.evaluation.context import FULL
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import Gate
 from sottovoce.evaluation.wer import Metric, Score
+from sottovoce.system.counting import counted
 
 
 def print_evaluation(result: Evaluation) -> None:
@@ -32,16 +33,20 @@ def print_scores(score: Score, reference: Score | None, *, timing: tuple[list[st
     table.add_row("model", *_score_cells(score, metric), *(timing[1] or []))
     terminal.print(table)
     terminal.print(
-        f"{len(score.utterances)} utterances, {score.words} words, {score.characters} characters in {', '.join(score.languages)}; "
+        f"{counted(len(score.utterances), 'utterance')}, {counted(score.words, 'word')}, {counted(score.characters, 'character')} "
+        f"in {', '.join(score.languages)}; "
         f"decoding: {', '.join(score.decodings)}; {score.unscored} without a reference text to score",
         highlight=False,
     )
     if score.silences:
-        terminal.print(f"{score.silences} utterances without words; {score.invented_words} words were recognized in them", highlight=False)
+        terminal.print(
+            f"{counted(score.silences, 'utterance')} without words; {counted(score.invented_words, 'word')} recognized in them",
+            highlight=False,
+        )
     if paired := score.paired:
         terminal.print(
             f"against the original: {100 * paired.difference:+.2f} points of {metric} "
-            f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {len(paired.better)} utterances better, "
+            f"({100 * paired.low:+.2f} .. {100 * paired.high:+.2f}); {counted(len(paired.better), 'utterance')} better, "
             f"{len(paired.worse)} worse (sign test p = {paired.sign_test:.3g}); "
             f"quality of inference {100 * (score.quality_of_inference or 0):.1f} %",
             highlight=False,
@@ -74,14 +79,16 @@ def _score_cells(score: Score, metric: Metric) -> list[str]:
 
 
 def _timing_cells(result: Evaluation) -> list[str]:
+    """Size and times. A runtime that does not tell its parts apart counts all time as the decoder's; then the encoder has none."""
     transcription = result.transcription
     if not transcription.audio_s:  # all transcripts were read from a file
         return [megabytes(result.model_bytes), NONE, NONE, NONE]
+    apart = transcription.encoder_s > 0
     return [
         megabytes(result.model_bytes),
         f"{result.rtfx:.1f}",
-        f"{transcription.encoder_s:.1f}",
-        f"{transcription.decoder_s:.1f}",
+        f"{transcription.encoder_s:.1f}" if apart else NONE,
+        f"{transcription.decoder_s:.1f}" if apart else f"{transcription.decoder_s:.1f} (both)",
     ]
 
 
@@ -105,6 +112,6 @@ def print_confidence(fitted: FittedConfidence) -> None:
         )
     terminal.print(table)
     terminal.print(
-        f"fitted on {fitted.fitted_words} words, measured on {fitted.raw_metrics.words} others; "
-        f"{fitted.left_out} utterances left out (repeated text, or longer than one pass)"
+        f"fitted on {counted(fitted.fitted_words, 'word')}, measured on {fitted.raw_metrics.words} others; "
+        f"{counted(fitted.left_out, 'utterance')} left out (repeated text, or longer than one pass)"
     )

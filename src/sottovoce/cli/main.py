@@ -83,7 +83,7 @@ class _Group(click.Group):
         except AnotherRankError:
             sys.exit(1)  # the process that ended first says why
         except SottovoceError as exc:
-            click.echo(f"error: {exc}", err=True)
+            click.echo(f"Error: {exc}", err=True)  # as click begins
             sys.exit(1)
         except (KeyboardInterrupt, _Terminated) as exc:
             if is_leading():  # one of the processes of torchrun speaks for all

@@ -16,6 +16,7 @@ import click
 from sottovoce.backends.registry import BACKENDS, backend_named, exporting_backends
 from sottovoce.cli.sections import SectionedCommand
 from sottovoce.errors import RecipeError, SottovoceError
+from sottovoce.system.counting import counted
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.transcribe import Transcription
@@ -236,11 +237,11 @@ def _finite(content: Any) -> Any:
 def finish(transcription: Transcription, *, passed: bool = True) -> None:
     """Name the recordings that could not be used. Exit with 3 if what was measured is not good enough, with 1 for such recordings."""
     for reason in transcription.unusable.values():
-        click.echo(f"error: {reason}", err=True)
+        click.echo(f"Error: {reason}", err=True)
     if transcription.unusable:
         count, rest = len(transcription.unusable), len(transcription.transcripts)
         done = "the others were transcribed" if rest else "nothing was transcribed"
-        click.echo(f"{count} of {count + rest} recordings could not be used; {done}", err=True)
+        click.echo(f"{count} of {counted(count + rest, 'recording')} could not be used; {done}", err=True)
     if not passed:
         raise SystemExit(NOT_GOOD_ENOUGH)
     if transcription.unusable:

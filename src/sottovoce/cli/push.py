@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sottovoce.cli.options import json_option, print_json, set_threads, usage_errors
+from sottovoce.system.counting import counted
 
 
 @click.command(short_help="Upload a quantized folder or an exported file to the Hub.")
@@ -42,4 +43,4 @@ def push(folder: Path, repo: str, public: bool, as_json: bool) -> None:
     if as_json:
         print_json(asdict(done))
     else:
-        click.echo(f"{done.url} ({'private' if done.private else 'public'}): {done.files} files, {megabytes(done.bytes)}")
+        click.echo(f"{done.url} ({'private' if done.private else 'public'}): {counted(done.files, 'file')}, {megabytes(done.bytes)}")

@@ -119,7 +119,7 @@ def quantize(
     sottovoce quantize openai/whisper-tiny.en tiny-4bit --calibration recordings/
     """
     from sottovoce import api
-    from sottovoce.api.quantization import check_request
+    from sottovoce.api.quantization import check_request, check_settings, checked_plan
     from sottovoce.checkpoint.manifest import read_manifest
     from sottovoce.cli.as_json import quantized_to_dict
     from sottovoce.cli.console import progress_bar
@@ -143,6 +143,7 @@ def quantize(
         recipe = recipe_from(options)
         limit = None if max_memory is None else parse_size(max_memory)
         settings = TuneSettings(context=context) if tune else None
+        check_settings(recipe, placement=placement, max_memory=limit, tune=settings)
         if not dry_run:
             check_request(
                 out,
@@ -156,7 +157,14 @@ def quantize(
     given = None if plan_file is None else read_plan(plan_file)
     with progress_bar() if is_leading() else nullcontext(silent) as progress:
         loaded = api.load(model)
-        plan = given or api.make_plan(loaded, recipe, target=options.target or DEFAULT_TARGET)
+        plan = checked_plan(
+            loaded,
+            recipe,
+            given,
+            target=options.target or (given.target if given else DEFAULT_TARGET),
+            language=language,
+            tune=settings,
+        )
         if not as_json and is_leading():
             print_plan(plan, loaded.source)
         if dry_run:
@@ -199,6 +207,8 @@ def quantize(
     sections=dict.fromkeys(("activations", "page", "original", "library"), OUTPUT) | {"speech": SPEECH},
     short_help="Write a quantized folder as a file of another runtime.",
     help=f"""Write the codes of a quantized FOLDER, bit for bit, as a FILE of another runtime.
+
+    Quantize with --target first: sottovoce quantize MODEL FOLDER --target BACKEND.
 
     \b
 {EXAMPLES}

@@ -117,7 +117,7 @@ _OPTIONS = (
     ),
     click.option(
         "--curvature",
-        type=float,
+        type=click.FloatRange(0, 1),
         metavar="SHARE",
         help="Share of a position's weight that follows how much the end loss minds an error there, 0 to 1 (default: 0).",
     ),
@@ -137,7 +137,7 @@ _OPTIONS = (
     ),
     click.option(
         "--joined",
-        type=float,
+        type=click.FloatRange(0, 1),
         default=0.5,
         show_default=True,
         help="Share of the recordings that are joined to full windows of 30 s, 0 to 1; the others are calibrated on one by one.",

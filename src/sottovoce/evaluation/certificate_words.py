@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sottovoce.evaluation.certificate import LABELLED, MOST_WORDS, SHARES, Certificate, Loss, Statement, Unit
 from sottovoce.evaluation.normalize import WITHOUT_SPACES
+from sottovoce.system.counting import counted
 
 PHRASES: dict[Loss, str] = {
     "changed": "utterances with another transcript than the original's",
@@ -61,10 +62,11 @@ def scope(certificate: Certificate) -> str:
     """Return how much speech it was: "277 utterances, 52 speakers, en, greedy"."""
     speakers = sum(corpus.speakers for corpus in certificate.corpora)
     unnamed = sum(corpus.unnamed for corpus in certificate.corpora)
-    people = f"{speakers} speakers" if speakers != 1 else "1 speaker"
+    people = counted(speakers, "speaker")
     if unnamed:
-        people = f"{people} and {unnamed} utterances of unnamed ones" if speakers else "no speaker named"
-    return f"{certificate.utterances} utterances, {people}, {', '.join(certificate.languages)}, {', '.join(certificate.decodings)} decoding"
+        people = f"{people} and {counted(unnamed, 'utterance')} of unnamed ones" if speakers else "no speaker named"
+    languages, decodings = ", ".join(certificate.languages), ", ".join(certificate.decodings)
+    return f"{counted(certificate.utterances, 'utterance')}, {people}, {languages}, {decodings} decoding"
 
 
 def _context(certificate: Certificate) -> str:

@@ -105,8 +105,8 @@ class TranscriptCache:
     def _refuse_others(self, transcript: Transcript, file: Path) -> None:
         if transcript.id not in self._ids:
             raise OutputError(
-                f"{file}: holds transcripts of other recordings, {transcript.id!r} for one, so it is not replaced; remove it, or give another "
-                "name"
+                f"{file}: holds transcripts of other recordings, {transcript.id!r} for one, so it is not replaced; remove it, or give "
+                "another name"
             )
 
     def _fingerprint(self, utterance: Utterance) -> str:

@@ -21,7 +21,7 @@ FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Q
 
 ADAPTER = "adapter_config.json"
 MANIFEST = "sottovoce.json"  # of a folder that sottovoce wrote
-HUB_ID = r"[\w.-]+/[\w.-]+"
+HUB_ID = r"[A-Za-z0-9][\w.-]*/\w[\w.-]*"  # OWNER/NAME; `./x`, `~/x` and `a/b/c` are paths
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # a folder with none of them has no words
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
 
@@ -46,8 +46,10 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         network, processor = ctranslate2.load_folder(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{name}: the folder has no config.json; a transformers or faster-whisper model folder is wanted")
-    elif not folder.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
-        raise ModelError(f"{name}: no such folder, and not a Hub id (ORGANISATION/NAME)")
+    elif folder.exists() and not folder.is_dir():
+        raise ModelError(f"{name}: is a file, and a model is a folder; give its folder, a Hub id (OWNER/NAME) or bundled:tiny.en")
+    elif not folder.exists() and not re.fullmatch(HUB_ID, name):
+        raise ModelError(f"{name!r}: no such file or folder; give a folder, a Hub id (OWNER/NAME) or bundled:tiny.en")
     else:
         network, processor = _from_transformers(folder if folder.is_dir() else name)
     _check_weights(network, name)
@@ -99,8 +101,6 @@ def _from_transformers(source: Path | str) -> tuple[Any, Any]:
     except Exception as exc:  # noqa: BLE001 - transformers and the Hub raise many kinds; all mean the model is not to be had
         if (adapter := _adapter_on_hub(source)) is not None:
             raise ModelError(_merge_first(str(source), adapter)) from exc
-        if not Path(source).exists() and not re.fullmatch(HUB_ID, str(source)):
-            raise ModelError(f"{source}: no such file or folder; give a Hub id, a local folder or bundled:tiny.en") from exc
         raise ModelError(f"{source}: cannot be loaded ({first_line(exc)}); give a Hub id, a local folder or bundled:tiny.en") from exc
 
 

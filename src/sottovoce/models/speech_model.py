@@ -39,6 +39,7 @@ class SpeechModel(ABC):
         self.network: Any = network
         self.processor: Any = processor
         self.source = source
+        self.quantized_from: str | None = None  # the original of a model that was read from a quantized folder
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -249,7 +250,9 @@ class SpeechModel(ABC):
 
     def with_network(self, network: nn.Module) -> "SpeechModel":
         """Return the same processor and source around another network."""
-        return type(self)(network, self.processor, self.source)
+        other = type(self)(network, self.processor, self.source)
+        other.quantized_from = self.quantized_from
+        return other
 
     def digest(self) -> str:
         """Return a hash of all weights by name."""

@@ -23,6 +23,8 @@ def write_plan(file: str | Path, plan: Plan) -> None:
 def read_plan(file: str | Path) -> Plan:
     """Read a plan. Raises `RecipeError` that names what does not fit."""
     path = Path(file).expanduser()
+    if not path.is_file():
+        raise RecipeError(f"{file}: no such file; write a plan with `sottovoce quantize MODEL OUT --dry-run --json`")
     try:
         return from_plain(Plan, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, DataError) as exc:

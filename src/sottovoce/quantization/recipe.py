@@ -72,6 +72,10 @@ class Recipe:
             raise RecipeError(f"head bits = {self.head_bits} is not supported; choose one of {(*BITS, FLOAT_BITS)}")
         if not 0 <= self.joined <= 1:
             raise RecipeError(f"the share of joined recordings must be within 0 .. 1, got {self.joined}")
+        if not 0 <= self.padding_weight <= 1:
+            raise RecipeError(f"the weight of padding must be within 0 .. 1, got {self.padding_weight}")
+        if self.frame_subsampling < 1:
+            raise RecipeError(f"every n-th frame counts with n of at least 1, got {self.frame_subsampling}")
 
 
 def rule_named(match: str, width: str) -> Rule:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType
 from sottovoce.backends.crispasr.layout import HEADER, MODEL, NAME, QWEN, TOKENIZER
-from sottovoce.backends.ggml_record import refusal, stored, tensor_bytes
+from sottovoce.backends.ggml_record import origin, refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -53,4 +53,5 @@ CRISPASR = Backend(
     file_name="{}-crispasr",
     is_folder=True,
     recognizes=_recognizes,
+    origin=lambda path: origin(path / MODEL),
 )

@@ -10,7 +10,7 @@ from sottovoce.backends.crispasr.layout import MODEL, NAME
 from sottovoce.backends.crispasr.moonshine import MOONSHINE
 from sottovoce.backends.crispasr.qwen3_asr import QWEN3_ASR
 from sottovoce.backends.ggml_blocks import stored_type, to_blocks
-from sottovoce.backends.gguf_common import require_gguf
+from sottovoce.backends.gguf_common import add_origin, require_gguf
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError
 
@@ -31,6 +31,7 @@ def write_crispasr(source: Source, folder: Path) -> dict[str, StoredType]:
     blocks = {name: to_blocks(name, weight) for name, weight in source.weights.items()}
     writer = gguf.GGUFWriter(str(folder / MODEL), family.architecture)
     writer.add_name(source.name)
+    add_origin(source, writer)
     family.settings(source, writer)
     for name, array in family.inputs(source).items():
         writer.add_tensor(name, np.ascontiguousarray(array, np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.backend import ORIGIN, Backend, StoredType
 from sottovoce.backends.mlx.layout import NAME, WEIGHTS
 from sottovoce.quantization.target import Target
 
@@ -40,6 +40,13 @@ def _tensor_bytes(weight: QuantizedTensor, _part: str) -> int:
     return sum(array.nbytes for array in to_mlx(weight).values())
 
 
+def _origin(path: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(path / WEIGHTS, "numpy") as file:
+        return (file.metadata() or {}).get(ORIGIN)
+
+
 def _open(model: str, _threads: int) -> Recognizer:
     from sottovoce.backends.mlx.runtime import MlxRecognizer
 
@@ -60,4 +67,5 @@ MLX = Backend(
     file_name="{}-mlx",
     is_folder=True,
     recognizes=lambda path: (path / WEIGHTS).is_file(),
+    origin=_origin,
 )

@@ -13,7 +13,7 @@ from sottovoce.backends.mlx.matrices import quantization, refusal, stored_type, 
 from sottovoce.backends.onnx_runtime import NAME as ONNX_RUNTIME
 from sottovoce.backends.openai_names import openai_dimensions, openai_name
 from sottovoce.backends.openai_vocabulary import ANY_MODEL, require_openai_like
-from sottovoce.backends.source import Source
+from sottovoce.backends.source import Source, UnheldError
 from sottovoce.errors import ExportError
 
 LONGEST_PERIOD = 10000.0  # of the encoder's positions
@@ -32,11 +32,11 @@ def write_mlx(source: Source, folder: Path) -> dict[str, StoredType]:
         raise ExportError(f"{NAME} computes GELU, and this model wants {config.activation_function!r}; export it to {ANY_MODEL}")
     for name, weight in source.weights.items():
         if (reason := refusal(weight.format)) is not None:
-            raise ExportError(f"{name}: {reason}; quantize with --target {NAME}")
+            raise UnheldError(f"{name}: {reason}; quantize with --target {NAME}")
     kinds = dict.fromkeys(weight.format for weight in source.weights.values())
     if len({json.dumps(quantization(kind)) for kind in kinds}) > 1:
         found = " and ".join(kind.title for kind in kinds)
-        raise ExportError(f"{NAME} holds one width and one group size for all layers; these have {found}; quantize with --target {NAME}")
+        raise UnheldError(f"{NAME} holds one width and one group size for all layers; these have {found}; quantize with --target {NAME}")
     tensors = dict[str, np.ndarray]()
     for parameter, array in source.floats().items():
         module, name = parameter.removesuffix(".weight"), mlx_name(parameter)
@@ -51,7 +51,7 @@ def write_mlx(source: Source, folder: Path) -> dict[str, StoredType]:
     heads = getattr(source.model.network.generation_config, "alignment_heads", None)
     if heads:  # which heads follow the speech, for timestamps of words
         tensors["alignment_heads"] = np.asarray(heads, np.int64)
-    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "mlx"}))
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "mlx", **source.origin}))
     content: dict[str, Any] = {
         "model_type": "whisper",
         **openai_dimensions(config),

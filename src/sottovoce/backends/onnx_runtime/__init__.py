@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.backend import ORIGIN, Backend, StoredType
+from sottovoce.backends.onnx_runtime.layout import ENCODER
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ def tensor_bytes(weight: QuantizedTensor, part: str) -> int:
     from sottovoce.backends.onnx_runtime.layers import stored_bytes
 
     return stored_bytes(weight, head=part == "head")
+
+
+def origin(encoder: Path) -> str | None:
+    """Return what the encoder's file says of the quantized folder that it was written from; None: nothing."""
+    from sottovoce.backends.onnx_runtime.writer import require_onnx
+
+    graph = require_onnx().load(str(encoder), load_external_data=False)
+    return next((entry.value for entry in graph.metadata_props if entry.key == ORIGIN), None)
 
 
 def _open(model: str, threads: int) -> Recognizer:
@@ -79,4 +88,5 @@ ONNX_RUNTIME = Backend(
     write_page=_write_page,
     activations=("int8", "float32"),
     recognizes=lambda path: (path / "onnx").is_dir(),
+    origin=lambda path: origin(path / ENCODER),
 )

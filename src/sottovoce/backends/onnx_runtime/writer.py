@@ -71,7 +71,7 @@ def write_graphs(onnx: Any, source: Source, folder: Path, activations: str) -> N
         encoder = export_graph((WindowedEncoderGraph if windowed else EncoderGraph)(network), *encoder_example(source))
         first = export_graph(FirstStep(network), *first_example(source))
         later = export_graph(LaterStep(network), *later_example(source))
-    save_graph(onnx, halved(onnx, encoder), folder / ENCODER)
+    save_graph(onnx, halved(onnx, encoder), folder / ENCODER, source.origin)
     save_graph(onnx, halved(onnx, merge_decoders(onnx, first, later)), folder / DECODER)
 
 

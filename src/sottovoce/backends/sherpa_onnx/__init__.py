@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType
-from sottovoce.backends.onnx_runtime import stored, tensor_bytes
+from sottovoce.backends.onnx_runtime import origin, stored, tensor_bytes
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.quantization.target import Target
 
@@ -38,6 +38,10 @@ def _recognizes(path: Path) -> bool:
     return (path / TOKENS).is_file() and any((path / encoder).is_file() for encoder, _ in FILES.values())
 
 
+def _origin(path: Path) -> str | None:
+    return origin(next(path / encoder for encoder, _ in FILES.values() if (path / encoder).is_file()))
+
+
 SHERPA_ONNX = Backend(
     name=NAME,
     title="sherpa-onnx (a folder)",
@@ -53,4 +57,5 @@ SHERPA_ONNX = Backend(
     is_folder=True,
     activations=("int8", "float32"),
     recognizes=_recognizes,
+    origin=_origin,
 )

@@ -64,7 +64,7 @@ def _write_whisper(onnx: Any, source: Source, folder: Path, activations: str) ->
         encoder = export_graph(encoder_graph, arguments, ["mel"], ENCODER_OUTPUTS, free)
         arguments, free = decoder_graph.example()
         decoder = export_graph(decoder_graph, arguments, DECODER_INPUTS, DECODER_OUTPUTS, free)
-    save_graph(onnx, halved(onnx, encoder), encoder_file, metadata(source))
+    save_graph(onnx, halved(onnx, encoder), encoder_file, metadata(source) | source.origin)
     save_graph(onnx, halved(onnx, decoder), decoder_file)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType, looks_like
-from sottovoce.backends.ggml_record import refusal, stored, tensor_bytes
+from sottovoce.backends.ggml_record import origin, refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -43,4 +43,5 @@ TRANSCRIBE_CPP = Backend(
     tensor_bytes=tensor_bytes,
     file_name="{}.gguf",
     recognizes=lambda path: looks_like(path, ".gguf", b"GGUF"),
+    origin=origin,
 )

@@ -7,7 +7,7 @@ import numpy as np
 from sottovoce.backends.backend import StoredType
 from sottovoce.backends.ggml_blocks import stored_type, to_blocks
 from sottovoce.backends.ggml_types import BLOCK_TYPES, F16
-from sottovoce.backends.gguf_common import require_gguf
+from sottovoce.backends.gguf_common import add_origin, require_gguf
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.layout import Layout
 from sottovoce.backends.transcribe_cpp.moonshine_layout import MOONSHINE
@@ -41,6 +41,7 @@ def write_gguf(source: Source, file: Path) -> dict[str, StoredType]:
     writer.add_uint32("general.file_type", F16 if most is None else BLOCK_TYPES[most].gguf_file_type)
     writer.add_uint32("general.quantization_version", 2)
     writer.add_string("stt.variant", source.name)
+    add_origin(source, writer)
     layout.settings(source, writer)
     for name, array in layout.inputs(source).items():
         writer.add_tensor(name, np.ascontiguousarray(array, np.float32))

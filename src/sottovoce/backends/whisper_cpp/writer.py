@@ -16,11 +16,10 @@ from sottovoce.backends.ggml_blocks import stored_type, to_blocks
 from sottovoce.backends.ggml_types import BLOCK_TYPES, F16, F32
 from sottovoce.backends.openai_names import openai_name
 from sottovoce.backends.openai_vocabulary import require_openai_like, token_bytes
-from sottovoce.backends.source import Source
+from sottovoce.backends.source import Source, UnheldError
 from sottovoce.backends.transcribe_cpp import NAME as TRANSCRIBE_CPP
 from sottovoce.backends.whisper_cpp import NAME
 from sottovoce.backends.whisper_cpp.header import MAGIC
-from sottovoce.errors import ExportError
 
 QUANTIZATION_VERSION = 2000  # added to the file type of quantized files
 
@@ -37,7 +36,7 @@ def write_ggml(source: Source, file: Path) -> dict[str, StoredType]:
     kinds = {name: blocks[name][0] if name in blocks else "F16" for name in matrices}
     if len(set(kinds.values())) > 1:
         odd = next(name for name in matrices if kinds[name] != kinds[matrices[0]])
-        raise ExportError(
+        raise UnheldError(
             f"whisper.cpp holds one type for all matrices, but {matrices[0]} is {kinds[matrices[0]]} and {odd} is {kinds[odd]}; "
             f"quantize with one width for all, head included (--target {NAME}), or export to {TRANSCRIBE_CPP}"
         )
