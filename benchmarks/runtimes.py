@@ -256,7 +256,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
     file.parent.mkdir(parents=True, exist_ok=True)
     if folder is not None:
         kind, _, activations = runtime.partition("-")
-        export(folder, kind, file, verify=False, activations=activations or "int8")
+        export(folder, kind, file, verify=False, activations=activations or None)
     elif runtime == "onnx-int8":
         floats = _file_of(arguments, model, None, "onnx")
         assert floats is not None

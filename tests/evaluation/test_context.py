@@ -203,7 +203,7 @@ def test_on_the_command_line(folder: Path, speech_folder: Path) -> None:
     assert code == 1
     assert "is 0.75 s long, which is 38 encoder positions, and the context is 20" in error
     code, _, error = run("transcribe", folder, sound, "--context", "short")
-    assert code == 1
+    assert code == 2
     assert "'short' is no context" in error
     code, printed, _ = run("evaluate", folder, speech_folder, "--context", "+16", "--limit", "2")
     assert code == 0
