@@ -83,9 +83,7 @@ def evaluate(
     asked = as_context(context)
     check_written([(save, TRANSCRIPTS), (save_reference, TRANSCRIPTS)], models=[model, against], data=data)
     data = limited(data, limit)
-    need_texts(
-        data, "an error rate", "without texts, `sottovoce transcribe` writes the words and `sottovoce certify` compares two models"
-    )
+    need_texts(data, "an error rate", "without texts, `sottovoce transcribe` writes the words and `sottovoce certify` compares two models")
     reference, again = None, model
     with joined_cluster(ray) as cluster:
         elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)

@@ -280,7 +280,7 @@ def decoding_settings(recognizer: Recognizer) -> dict[str, Any]:
         return {}
     model = recognizer.model
     generation = {key: value for key, value in model.network.generation_config.to_dict().items() if key != "transformers_version"}
-    vocabulary = getattr(getattr(model.processor, "tokenizer", None), "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(getattr(model.processor, "tokenizer", None), "get_vocab", dict)()
     content = json.dumps([generation, sorted(vocabulary.items())], sort_keys=True, default=str)
     return {
         "decoding": hashlib.sha256(content.encode()).hexdigest(),
