@@ -25,7 +25,7 @@ from sottovoce.data.load import load_data
 from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.certificate import Certificate, read_certificate, write_certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
-from sottovoce.evaluation.looks import default_ledger
+from sottovoce.evaluation.ledger import default_ledger
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe

@@ -35,7 +35,7 @@ from sottovoce.evaluation.certificate import (
 )
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
-from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks, setting_hash
+from sottovoce.evaluation.ledger import add_look, default_ledger, earlier_looks, setting_hash
 from sottovoce.evaluation.recognizer import Recognizer, recognizer_digest, window_of
 from sottovoce.evaluation.transcripts import TRANSCRIPTS, Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
@@ -138,7 +138,7 @@ def certify(
     that an exported file comes from, whose manifest tells the calibration speech. Texts of `audio` are not needed; where they are known,
     errors are bounded too. `context`: of the checkpoint's encoder, as for `evaluate`; `against` has the whole window. `limits`: by loss
     (see `evaluation.certificate.LOSSES`), as fractions; `Certificate.exceeded` compares with them. `seed`: of the order of the losses.
-    `ledger`: where looks at speech are counted (see `evaluation.looks`). `out`: write the certificate there as JSON. `save`,
+    `ledger`: where looks at speech are counted (see `evaluation.ledger`). `out`: write the certificate there as JSON. `save`,
     `save_reference`: write the transcripts there; a stopped run goes on with those it had made, and those of a finished one are read.
     Recordings that cannot be used are left out and named in the result. `placement`: of both models in PyTorch, as for `open_recognizer`.
 

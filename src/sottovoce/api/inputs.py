@@ -76,7 +76,7 @@ def check_written(
 
 
 def need_texts(data: DataSet, purpose: str, without: str) -> None:
-    """Raise `DataError` if no text is known of any recording. `purpose`: what needs texts; `without`: a sentence, what needs none."""
+    """Raise `DataError` if no text is known of any recording. `purpose`: what needs texts; `without`: what can be done without."""
     if all(utterance.text is None for utterance in data):
         raise DataError(
             f"{data.name}: no text is known of its recordings, and {purpose} needs what was spoken; give a manifest, a file of JSON lines "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.errors import DataError, OutputError
-from sottovoce.evaluation.looks import add_look, default_ledger, earlier_looks, setting_hash
+from sottovoce.evaluation.ledger import add_look, default_ledger, earlier_looks, setting_hash
 
 
 def test_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
