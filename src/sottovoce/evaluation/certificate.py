@@ -17,7 +17,7 @@ from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.evaluation.bounds import betting_bound, clopper_pearson_bound, hoeffding_bentkus_bound
 from sottovoce.evaluation.word_losses import UtteranceLosses
 from sottovoce.system.atomic_files import written_whole
-from sottovoce.system.outputs import FileKind
+from sottovoce.system.outputs import FileKind, read_by
 from sottovoce.system.plain_data import from_plain, to_plain
 
 Loss = Literal["changed", "disagreement", "looped", "empty", "worse", "wer_increase"]
@@ -169,15 +169,7 @@ def read_certificate(path: str | Path) -> Certificate:
         raise DataError(f"{path}: is not a certificate ({exc})") from exc
 
 
-def _is_certificate(path: Path) -> bool:
-    try:
-        read_certificate(path)
-    except DataError:
-        return False
-    return True
-
-
-CERTIFICATE = FileKind(title="a certificate", holds=_is_certificate)
+CERTIFICATE = FileKind(title="a certificate", holds=read_by(read_certificate))
 
 
 def check_confidence(confidence: float) -> None:

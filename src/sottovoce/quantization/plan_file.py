@@ -6,7 +6,7 @@ from pathlib import Path
 from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.quantization.plan import Plan
 from sottovoce.system.atomic_files import written_whole
-from sottovoce.system.outputs import FileKind
+from sottovoce.system.outputs import FileKind, read_by
 from sottovoce.system.plain_data import from_plain, to_plain
 
 
@@ -31,12 +31,4 @@ def read_plan(file: str | Path) -> Plan:
         raise RecipeError(f"{file}: is not a plan ({exc}); write one with `sottovoce quantize MODEL OUT --dry-run --json`") from exc
 
 
-def _is_plan(path: Path) -> bool:
-    try:
-        read_plan(path)
-    except RecipeError:
-        return False
-    return True
-
-
-PLAN = FileKind(title="a plan", holds=_is_plan)
+PLAN = FileKind(title="a plan", holds=read_by(read_plan))

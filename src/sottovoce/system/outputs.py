@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sottovoce.errors import OutputError
+from sottovoce.errors import OutputError, SottovoceError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,19 @@ class FileKind:
 
     title: str
     holds: Callable[[Path], bool]
+
+
+def read_by(reader: Callable[[Path], object]) -> Callable[[Path], bool]:
+    """Return what tells whether a file holds what `reader` reads: whether that raises no `SottovoceError`."""
+
+    def holds(path: Path) -> bool:
+        try:
+            reader(path)
+        except SottovoceError:
+            return False
+        return True
+
+    return holds
 
 
 Output = tuple[str | Path | None, FileKind]  # None: the file was not asked for
