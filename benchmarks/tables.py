@@ -366,6 +366,17 @@ def fitted() -> str:
     return _markdown(head, table)
 
 
+def layers(file: str) -> str:
+    """Show which kinds of layers take the error of a quantized model, as shares of their output energy."""
+    figures = ("rounded_error", "added_error", "inherited_error", "outgoing_error")
+    table = [
+        [row["part"], row["layer"], str(row["count"]), *(f"{100 * row[name]:.2f}" for name in figures), f"{row['strength']:.2f}"]
+        for row in json.loads((RESULTS / file).read_text())["rows"]
+    ]
+    head = ["part", "layers", "count", "rounding adds %", "FADE adds %", "comes in %", "goes out %", "strength"]
+    return _markdown(head, table, words=2)
+
+
 def growth() -> str:
     """Show how time and memory of quantizing grow: the exponents."""
     found = json.loads((RESULTS / "growth.json").read_text())["exponents"]
@@ -394,6 +405,7 @@ TABLES: dict[str, Callable[..., str]] = {
         growth,
         joined,
         fitted,
+        layers,
     )
 }
 

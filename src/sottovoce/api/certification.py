@@ -8,19 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
+from sottovoce.api.certified_file import Calibration, CertifiedFile, check_folds, open_file
 from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
 from sottovoce.api.inputs import Sources, check_written
 from sottovoce.api.opening import open_recognizer
-from sottovoce.api.origin import check_origin
 from sottovoce.api.recognition import transcribe_resumably, transcript_cache
 from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, runtime_of
-from sottovoce.checkpoint.layout import WEIGHTS
-from sottovoce.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.dataset import Utterance
-from sottovoce.errors import AudioError, DataError, RecipeError
+from sottovoce.errors import DataError, RecipeError
 from sottovoce.evaluation.bounds import clopper_pearson_bound
 from sottovoce.evaluation.certificate import (
     CERTIFICATE,
@@ -36,10 +32,9 @@ from sottovoce.evaluation.certificate import (
 from sottovoce.evaluation.context import AUTO, FULL, Context, as_context
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.ledger import add_look, default_ledger, earlier_looks, setting_hash
-from sottovoce.evaluation.recognizer import Recognizer, recognizer_digest, window_of
+from sottovoce.evaluation.recognizer import Recognizer, recognizer_digest
 from sottovoce.evaluation.transcripts import TRANSCRIPTS, Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
-from sottovoce.quantization.pipeline import CalibrationRecord
 from sottovoce.system.counting import counted
 from sottovoce.system.devices import Placement
 from sottovoce.system.notices import notice
@@ -47,7 +42,6 @@ from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
 FEW = 0.05  # a notice says so where no bound of a share of utterances can be below this
-Calibration = Literal["disjoint", "none", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +63,6 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
-    """A file to certify: what runs it, and what is known of its calibration."""
-
-    name: str
-    path: str  # where it lies: an exported folder's is another than its name
-    runtime: str
-    digest: str
-    bytes: int
-    manifest: Manifest | None
-    context: Context
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Settings:
     against: str
     language: str | None
@@ -96,7 +77,7 @@ class _Settings:
         """An exported original computes on the CPU."""
         return Placement() if runtime_of(self.against) else self.placement
 
-    def hash(self, files: Sequence[_File], reference: Recognizer) -> str:
+    def hash(self, files: Sequence[CertifiedFile], reference: Recognizer) -> str:
         """Hash all that is decided before the speech is seen."""
         return setting_hash(
             {
@@ -151,8 +132,8 @@ def certify(
     check_written(outputs, models=[checkpoint, folder, against], data=audio)
     speech = read_speech(audio, labelled=_labelled(settings))
     _name_few(speech, confidence)
-    file = _open_file(checkpoint, folder, runtime, fallback, asked, speech)
-    calibration, shared = _check_folds(file, speech)
+    file = open_file(checkpoint, folder, runtime, fallback, asked, speech)
+    calibration, shared = check_folds(file, speech)
     if save is not None:  # what another run made is refused before any work
         transcript_cache(_opened(file, settings), speech.data, save, language=language, context=file.context)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
@@ -195,8 +176,8 @@ def choose_smallest(
     check_written([(out, CERTIFICATE), (save_reference, TRANSCRIPTS)], models=[*checkpoints, against], data=audio)
     speech = read_speech(audio, labelled=_labelled(settings))
     _name_few(speech, confidence)
-    files = [_open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
-    folds = {file.name: _check_folds(file, speech) for file in files}
+    files = [open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
+    folds = {file.name: check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
     looks = _look(ledger, settings.hash(files, reference), speech)
@@ -249,82 +230,6 @@ def _labelled(settings: _Settings) -> list[Loss]:
     return [loss for loss in LABELLED if loss in settings.limits]
 
 
-def _open_file(
-    checkpoint: str | Path,
-    folder: str | Path | None,
-    runtime: str | None,
-    fallback: Fallback | None,
-    asked: Context,
-    speech: CertifiedSpeech,
-) -> _File:
-    """Open a checkpoint once, which exports it where the runtime needs that, to know its size, its hash and its context.
-
-    Raises `AudioError` if the context is shorter than a recording.
-    """
-    origin = Path(folder or checkpoint).expanduser()
-    if folder is not None and not (origin / MANIFEST).is_file():
-        raise RecipeError(f"{folder}: is not a folder written by sottovoce, so it tells nothing of {checkpoint}; leave --folder out")
-    manifest = read_manifest(origin) if (origin / MANIFEST).is_file() else None
-    if folder is not None and manifest is not None:
-        check_origin(checkpoint, origin, manifest)
-    recognizer = open_recognizer(checkpoint, runtime, fallback=fallback)
-    window = window_of(recognizer)
-    if manifest is not None:
-        window = replace(window, tuned=manifest.short_context)
-    context = asked.resolve(window, str(checkpoint))
-    for name, seconds in speech.seconds.items():
-        try:
-            context.of(round(seconds * SAMPLE_RATE), window)
-        except AudioError as exc:
-            raise AudioError(f"{name}: {exc}") from exc
-    exported = runtime_of(recognizer.source)
-    name = exported or (DEFAULT_RUNTIME if runtime is None else backend_named(runtime).name)
-    weights = manifest.files[WEIGHTS].sha256 if manifest is not None and exported is None else None
-    return _File(
-        name=str(checkpoint),
-        path=recognizer.source if exported else str(checkpoint),
-        runtime=name,
-        digest=weights or recognizer_digest(recognizer),
-        bytes=recognizer.stored_bytes,
-        manifest=manifest,
-        context=context,
-    )
-
-
-def _check_folds(file: _File, speech: CertifiedSpeech) -> tuple[Calibration, tuple[str, ...]]:
-    """Refuse speech that had a part in making the file; say what is known, and which speakers have names of the calibration's."""
-    manifest = file.manifest
-    if manifest is None:
-        return "unknown", ()
-    name_of = {digest: name for name, digest in speech.hashes.items()}
-    if chosen := [name_of[digest] for digest in manifest.chosen_on if digest in name_of]:
-        raise DataError(
-            f"{file.name} was chosen by {len(chosen)} of these recordings, {chosen[0]} for one; give speech that had no part in that"
-        )
-    tuned_on = manifest.tune.speech if manifest.tune is not None else None
-    records = [record for record in (manifest.calibration, tuned_on) if record is not None]
-    if not records:
-        return "none", ()
-    for record in records:
-        used = [name_of[digest] for digest in record.recordings if digest in name_of] or _named_alike(record, speech)
-        if used:
-            done = "tuned" if record is tuned_on else "calibrated"
-            raise DataError(
-                f"{file.name} was {done} on {len(used)} of these recordings, {used[0]} for one; give speech that had no part in that"
-            )
-    speakers = {utterance.speaker for utterance in speech.data if utterance.speaker is not None}
-    shared = speakers & {speaker for record in records for speaker in record.speakers}
-    return "disjoint" if all(record.recordings for record in records) else "unknown", tuple(sorted(shared))
-
-
-def _named_alike(calibration: CalibrationRecord, speech: CertifiedSpeech) -> list[str]:
-    """Recordings with the name of one in the calibration speech, for folders whose manifest has names only."""
-    if calibration.recordings:
-        return []
-    names = {name.rsplit("/", 1)[-1] for name in calibration.utterances}
-    return [name for name in speech.hashes if name.rsplit("/", 1)[-1] in names]
-
-
 def _name_few(speech: CertifiedSpeech, confidence: float) -> None:
     """Say before the work that bounds from few utterances mean little: the best that can come out is known."""
     count = len(speech.data)
@@ -357,7 +262,7 @@ def _transcripts(
 
 
 def _certificate(
-    file: _File,
+    file: CertifiedFile,
     speech: CertifiedSpeech,
     originals: Sequence[Transcript],
     settings: _Settings,
@@ -398,12 +303,12 @@ def _certificate(
     )
 
 
-def _opened(file: _File, settings: _Settings) -> Recognizer:
+def _opened(file: CertifiedFile, settings: _Settings) -> Recognizer:
     runtime = None if runtime_of(file.path) else file.runtime
     return open_recognizer(file.path, runtime, fallback=settings.fallback, placement=_placement(file, settings))
 
 
-def _placement(file: _File, settings: _Settings) -> Placement:
+def _placement(file: CertifiedFile, settings: _Settings) -> Placement:
     return settings.placement if file.runtime == DEFAULT_RUNTIME else Placement()
 
 

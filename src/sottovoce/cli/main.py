@@ -64,6 +64,8 @@ def _what_is_kept(ctx: click.Context) -> str:
     if command is not None and any(parameter.name == "resume" for parameter in command.params):
         kept = "the steps up to the last look" if command is tune else "finished layers"
         return f"{kept} are kept, and the same command with --resume continues"
+    if command is not None and any(parameter.name == "save" for parameter in command.params):
+        return "transcripts are kept where --save was given, and the same command continues"
     return "nothing was written"
 
 
