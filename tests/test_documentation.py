@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import sottovoce
 from sottovoce.bench.plan import KNOWN
 from sottovoce.cli.main import main
 from sottovoce.data.containers import CONTAINER_SUFFIXES
@@ -47,6 +48,18 @@ def test_every_kind_of_manifest_is_documented() -> None:
     named = re.search(r"videos included: ([\w, ]+?) and others", text)
     assert named is not None
     assert {f".{name}" for name in named[1].split(", ")} <= set(CONTAINER_SUFFIXES)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    documented = set[str]()
+    for block in page("reference").split("\n::: ")[1:]:
+        place = block.partition("\n")[0]
+        members = re.search(r"members: \[(.+?)\]", block)
+        documented |= {place} if members is None else {f"{place}.{name}" for name in members[1].split(", ")}
+    for name, module in sottovoce._PUBLIC.items():
+        home = getattr(getattr(sottovoce, name), "__module__", f"sottovoce.{module}")
+        places = {home, f"{home}.{name}", f"sottovoce.{module}", f"sottovoce.{module}.{name}"}
+        assert places & documented, name
 
 
 def test_start_and_navigation_lead_to_every_page() -> None:
