@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,25 @@ from sottovoce.backends.registry import DEFAULT_RUNTIME, backend_named, open_run
 from sottovoce.checkpoint.manifest import read_short_context
 from sottovoce.errors import RecipeError
 from sottovoce.evaluation.fallback import Fallback
-from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, WindowedRecognizer
+from sottovoce.evaluation.recognizer import LimitedRecognizer, Recognizer, TorchRecognizer, WindowedRecognizer
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.devices import Placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a recognizer is opened, as `open_recognizer` is asked for it."""
+
+    runtime: str | None = None
+    fallback: Fallback | None = None
+    tokens_per_second: float | None = None
+    placement: Placement = Placement()  # noqa: RUF009 - a frozen value
+
+    def of(self, model: str | Path | SpeechModel) -> Recognizer:
+        """Open a model so."""
+        return open_recognizer(
+            model, self.runtime, fallback=self.fallback, tokens_per_second=self.tokens_per_second, placement=self.placement
+        )
 
 
 def open_recognizer(
@@ -26,14 +42,25 @@ def open_recognizer(
     runtime: str | None = None,
     *,
     fallback: Fallback | None = None,
+    tokens_per_second: float | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
 ) -> Recognizer:
     """Return what transcribes: `model` in PyTorch, or in the backend `runtime`, with as many threads as torch is set to.
 
     An exported file or ONNX folder runs in the runtime it is made for; another model is exported to a temporary file first. `fallback`:
-    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`). `placement`: where PyTorch computes, and in which
-    number type (see `find_placement`); the other runtimes compute on the CPU (else `RecipeError`).
+    decode again what does not pass its thresholds, in PyTorch only (else `RecipeError`). `tokens_per_second`: cut a transcript after so
+    many tokens for a second of audio (Moonshine, in PyTorch and ONNX Runtime; else `ModelError` or `RecipeError`). `placement`: where
+    PyTorch computes, and in which number type (see `find_placement`); the other runtimes compute on the CPU (else `RecipeError`).
     """
+    recognizer = _open(model, runtime, fallback, placement)
+    if tokens_per_second is not None:
+        if not isinstance(recognizer, LimitedRecognizer):
+            raise RecipeError(f"{recognizer.source}: its runtime itself decides when a transcript ends; leave out --tokens-per-second")
+        recognizer.limit_tokens(tokens_per_second)
+    return recognizer
+
+
+def _open(model: str | Path | SpeechModel, runtime: str | None, fallback: Fallback | None, placement: Placement) -> Recognizer:
     made_for = None if isinstance(model, SpeechModel) else runtime_of(model)
     asked = None if runtime is None else backend_named(runtime)
     chosen = made_for or (asked.name if asked is not None else DEFAULT_RUNTIME)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from sottovoce import __version__
 from sottovoce.api.inputs import check_written, limited, loaded, need_texts
-from sottovoce.api.opening import open_recognizer
-from sottovoce.api.remote import Opening, transcribe_on
+from sottovoce.api.opening import Opening
+from sottovoce.api.remote import transcribe_on
 from sottovoce.backends.registry import runtime_of
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
@@ -62,6 +62,7 @@ def evaluate(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    tokens_per_second: float | None = None,
     context: str | int | Context = AUTO,
     save: str | Path | None = None,
     save_reference: str | Path | None = None,
@@ -72,12 +73,12 @@ def evaluate(
     """Measure the error rate of `model` on `data` (its first `limit` utterances), and compare it with `against` by utterance.
 
     `runtime`: what runs `model` (see `open_recognizer`); `against` runs in PyTorch unless it is an exported file. `language`: of utterances
-    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`: of both models; greedy if omitted. `context`:
-    of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`); `against` has the
-    whole window. `save`, `save_reference`: write the transcripts of the two there; a stopped run goes on with those it had made, and those
-    of a finished one are read. Recordings that cannot be used are left out and named in the result. `placement`: of both models, as for
-    `open_recognizer`. `ray`: the address of a Ray cluster whose workers transcribe, or "local" for one on this machine; the models are then
-    named, not loaded.
+    that have none of their own; scoring follows it (see `evaluation.normalize`). `fallback`, `tokens_per_second`: of both models, as for
+    `open_recognizer`. `context`: of the encoder of `model`, "auto", "full", a number of positions or a margin "+16" (see
+    `evaluation.context.Context`); `against` has the whole window. `save`, `save_reference`: write the transcripts of the two there; a
+    stopped run goes on with those it had made, and those of a finished one are read. Recordings that cannot be used are left out and named
+    in the result. `placement`: of both models, as for `open_recognizer`. `ray`: the address of a Ray cluster whose workers transcribe, or
+    "local" for one on this machine; the models are then named, not loaded.
     Raises `DataError` if none can be scored, or if `against` recognizes no word; `OutputError` for a file that must not be replaced.
     """
     asked = as_context(context)
@@ -85,28 +86,30 @@ def evaluate(
     data = limited(data, limit)
     need_texts(data, "an error rate", "without texts, `sottovoce transcribe` writes the words and `sottovoce certify` compares two models")
     reference, again = None, model
+    how = Opening(runtime=runtime, fallback=fallback, tokens_per_second=tokens_per_second, placement=placement)
     with joined_cluster(ray) as cluster:
-        elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)
+        elsewhere = _elsewhere(cluster, model, how)
         if against is not None:
             # Opened before the reference transcribes, so that what is wrong is said at once; and again, so that one is in memory at a time.
-            recognizer = _recognizer(model, runtime, fallback, placement)
+            recognizer = _recognizer(model, how)
             chosen = asked.resolve(window_of(recognizer), recognizer.source)
             transcript_cache(recognizer, data, save, language=language, context=chosen)
             if isinstance(model, str | Path) and runtime_of(recognizer.source):
-                again, runtime = recognizer.source, None  # as it was exported
+                again, how = recognizer.source, replace(how, runtime=None)  # as it was exported
             del recognizer
             reference = evaluate(
                 against,
                 data,
                 language=language,
                 fallback=fallback,
+                tokens_per_second=tokens_per_second,
                 context=FULL,
                 save=save_reference,
                 placement=placement,
                 ray=ray,
                 progress=progress,
             )
-        recognizer = _recognizer(again, runtime, fallback, placement)
+        recognizer = _recognizer(again, how)
         if reference is None:
             chosen = asked.resolve(window_of(recognizer), recognizer.source)
         transcription = transcribe_resumably(
@@ -170,6 +173,7 @@ def transcribe(
     runtime: str | None = None,
     language: str | None = None,
     fallback: Fallback | None = None,
+    tokens_per_second: float | None = None,
     context: str | int | Context = AUTO,
     save: str | Path | None = None,
     placement: Placement = Placement(),  # noqa: B008 - a frozen value
@@ -178,7 +182,8 @@ def transcribe(
 ) -> Transcription:
     """Transcribe sound files, folders of them and data sets, in their order.
 
-    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `placement`: as for `open_recognizer`.
+    `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `tokens_per_second`, `placement`: as for
+    `open_recognizer`.
     `context`: of the encoder, "auto", "full", a number of positions or a margin "+16" (see `evaluation.context.Context`). `save`: write
     the transcripts there; a stopped run goes on with those it had made, and those of a finished one are read. Recordings that cannot be
     used are left out and named in the result. `ray`: as for `evaluate`. Raises `OutputError` for a file that must not be replaced.
@@ -186,10 +191,11 @@ def transcribe(
     asked = as_context(context)
     check_written([(save, TRANSCRIPTS)], models=[model], data=audio)
     data = load_sources(audio)
+    how = Opening(runtime=runtime, fallback=fallback, tokens_per_second=tokens_per_second, placement=placement)
     with joined_cluster(ray) as cluster:
-        recognizer = _recognizer(model, runtime, fallback, placement)
+        recognizer = _recognizer(model, how)
         chosen = asked.resolve(window_of(recognizer), recognizer.source)
-        elsewhere = _elsewhere(cluster, model, runtime, fallback, placement)
+        elsewhere = _elsewhere(cluster, model, how)
         return transcribe_resumably(
             recognizer,
             data,
@@ -249,27 +255,21 @@ def transcript_cache(
     return TranscriptCache(save, inputs, [utterance.id for utterance in data])
 
 
-def _recognizer(
-    model: str | Path | SpeechModel | Recognizer, runtime: str | None, fallback: Fallback | None, placement: Placement
-) -> Recognizer:
+def _recognizer(model: str | Path | SpeechModel | Recognizer, how: Opening) -> Recognizer:
     if isinstance(model, str | Path | SpeechModel):
-        return open_recognizer(model, runtime, fallback=fallback, placement=placement)
-    if fallback is not None or not placement.is_plain:
-        raise RecipeError("a recognizer decodes as it was opened; give fallback and placement to open_recognizer, or give the model here")
+        return how.of(model)
+    if replace(how, runtime=None) != Opening():
+        raise RecipeError(
+            "a recognizer decodes as it was opened; give fallback, tokens_per_second and placement to open_recognizer, or the model here"
+        )
     return model
 
 
-def _elsewhere(
-    cluster: Cluster | None,
-    model: str | Path | SpeechModel | Recognizer,
-    runtime: str | None,
-    fallback: Fallback | None,
-    placement: Placement,
-) -> Elsewhere | None:
+def _elsewhere(cluster: Cluster | None, model: str | Path | SpeechModel | Recognizer, how: Opening) -> Elsewhere | None:
     """Return what transcribes on a cluster, or None: there is none. Raises `RecipeError` for a model that its workers cannot load."""
     if cluster is None:
         return None
     if not isinstance(model, str | Path):
         raise RecipeError("workers of a cluster load the model themselves; give its name or folder, not a loaded model")
     name = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else str(model)
-    return partial(transcribe_on, cluster, Opening(model=name, runtime=runtime, fallback=fallback, placement=placement))
+    return partial(transcribe_on, cluster, name, how)

@@ -27,6 +27,7 @@ from sottovoce.cli.options import (
     save_option,
     set_threads,
     threads_option,
+    tokens_option,
 )
 from sottovoce.cli.sections import DECODING, SectionedCommand
 
@@ -59,6 +60,7 @@ tolerance_option = click.option(
 @language_option
 @fallback_option
 @fallback_seed_option
+@tokens_option
 @context_option
 @threads_option
 @json_option
@@ -77,6 +79,7 @@ def evaluate(
     place: Callable[[], Placement],
     fallback: bool,
     seed: int,
+    tokens_per_second: float | None,
     context: str,
     threads: int | None,
     as_json: bool,
@@ -110,6 +113,7 @@ def evaluate(
             runtime=runtime,
             language=language,
             fallback=api.Fallback(seed=seed) if fallback else None,
+            tokens_per_second=tokens_per_second,
             context=context,
             save=save,
             save_reference=save_reference,
@@ -170,6 +174,7 @@ def score(transcripts: Path, against: Path | None, language: str | None, gate: b
 @language_option
 @fallback_option
 @fallback_seed_option
+@tokens_option
 @context_option
 @threads_option
 @json_option
@@ -184,6 +189,7 @@ def transcribe(
     place: Callable[[], Placement],
     fallback: bool,
     seed: int,
+    tokens_per_second: float | None,
     context: str,
     threads: int | None,
     as_json: bool,
@@ -208,6 +214,7 @@ def transcribe(
     opening: dict[str, Any] = {
         "runtime": runtime,
         "fallback": api.Fallback(seed=seed) if fallback else None,
+        "tokens_per_second": tokens_per_second,
         "placement": place(),
     }
     recognizer = scaling = None

@@ -28,7 +28,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {  # in the order in which they are show
         "method", "strength", "ridge", "damping", "act_order", "absorb_bias", "compensate_residual", "curvature", "padding_weight",
         "frame_subsampling", "joined", "tune", "swaps", "guarded", "baselines", "steps", "rate", "float_rate", "look_every",
     ),
-    DECODING: ("runtime", "fallback", "context"),
+    DECODING: ("runtime", "fallback", "tokens_per_second", "context"),
     DEVICE: ("device", "dtype", "offload", "threads", "batch_size", "max_memory", "ray"),
     OUTPUT: (
         "dry_run", "overwrite", "resume", "save", "save_reference", "folder", "store", "out", "ledger", "verify", "as_json",

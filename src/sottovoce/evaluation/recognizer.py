@@ -103,6 +103,14 @@ class WindowedRecognizer(Recognizer, Protocol):
         """Recognize recordings, as `Recognizer` does; `contexts`: encoder positions of each, None: the whole window; empty: for all."""
 
 
+@runtime_checkable
+class LimitedRecognizer(Protocol):
+    """A recognizer that can end a transcript by the length of the audio."""
+
+    def limit_tokens(self, per_second: float) -> None:
+        """Decode at most so many tokens for a second of audio from now on. Raises `ModelError` where the model cannot tell the length."""
+
+
 NO_WINDOW = EncoderWindow(refusal="this recognizer does not say how its encoder could take less than its window")
 
 
@@ -129,6 +137,10 @@ class TorchRecognizer:
         self.model, self.source, self.max_duration_s = model, model.source, model.max_duration_s
         self.encoder_batch, self.fallback = encoder_batch, fallback
         self.window = window_of_model(model)
+
+    def limit_tokens(self, per_second: float) -> None:
+        """End transcripts by the length of the audio (Moonshine). Raises `ModelError` for other models."""
+        self.model = self.model.with_tokens_per_second(per_second)
 
     @property
     def stored_bytes(self) -> int:
@@ -275,14 +287,16 @@ def recognizer_digest(recognizer: Recognizer) -> str:
 
 
 def decoding_settings(recognizer: Recognizer) -> dict[str, Any]:
-    """Return what decides about the words in PyTorch beside the weights, as plain data; empty for a runtime, whose file holds it."""
+    """Return what decides about the words beside the weights, as plain data; a file of a runtime holds all but the limit of tokens."""
+    limit = getattr(getattr(recognizer, "model", None), "tokens_per_second", None)
+    limited = {} if limit is None else {"tokens_per_second": limit}
     if not isinstance(recognizer, TorchRecognizer):
-        return {}
+        return limited
     model = recognizer.model
     generation = {key: value for key, value in model.network.generation_config.to_dict().items() if key != "transformers_version"}
     vocabulary: dict[str, int] = getattr(getattr(model.processor, "tokenizer", None), "get_vocab", dict)()
     content = json.dumps([generation, sorted(vocabulary.items())], sort_keys=True, default=str)
-    return {
+    return limited | {
         "decoding": hashlib.sha256(content.encode()).hexdigest(),
         "fallback": asdict(recognizer.fallback) if recognizer.fallback else None,
         "device": None if model.placement.is_plain else str(model.placement),

@@ -69,6 +69,10 @@ class OnnxRecognizer:
         """The ONNX files."""
         return sum(file.stat().st_size for file in (self._folder / "onnx").iterdir())
 
+    def limit_tokens(self, per_second: float) -> None:
+        """End transcripts by the length of the audio (Moonshine). Raises `ModelError` for other models."""
+        self.model = self.model.with_tokens_per_second(per_second)
+
     def _window(self, config: Any) -> EncoderWindow:
         """Whether the encoder's file takes less than its window, and what `export` wrote of the contexts it was tuned for."""
         window = window_of_model(self.model)
