@@ -8,12 +8,11 @@ The points are those of `benchmarks/results/runtimes/*.json` (`benchmarks/runtim
 import json
 from pathlib import Path
 
-from common import RESULTS, SETS, script_parser
+from common import MODELS, RESULTS, SETS, script_parser
 from matplotlib.figure import Figure
 
 from sottovoce.bench.figures import STYLES, save_figure
 
-MODELS = {"tiny.en": "Whisper tiny.en", "base": "Whisper base", "moonshine-base": "Moonshine base"}
 SHOWN = ("dev-librispeech", "dev-home")  # loops of single utterances decide the rate of the accented set
 # What a point is called, by the words in its system's name.
 KINDS = {

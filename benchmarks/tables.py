@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, SETS, script_parser
+from common import MODELS, RESULTS, SETS, script_parser
 
 from sottovoce.core.formats import COMMON_WIDTH, NAMED
 
@@ -60,6 +60,7 @@ SHIPPED = (
     "dynamic int8 encoder, ONNX Runtime",
     "int8, faster-whisper",
     "float32, faster-whisper",
+    "int8 weights as shipped, ONNX Runtime",
 )
 TITLES = {  # in tables, where the name of the results says what computes and the size is that of the file
     "float32, PyTorch": "float32 from a float16 file, PyTorch",
@@ -158,8 +159,9 @@ def options() -> str:
     return _markdown(["FADE", "KL"], [[OPTIONS[row["method"]], f"{float(row['mean_kl']):.4f}"] for row in ranked])
 
 
-def _title(system: str) -> str:
-    return TITLES.get(system, system)
+def _title(system: str, model: str) -> str:
+    """Name a system; Moonshine's weights come from no float16 file."""
+    return TITLES.get(system, system) if model != "moonshine-base" else system.replace("PyTorch", "PyTorch (size as float16)")
 
 
 def _systems(model: str) -> dict[str, Any]:
@@ -169,11 +171,11 @@ def _systems(model: str) -> dict[str, Any]:
 
 def runtimes(model: str) -> str:
     """Show the systems that run a model: size, words, speed and memory."""
-    head = [f"Whisper {model}", "size MB", *(f"{title} WER %" for title in SETS.values())]
+    head = [MODELS[model], "size MB", *(f"{title} WER %" for title in SETS.values())]
     head += ["encoder s", "decoder s", "audio s per s", "memory MB"]
     table = []
     for name, system in ((name, found) for name in SHIPPED if (found := _systems(model).get(name))):
-        row = [f"**{name}**" if "FADE" in name else _title(name), f"{system['bytes'] / 1e6:.1f}"]
+        row = [f"**{name}**" if "FADE" in name else _title(name, model), f"{system['bytes'] / 1e6:.1f}"]
         row += [_words(system["sets"].get(data)) for data in SETS]
         speed = system.get("speed")
         if speed:
@@ -198,12 +200,12 @@ def contexts(name: str = "contexts") -> str:
     found = json.loads((RESULTS / f"{name}.json").read_text())
     lengths = next(iter(found["systems"].values()))["lengths"]
     table = [
-        [_title(name), one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
+        [_title(name, found["model"]), one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
          *(f"{times['cpu_s']:.2f}" for times in one["lengths"].values()),
          f"{one['words_of_original']} of {found['clips']}", str(one["loops"])]
         for name, one in found["systems"].items()
     ]  # fmt: skip
-    head = [f"Whisper {found['model']}", "context", "size MB", "memory MB", *(f"{length} s" for length in lengths)]
+    head = [MODELS[found["model"]], "context", "size MB", "memory MB", *(f"{length} s" for length in lengths)]
     return _markdown([*head, "same words as the original", "new loops"], table)
 
 
@@ -221,12 +223,12 @@ def paired(model: str) -> str:
     """Show the GGUF file's error rates minus those of others on the same utterances, in points, with 95 % intervals."""
     table = []
     for other, sets in _systems(model)["4 bits FADE, transcribe.cpp"]["paired"].items():
-        row = [f"against {_title(other)}"]
+        row = [f"against {_title(other, model)}"]
         for data in SETS:
             found = sets[data]
             row.append(f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})")
         table.append(row)
-    return _markdown([f"Whisper {model}", *SETS.values()], table)
+    return _markdown([MODELS[model], *SETS.values()], table)
 
 
 def parity(model: str) -> str:
@@ -236,7 +238,7 @@ def parity(model: str) -> str:
         sets = [system["sets"].get(data, {}) for data in SETS]
         if any("wer_simulated" in found for found in sets):
             table.append([name, *map(_same, sets)])
-    return _markdown([f"Whisper {model}", *SETS.values()], table)
+    return _markdown([MODELS[model], *SETS.values()], table)
 
 
 def _same(found: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from sottovoce.system.plain_data import to_plain
 from sottovoce.system.versions import environment, processor
 
 RESULTS = Path(__file__).parents[1] / "results"
+MODELS = {"tiny.en": "Whisper tiny.en", "base": "Whisper base", "moonshine-base": "Moonshine base"}  # bundled models, titles in tables
 SETS = {"dev-librispeech": "LibriSpeech", "dev-accented": "accented", "dev-home": "home"}  # folders under --speech, titles in tables
 
 
