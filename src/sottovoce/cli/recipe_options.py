@@ -140,7 +140,7 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         default=0.5,
         show_default=True,
-        help="Share of the recordings that are joined to full windows of 30 s, 0 to 1; the others are calibrated on one by one.",
+        help="Share of the recordings that are joined to windows of up to 28.5 s, 0 to 1; the others are calibrated on one by one.",
     ),
 )
 
