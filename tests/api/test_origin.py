@@ -11,7 +11,7 @@ from sottovoce.backends.registry import target_named
 from sottovoce.backends.source import Source
 from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.checkpoint.manifest import read_manifest
-from sottovoce.errors import RecipeError
+from sottovoce.errors import ExportError, RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
@@ -50,3 +50,10 @@ def test_a_file_that_does_not_say_is_taken_at_the_users_word(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING, "sottovoce"):
         check_origin(tmp_path / "old.gguf", folder, read_manifest(folder))
     assert "does not say which folder it comes from" in caplog.text
+
+
+def test_a_damaged_file_is_told_in_one_sentence(tmp_path: Path) -> None:
+    folder = quantized(make_tiny(layers=1), tmp_path / "four", 4, "transcribe.cpp")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(ExportError, match=r"cut\.gguf: cannot be read as a file of transcribe\.cpp .*export it again"):
+        check_origin(tmp_path / "cut.gguf", folder, read_manifest(folder))

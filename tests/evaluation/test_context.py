@@ -189,7 +189,7 @@ def test_a_stopped_run_does_not_mix_contexts(folder: Path, speech_folder: Path, 
     (tmp_path / "empty.wav").write_bytes(b"")
     sources = [speech_folder / "u0.wav", tmp_path / "empty.wav"]
     api.transcribe(folder, sources, context="+4", save=kept)
-    with pytest.raises(OutputError, match="another model or other settings"):
+    with pytest.raises(OutputError, match="another model, other settings"):
         api.transcribe(folder, sources, context="+8", save=kept)
     assert read_transcripts(kept)[0].context == 42
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sottovoce.cli.main import main
 from sottovoce.data.audio import read_audio
 from sottovoce.data.load import load_data
 from sottovoce.errors import AudioError, DataError, OutputError
-from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, TorchRecognizer
+from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, TorchRecognizer, recognizer_digest
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from tests.conftest import make_tiny
@@ -128,7 +129,7 @@ def test_transcripts_of_another_model_are_not_taken(model_folder: Path, mixed: P
     network.processor.save_pretrained(other)
     before = saved.read_bytes()
     code, _, shown = run("transcribe", other, mixed, "--save", saved)
-    assert (code, "another model or other settings" in shown) == (1, True)
+    assert (code, "another model, other settings" in shown) == (1, True)
     assert saved.read_bytes() == before
 
 
@@ -168,14 +169,43 @@ def test_what_is_new_or_changed_is_added_to_a_finished_run(three: Path, speech_f
     assert [t.id for t in read_transcripts(saved)] == ["u0", "u1", "u2", "u5"]
 
 
+@pytest.mark.parametrize("gone", [["u1"], ["u0", "u1", "u2"]])
+def test_recordings_that_cannot_be_read_for_a_while_keep_their_transcripts(
+    model_folder: Path, tmp_path: Path, three: Path, counts: list[int], gone: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is not mounted must not empty a file that took hours."""
+    saved, manifest = tmp_path / "t.jsonl", tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps({"audio": f"{three.name}/{name}.wav"}) + "\n" for name in ("u0", "u1", "u2")))
+    api.transcribe(model_folder, [manifest], save=saved)
+    before = saved.read_bytes()
+    for name in gone:
+        (three / f"{name}.wav").rename(tmp_path / f"{name}.wav")
+    found = api.transcribe(model_folder, [manifest], save=saved)
+    assert len(found.unusable) == len(gone)
+    assert saved.read_bytes() == before
+    assert "keeps the transcripts of recordings that cannot be read now" in caplog.text
+    for name in gone:
+        (tmp_path / f"{name}.wav").rename(three / f"{name}.wav")
+    assert len(api.transcribe(model_folder, [manifest], save=saved).transcripts) == 3
+    assert counts == [3]
+
+
+def test_two_recognizers_of_ones_own_are_told_apart() -> None:
+    def named(source: str) -> Any:
+        return SimpleNamespace(source=source, stored_bytes=1)
+
+    assert recognizer_digest(named("service-a")) != recognizer_digest(named("service-b"))
+    assert recognizer_digest(named("")) == recognizer_digest(named(""))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("model", "another model or other settings"),
-        ("decoding", "another model or other settings"),
-        ("confidence", "another model or other settings"),
-        ("edited", "another model or other settings made, or what was edited"),
-        ("cut", "another model or other settings made, or what was edited"),
+        ("model", "another model, other settings"),
+        ("decoding", "another model, other settings"),
+        ("confidence", "another model, other settings"),
+        ("edited", "another version of a package made, or what was edited"),
+        ("cut", "another version of a package made, or what was edited"),
         ("fewer", "transcripts of other recordings, 'u2' for one"),
     ],
 )
@@ -217,7 +247,7 @@ def test_the_saved_file_of_another_run_is_told_before_the_reference_transcribes(
 ) -> None:
     saved = tmp_path / "t.jsonl"
     api.transcribe(make_tiny(seed=1), [speech_folder], save=saved)
-    with pytest.raises(OutputError, match="another model or other settings"):
+    with pytest.raises(OutputError, match="another model, other settings"):
         api.evaluate(make_tiny(), speech_folder, against=make_tiny(seed=2), save=saved)
     assert counts == [12]
 

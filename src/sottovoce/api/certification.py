@@ -137,6 +137,7 @@ def certify(
     if save is not None:  # what another run made is refused before any work
         transcript_cache(_opened(file, settings), speech.data, save, language=language, context=file.context)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
+    transcript_cache(reference, speech.data, save_reference, language=language, context=FULL)
     looks = _look(ledger, settings.hash([file], reference), speech)
     originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference
@@ -180,6 +181,7 @@ def choose_smallest(
     folds = {file.name: check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
     reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
+    transcript_cache(reference, speech.data, save_reference, language=language, context=FULL)
     looks = _look(ledger, settings.hash(files, reference), speech)
     originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
     del reference

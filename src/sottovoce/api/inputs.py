@@ -65,7 +65,10 @@ def check_written(
 
     Raises `OutputError` as `check_outputs` does.
     """
-    places = [Path(model if isinstance(model, str | Path) else model.source).expanduser() for model in models if model is not None]
+    if all(place is None for place, _ in outputs):
+        return
+    named = [model if isinstance(model, str | Path) else model.source for model in models if model is not None]
+    places = [Path(name).expanduser() for name in named if str(name)]
     sources = [data] if isinstance(data, str | Path | DataSet) else data
     read = [file for source in sources if not isinstance(source, DataSet) for file in listings(source)]
     check_outputs(

@@ -9,7 +9,7 @@ from sottovoce.backends.export import export
 from sottovoce.backends.registry import BACKENDS, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import Manifest
-from sottovoce.errors import RecipeError
+from sottovoce.errors import ExportError, MissingDependencyError, RecipeError, SottovoceError, first_line
 from sottovoce.system.atomic_files import sha256
 from sottovoce.system.notices import notice
 
@@ -33,7 +33,15 @@ def check_origin(checkpoint: str | Path, folder: Path, manifest: Manifest) -> No
                 f"{checkpoint}: is not what {folder} exports for {runtime}; give the folder it comes from, or export it again"
             )
         return
-    said = backend.origin(path)
+    try:
+        said = backend.origin(path)
+    except MissingDependencyError as exc:
+        notice(f"{checkpoint}: where it comes from is not checked ({exc})")
+        return
+    except SottovoceError:
+        raise
+    except Exception as exc:  # the readers of files raise many kinds for damaged ones
+        raise ExportError(f"{checkpoint}: cannot be read as a file of {runtime} ({first_line(exc)}); export it again") from exc
     if said is None:
         notice(f"{checkpoint} does not say which folder it comes from, so that it is {folder} is not checked; export it again for that")
     elif said != manifest.files[WEIGHTS].sha256:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
-from sottovoce import __version__
 from sottovoce.api.inputs import check_written, limited, loaded, need_texts
 from sottovoce.api.opening import Opening
 from sottovoce.api.remote import transcribe_on
-from sottovoce.backends.registry import runtime_of
+from sottovoce.backends.registry import BACKENDS, DEFAULT_RUNTIME, runtime_of
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_sources
@@ -29,6 +29,7 @@ from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.devices import Placement
 from sottovoce.system.memory import peak_memory_bytes
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.versions import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,13 +244,14 @@ def transcript_cache(
     """Return what is known already of the transcripts for the file `save`; None: nothing is saved. Raises `OutputError`, as that does."""
     if save is None:
         return None
+    backend = BACKENDS[runtime_of(recognizer.source) or DEFAULT_RUNTIME]
     inputs = {
         "model": recognizer_digest(recognizer),
         "runtime": type(recognizer).__name__,
         "language": language,
         "confidence": confidence,
         "context": repr(context),
-        "version": __version__,
+        "versions": environment() | {name: version(name) for name in backend.packages},
         **decoding_settings(recognizer),
     }
     return TranscriptCache(save, inputs, [utterance.id for utterance in data])

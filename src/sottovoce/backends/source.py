@@ -1,5 +1,6 @@
 """What an exporter reads: a recognizer and the codes of its quantized layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,21 @@ class UnheldError(ExportError):
 class Source:
     """`model` computes with the dequantized weights; `weights` holds the codes by module name, a tied head's under the embedding.
 
-    `short_context`: the encoder contexts that the model was tuned for, None if for none. `digest`: sha256 of the weights of the
-    quantized folder; empty for a model that is not quantized.
-    `target`: what it was quantized for.
+    `short_context`: the encoder contexts that the model was tuned for, None if for none. `digest`: returns the sha256 of the
+    weights of the quantized folder, which takes a copy of them in memory where they are not in a file; None for a model that is not
+    quantized. `target`: what it was quantized for.
     """
 
     model: SpeechModel
     weights: dict[str, QuantizedTensor]
     short_context: ShortContext | None = None
-    digest: str = ""
+    digest: Callable[[], str] | None = None
     target: str = ""
 
     @property
     def origin(self) -> dict[str, str]:
         """What a file says of where it comes from, by the key of its metadata."""
-        return {ORIGIN: self.digest} if self.digest else {}
+        return {} if self.digest is None else {ORIGIN: self.digest()}
 
     @property
     def config(self) -> Any:
@@ -88,14 +89,14 @@ def open_source(source: str | Path | QuantizedModel) -> Source:
     """Open a folder written by sottovoce, checked file by file, or a result in memory. Raises `CheckpointError`."""
     if isinstance(source, QuantizedModel):
         weights = {stored_name(layer): source.weights[layer.name] for layer in source.plan.layers}
-        return Source(source.model, weights, digest=weights_digest(source), target=source.plan.target)
+        return Source(source.model, weights, digest=lambda: weights_digest(source), target=source.plan.target)
     opened = open_folder(source)
     manifest = opened.manifest
     return Source(
         opened.model,
         opened.weights,
         short_context=manifest.short_context,
-        digest=manifest.files[WEIGHTS].sha256,
+        digest=lambda: manifest.files[WEIGHTS].sha256,
         target=manifest.plan.target,
     )
 

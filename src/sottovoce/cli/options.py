@@ -116,7 +116,7 @@ SEED = click.IntRange(0)
 fallback_seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling of --fallback.")
 tokens_option = click.option(
     "--tokens-per-second",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1000, min_open=True),
     help="Tokens for a second of audio after which a transcript is cut (Moonshine, in torch and onnxruntime; default: no such limit).",
 )
 context_option = click.option(

@@ -277,10 +277,12 @@ class WordlessRecognizer:
 def recognizer_digest(recognizer: Recognizer) -> str:
     """Return the sha256 of a file; of a folder, that of its files' names and digests; in PyTorch the model's own hash of its weights."""
     path = Path(recognizer.source).expanduser()
-    if path.is_file():
+    if recognizer.source and path.is_file():
         return sha256(path)
     if isinstance(recognizer, TorchRecognizer):
         return recognizer.model.digest()
+    if not recognizer.source or not path.exists():  # a recognizer of the caller's own
+        return hashlib.sha256(f"{recognizer.source} {recognizer.stored_bytes}".encode()).hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
     lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -295,7 +297,8 @@ def decoding_settings(recognizer: Recognizer) -> dict[str, Any]:
     model = recognizer.model
     generation = {key: value for key, value in model.network.generation_config.to_dict().items() if key != "transformers_version"}
     vocabulary: dict[str, int] = getattr(getattr(model.processor, "tokenizer", None), "get_vocab", dict)()
-    content = json.dumps([generation, sorted(vocabulary.items())], sort_keys=True, default=str)
+    parts = [generation, sorted(vocabulary.items()), model.network.config.to_dict(), getattr(model.processor, "feature_extractor", None)]
+    content = json.dumps(parts, sort_keys=True, default=str)
     return limited | {
         "decoding": hashlib.sha256(content.encode()).hexdigest(),
         "fallback": asdict(recognizer.fallback) if recognizer.fallback else None,

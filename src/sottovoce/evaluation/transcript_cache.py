@@ -32,7 +32,7 @@ class TranscriptCache:
         self.target = Path(target).expanduser().absolute()
         self.file = self.target.with_name(f".{self.target.name}.unfinished")
         self._inputs = json.loads(json.dumps(dict(inputs)))
-        self._ids = frozenset(ids)
+        self._order = {name: place for place, name in enumerate(ids)}
         self._file_digests = dict[Path, bytes]()
         self._fingerprints = dict[str, str]()  # by id
         self._finished = self._read_finished()
@@ -55,11 +55,20 @@ class TranscriptCache:
         self.known |= made
 
     def finish(self, transcripts: Sequence[Transcript]) -> None:
-        """Write the transcript file, unless it holds them already, which is said. Raises `OutputError`."""
-        if self._finished and tuple(self._finished.values()) == tuple(transcripts):
+        """Write the transcript file, unless it holds them already, which is said. Raises `OutputError`.
+
+        What an earlier run made of a recording that cannot be read now stays in the file: the recording may come back.
+        """
+        fingerprints = {t.id: self._fingerprints[t.id] for t in transcripts}
+        kept = {t.id: t for t in self.known.values() if t.id not in fingerprints}
+        fingerprints |= {t.id: fingerprint for fingerprint, t in self.known.items() if t.id in kept}
+        rows = sorted([*transcripts, *kept.values()], key=lambda t: self._order[t.id])
+        if kept:
+            notice(f"{self.target}: keeps the transcripts of recordings that cannot be read now, {next(iter(kept))} for one")
+        if self._finished and list(self._finished.values()) == rows:
             notice(f"{self.target}: holds the transcripts of this model, these settings and recordings; nothing was transcribed again")
         else:
-            write_transcripts(self.target, transcripts, [{RECORDING: self._fingerprints[t.id], RUN: self._run_of(t)} for t in transcripts])
+            write_transcripts(self.target, rows, [{RECORDING: fingerprints[t.id], RUN: self._run_of(t)} for t in rows])
         self.file.unlink(missing_ok=True)
 
     def _read_finished(self) -> dict[str, Transcript]:
@@ -75,8 +84,8 @@ class TranscriptCache:
                 found[str(row[RECORDING])] = transcript
         except (OSError, ValueError, KeyError, RecursionError, DataError) as exc:
             raise OutputError(
-                f"{self.target}: holds what another model or other settings made, or what was edited, so it is not replaced; remove it, "
-                "or give another name"
+                f"{self.target}: holds what another model, other settings or another version of a package made, or what was edited, so it "
+                "is not replaced; remove it, or give another name"
             ) from exc
         return found
 
@@ -88,8 +97,8 @@ class TranscriptCache:
             return {}
         if rows and inputs != self._inputs:
             raise OutputError(
-                f"{self.file}: holds {len(rows)} transcripts of a stopped run with another model or other settings; give that command "
-                "again, choose another name, or remove this file"
+                f"{self.file}: holds {len(rows)} transcripts of a stopped run with another model, other settings or another version of a "
+                "package; go on with those, choose another name, or remove this file"
             )
         found = dict[str, Transcript]()
         for line in rows:
@@ -103,7 +112,7 @@ class TranscriptCache:
         return found
 
     def _refuse_others(self, transcript: Transcript, file: Path) -> None:
-        if transcript.id not in self._ids:
+        if transcript.id not in self._order:
             raise OutputError(
                 f"{file}: holds transcripts of other recordings, {transcript.id!r} for one, so it is not replaced; remove it, or give "
                 "another name"

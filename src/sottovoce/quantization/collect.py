@@ -119,12 +119,15 @@ def _accumulate(
     samples, magnitude = _Samples(sums, compensates=residual is not None), dict[int, Tensor]()
     for i, batch in enumerate(batches):
         with _loaded(paused, residual, i, spill):
-            for fold, counted in enumerate(_by_fold(paused, residual, layer, batch, i, None if factors is None else factors[i])):
+            halves = _by_fold(paused, residual, layer, batch, i, None if factors is None else factors[i])
+            for fold in (0, 1):
+                counted = next(halves)
                 accumulators[fold].add(counted.rows, counted.quantized, counted.root, counted.residual, group=batch.group)
                 place = 2 * batch.number + fold
                 samples.add(place, counted)
                 if magnitudes:
                     magnitude[place] = (counted.quantized.abs() * counted.root).to(sums).sum(0, dtype=torch.float64).unsqueeze(0)
+                del counted  # before the next fold's rows are made
         if batch.closes:
             for accumulator in accumulators:
                 accumulator.close_group()

@@ -38,11 +38,12 @@ def check_outputs(outputs: Sequence[Output], *, reserved: Iterable[Path] = (), f
 
     `reserved`: other files that the command reads or writes; `folders`: of models, in which nothing else is written.
     """
+    wanted = [(given, kind) for given, kind in outputs if given is not None]
+    if not wanted:
+        return
     taken = {place.resolve() for place in reserved}
     models = [folder.resolve() for folder in folders]
-    for given, kind in outputs:
-        if given is None:
-            continue
+    for given, kind in wanted:
         try:
             path = Path(given).expanduser().absolute()
             place = path.resolve()
@@ -59,9 +60,10 @@ def check_outputs(outputs: Sequence[Output], *, reserved: Iterable[Path] = (), f
 def _check_place(path: Path, given: str | Path, kind: FileKind) -> None:
     if path.is_dir():
         raise OutputError(f"{given}: is a folder, and {kind.title} is to be written; give the name of a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"{given}: there is no folder {path.parent}; make it, or give another name")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{given}: nothing may be written in {path.parent}; give another name")
+    above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
+    if not above.is_dir():
+        raise OutputError(f"{given}: {above} is a file, and a folder is wanted there; give another name")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{given}: nothing may be written in {above}; give another name")
     if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or kind.holds(path))):
         raise OutputError(f"{given}: is there already and is not {kind.title}, so it is not replaced; give another name")
