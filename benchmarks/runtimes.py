@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +52,7 @@ from sottovoce.system.memory import memory_bytes, peak_memory_bytes
 from sottovoce.system.plain_data import from_plain, to_plain
 
 CLIPS_PER_SET = 4
+PARTED, HARD = "dev-librispeech", "test-other"  # the set of two parts, and one of them; the other is dev-clean
 # Name: how it is quantized (None: not), and what runs it.
 QUANTIZED: dict[str, dict[str, Any]] = {
     "fade-4bit": {"target": "gguf", "method": "fade", "bits": 4},
@@ -350,6 +351,8 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 "loops": len(score.looped),
                 "paired_with_float": to_plain(score.paired),
             }
+            if data == PARTED:
+                row["sets"][data]["parts"] = {part: _part(transcripts, reference, ids) for part, ids in _parts(arguments).items()}
             if name in SIMULATED and SIMULATED[name] in transcripts_of:
                 simulated = transcripts_of[SIMULATED[name]][data]
                 row["sets"][data]["same_words_as_simulated"] = sum(
@@ -378,6 +381,19 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             row["memory_bytes"] = timed["memory_bytes"]
         systems[name] = row
     return {"model": model, "machine": machine() | {"threads": arguments.threads}, "systems": systems}
+
+
+def _parts(arguments: argparse.Namespace) -> dict[str, set[str]]:
+    """The ids of the easy and of the hard part of LibriSpeech, as the manifest names their sources."""
+    rows = [json.loads(line) for line in (arguments.speech / PARTED / "manifest.jsonl").read_text().splitlines()]
+    hard = {row["id"] for row in rows if HARD in row["source"]}
+    return {"dev-clean": {row["id"] for row in rows} - hard, HARD: hard}
+
+
+def _part(transcripts: Sequence[Transcript], reference: Sequence[Transcript] | None, ids: set[str]) -> dict[str, Any]:
+    own = [transcript for transcript in transcripts if transcript.id in ids]
+    score = score_transcripts(own, None if reference is None else [transcript for transcript in reference if transcript.id in ids])
+    return {"utterances": len(own), "wer": score.wer, "paired_with_float": to_plain(score.paired)}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

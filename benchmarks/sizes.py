@@ -1,6 +1,6 @@
 """Draw the word error rate of every file that was measured in a runtime against its size: which model, at how many bits, for which size.
 
-python benchmarks/sizes.py [--out benchmarks/results/sizes.svg]
+python benchmarks/sizes.py [--out docs/figures/sizes.svg]
 
 The points are those of `benchmarks/results/runtimes/*.json` (`benchmarks/runtimes.py`): files alone, whose words were measured.
 """
@@ -26,7 +26,7 @@ KINDS = {
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS / "sizes.svg")
+    parser.add_argument("--out", type=Path, default=RESULTS.parents[1] / "docs/figures/sizes.svg")
     out = parser.parse_args().out
     figure = Figure(figsize=(10.4, 4.0), layout="constrained")
     axes = figure.subplots(1, len(SHOWN))
