@@ -31,7 +31,7 @@ from sottovoce.core.rtn import rtn
 from sottovoce.data.audio import read_audio
 from sottovoce.data.corpora import read_librispeech, read_spgispeech, read_tedlium
 from sottovoce.data.manifest import read_manifest as read_data_manifest
-from sottovoce.errors import CheckpointError, DataError, RecipeError, SottovoceError
+from sottovoce.errors import CheckpointError, DataError, OutputError, RecipeError, SottovoceError
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.models.ctranslate2 import read_variables, to_transformers
@@ -160,7 +160,7 @@ TARGETS: dict[str, tuple[Target, type[Exception] | None]] = {
     "librispeech": (librispeech, SottovoceError),
     "plan": (plan, RecipeError),
     "transcripts": (transcripts, SottovoceError),
-    "journal": (journal, None),
+    "journal": (journal, OutputError),
     "sottovoce_json": (sottovoce_json, SottovoceError),
     "sealed_json": (sealed_json, SottovoceError),
     "model_bin": (model_bin, SottovoceError),

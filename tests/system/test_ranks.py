@@ -107,7 +107,7 @@ def test_a_process_that_dies_ends_the_others_at_once_and_the_run_goes_on(model_f
     codes, _, errors = outcome([leader, other])
     assert time.monotonic() - died < 60
     assert codes == [1, -signal.SIGKILL]
-    assert errors.count("error:") == 1
+    assert errors.count("Error:") == 1
     assert "another of the processes has ended, so this one ends too; finished layers are kept" in errors
     assert "Traceback" not in errors
     codes, _, errors = outcome(start(model_folder, out, speech, 2, "--resume"))
@@ -122,7 +122,7 @@ def test_a_process_that_dies_ends_the_others_at_once_and_the_run_goes_on(model_f
 def test_processes_that_differ_are_refused_in_one_sentence(model_folder: Path, speech: Path, tmp_path: Path) -> None:
     codes, _, errors = outcome(start(model_folder, tmp_path / "out", speech, 2, "--utterances", "12", seeds=(0, 1)))
     assert codes == [1, 1]
-    assert errors.count("error:") == 1
+    assert errors.count("Error:") == 1
     assert "process 1 of 2 differs from process 0 in calibration, seed" in errors
     assert not (tmp_path / "out").exists()
 

@@ -8,8 +8,10 @@ from sottovoce.backends.backend import Backend
 from sottovoce.backends.registry import backend_named
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
+from sottovoce.errors import CheckpointError
 from sottovoce.quantization.plan import Plan
 
+WIDEST = 1 << 20  # inputs of a layer; what a damaged plan says more would fill the memory
 ROWS = 32  # packed; some formats pack rows together, by 16 at most
 
 
@@ -40,8 +42,13 @@ def widened_layers(plan: Plan) -> list[str]:
 
 
 def layer_bytes(backend: Backend, number_format: NumberFormat, part: str, shape: tuple[int, int]) -> int:
-    """Return the bytes of a layer's weight `[out, in]` in the file of `backend`: what grows with its rows, and what does not."""
+    """Return the bytes of a layer's weight `[out, in]` in the file of `backend`: what grows with its rows, and what does not.
+
+    Raises `CheckpointError` for more inputs than any network has.
+    """
     rows, in_features = shape
+    if in_features > WIDEST:
+        raise CheckpointError(f"a layer of {in_features} inputs is planned, and {WIDEST} at most are possible; the plan is damaged")
     few, twice = (_bytes_of_rows(backend.name, number_format, part, count, in_features) for count in (ROWS, 2 * ROWS))
     each = (twice - few) / ROWS
     return round(few + (rows - ROWS) * each)
