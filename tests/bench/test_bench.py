@@ -317,14 +317,16 @@ def test_a_method_has_settings_of_its_own(bench_root: Path, tmp_path: Path) -> N
     assert (strong.method.strength, strong.method.algorithm, strong.format.bits, strong.head_bits) == (1.0, "qep", 3, 16)
 
 
-def test_a_limit_takes_the_first_recordings_of_every_set(bench_root: Path, tmp_path: Path) -> None:
+def test_a_limit_takes_the_first_recordings_of_every_test_set_and_leaves_the_calibration_whole(bench_root: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    rtn = (bench_root / "recipe.toml").read_text().replace('["rtn", "gptq", "strong"]', '["rtn"]').replace("[4, 3]", "[4]")
-    recipe.write_text("limit = 2\n" + rtn)
+    gptq = (bench_root / "recipe.toml").read_text().replace('["rtn", "gptq", "strong"]', '["gptq"]').replace("[4, 3]", "[4]")
+    recipe.write_text("limit = 2\n" + gptq)
     assert not run_bench(recipe, tmp_path / "out", data=bench_root, threads=1).failed
     first = [utterance.id for utterance in load_data(bench_root / "test")][:2]
     rows = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
-    assert [row["utterances"]["ids"] for row in rows] == [first, first]  # the original and the quantized model
+    assert {tuple(row["utterances"]["ids"]) for row in rows} == {tuple(first)}  # of the original and the quantized models
+    calibrations = json.loads((tmp_path / "out" / "bench.json").read_text())["calibrations"]
+    assert {calibration["utterances"] for calibration in calibrations} == {read_plan(recipe).utterances}
 
 
 @pytest.mark.parametrize(

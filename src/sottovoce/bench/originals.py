@@ -54,8 +54,12 @@ class Originals:
         return Environment(versions=environment(), threads=torch.get_num_threads())
 
     def calibration_sample(self, seed: int) -> DataSet:
-        """Return the utterances that `seed` draws from the calibration set."""
-        return self.data(str(self.plan.calibration))[0].sample(self.plan.utterances, seed)
+        """Return the utterances that `seed` draws from the calibration set, of all that it has: `limit` is of the test sets."""
+        return self._calibration.sample(self.plan.utterances, seed)
+
+    @cached_property
+    def _calibration(self) -> DataSet:
+        return self._load(str(self.plan.calibration), None)
 
     def reference_key(self, model: str, data: str) -> ReferenceKey:
         """Return the key of the original's cell on a data set."""
@@ -90,8 +94,11 @@ class Originals:
         return model, model.digest()
 
     def _load_data(self, name: str) -> tuple[DataSet, str]:
-        data = load_data(name if name.startswith(PREFIX) else self.data_root / name, at_most=self.plan.limit)
+        data = self._load(name, self.plan.limit)
         return data, data.digest()
+
+    def _load(self, name: str, at_most: int | None) -> DataSet:
+        return load_data(name if name.startswith(PREFIX) else self.data_root / name, at_most=at_most)
 
     def _make_evaluator(self, model: str, data: str) -> TeacherForcedEvaluator:
         return TeacherForcedEvaluator(self.model(model)[0], self.data(data)[0])
