@@ -86,7 +86,6 @@ def main() -> None:
         return
     if not arguments.summary_only:
         _measure_all(arguments)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     summary = _summary(arguments)
     write_json(arguments.out, summary)
     _draw(summary, arguments.out.with_suffix(".svg"))

@@ -107,7 +107,6 @@ def main() -> None:
     report["tuning"].pop("speech")  # ids and hashes; the command gives the same
     report["tuning"].pop("held_out")
     out = arguments.out / f"{arguments.name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     for name in arguments.sets:
         report["sets"][name] = measured(arguments, {"start": start, "tuned": tuned}, name)

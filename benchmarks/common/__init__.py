@@ -26,7 +26,6 @@ def machine() -> dict[str, Any]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a file of results, whole or not at all; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as handle:
         handle.write(json.dumps(content, indent=1) + "\n")
 

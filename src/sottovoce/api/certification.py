@@ -136,11 +136,7 @@ def certify(
     calibration, shared = check_folds(file, speech)
     if save is not None:  # what another run made is refused before any work
         transcript_cache(_opened(file, settings), speech.data, save, language=language, context=file.context)
-    reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
-    transcript_cache(reference, speech.data, save_reference, language=language, context=FULL)
-    looks = _look(ledger, settings.hash([file], reference), speech)
-    originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
-    del reference
+    looks, originals = _originals([file], speech, settings, ledger, save_reference, progress)
     certificate = _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
     if out is not None:
         write_certificate(out, certificate)
@@ -180,11 +176,7 @@ def choose_smallest(
     files = [open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
-    reference = open_recognizer(against, fallback=fallback, placement=settings.placement_of_reference)
-    transcript_cache(reference, speech.data, save_reference, language=language, context=FULL)
-    looks = _look(ledger, settings.hash(files, reference), speech)
-    originals = _transcripts(reference, speech, settings, FULL, save_reference, progress)
-    del reference
+    looks, originals = _originals(files, speech, settings, ledger, save_reference, progress)
     candidates, chosen, going_on = list[Candidate](), None, True
     for file in files:
         certificate, exceeded = None, tuple[Loss, ...]()
@@ -251,6 +243,21 @@ def _look(ledger: str | Path | None, setting: str, speech: CertifiedSpeech) -> i
     before = earlier_looks(file, setting, recordings)
     add_look(file, setting, recordings)
     return before
+
+
+def _originals(
+    files: Sequence[CertifiedFile],
+    speech: CertifiedSpeech,
+    settings: _Settings,
+    ledger: str | Path | None,
+    save: str | Path | None,
+    progress: Progress,
+) -> tuple[int, tuple[Transcript, ...]]:
+    """Count the earlier looks, and listen to the original. What another run saved is refused before this one is a look."""
+    reference = open_recognizer(settings.against, fallback=settings.fallback, placement=settings.placement_of_reference)
+    transcript_cache(reference, speech.data, save, language=settings.language, context=FULL)
+    looks = _look(ledger, settings.hash(files, reference), speech)
+    return looks, _transcripts(reference, speech, settings, FULL, save, progress)
 
 
 def _transcripts(

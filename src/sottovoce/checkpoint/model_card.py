@@ -52,7 +52,7 @@ def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
     if tune is not None and tune.chosen:
         rows["tuned"] = (
             f"{tune.numbers / 1e6:.1f} M scales and floating-point numbers, {counted(tune.chosen, 'step')}; "
-            f"KL to the original on held-out speech "
+            "KL to the original on held-out speech "
             f"{tune.start.kl:.4f} before, {tune.best.kl:.4f} after"
         )
     lines = [

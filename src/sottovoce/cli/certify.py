@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
-    FAILED,
     NOT_GOOD_ENOUGH,
     SEED,
     check_context,
     context_option,
     fallback_option,
+    finish,
     json_option,
     language_option,
     placement_options,
@@ -27,7 +27,6 @@ from sottovoce.cli.options import (
     usage_errors,
 )
 from sottovoce.cli.sections import GOAL, SectionedCommand
-from sottovoce.system.counting import counted
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.certificate import Certificate
@@ -216,15 +215,4 @@ def _finish(certificate: Certificate | None) -> None:
     if exceeded:
         names = ", ".join(f"--{option.replace('_', '-')}" for option, (loss, _) in LIMITS.items() if loss in exceeded)
         click.echo(f"exceeded: {names}", err=True)
-    for reason in certificate.left_out.values():
-        click.echo(f"Error: {reason}", err=True)
-    if certificate.left_out:
-        count = len(certificate.left_out)
-        click.echo(
-            f"{count} of {counted(count + certificate.utterances, 'recording')} could not be used; the certificate is of the others",
-            err=True,
-        )
-    if exceeded:
-        raise SystemExit(NOT_GOOD_ENOUGH)
-    if certificate.left_out:
-        raise SystemExit(FAILED)
+    finish(certificate.left_out.values(), certificate.utterances, "the certificate is of the others", passed=not exceeded)

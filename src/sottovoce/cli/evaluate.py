@@ -16,7 +16,7 @@ from sottovoce.cli.options import (
     context_option,
     fallback_option,
     fallback_seed_option,
-    finish,
+    finish_transcription,
     json_option,
     language_option,
     placement_options,
@@ -125,7 +125,7 @@ def evaluate(
     if not as_json:
         print_evaluation(result)
     passed = _judge(content, result.score, result.reference.score if result.reference else None, gate, tolerance)
-    finish(result.transcription, passed=passed)
+    finish_transcription(result.transcription, passed=passed)
 
 
 @click.command(cls=SectionedCommand, short_help="Score saved transcripts again, without a model.")
@@ -239,7 +239,7 @@ def transcribe(
     else:
         for transcript in transcripts:
             click.echo(transcript.text if len(transcripts) == 1 else f"{transcript.id}\t{transcript.text}")
-    finish(result)
+    finish_transcription(result)
 
 
 @click.command(cls=SectionedCommand, short_help="Measure and fit how sure the model is of its words.")

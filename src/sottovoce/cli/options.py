@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -126,6 +126,13 @@ context_option = click.option(
     metavar="auto|full|N|+N",
     help="Encoder positions (50 a second) that a recording gets: as the folder was tuned, the whole window, N, or its length and N more.",
 )
+
+
+def tuned_context_option(about: str) -> Option:
+    """Return the option for which contexts of the encoder a model is tuned for; `about`: its help."""
+    return click.option("--context", type=click.Choice(["full", "short"]), default="full", show_default=True, help=about)
+
+
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 calibration_weights_option = click.option(
     "--calibration-weights",
@@ -239,15 +246,23 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def finish(transcription: Transcription, *, passed: bool = True) -> None:
-    """Name the recordings that could not be used. Exit with 3 if what was measured is not good enough, with 1 for such recordings."""
-    for reason in transcription.unusable.values():
+def finish(unusable: Collection[str], used: int, done: str, *, passed: bool = True) -> None:
+    """Name why recordings could not be used, beside so many that were, and say what is `done` with those.
+
+    Exit with 3 if what was measured is not good enough, with 1 for such recordings.
+    """
+    for reason in unusable:
         click.echo(f"Error: {reason}", err=True)
-    if transcription.unusable:
-        count, rest = len(transcription.unusable), len(transcription.transcripts)
-        done = "the others were transcribed" if rest else "nothing was transcribed"
-        click.echo(f"{count} of {counted(count + rest, 'recording')} could not be used; {done}", err=True)
+    if unusable:
+        click.echo(f"{len(unusable)} of {counted(len(unusable) + used, 'recording')} could not be used; {done}", err=True)
     if not passed:
         raise SystemExit(NOT_GOOD_ENOUGH)
-    if transcription.unusable:
+    if unusable:
         raise SystemExit(FAILED)
+
+
+def finish_transcription(transcription: Transcription, *, passed: bool = True) -> None:
+    """End a command that transcribed, as `finish` does."""
+    used = len(transcription.transcripts)
+    done = "the others were transcribed" if used else "nothing was transcribed"
+    finish(transcription.unusable.values(), used, done, passed=passed)

@@ -26,6 +26,7 @@ from sottovoce.cli.options import (
     sample_seed_option,
     set_threads,
     threads_option,
+    tuned_context_option,
     usage_errors,
 )
 from sottovoce.cli.recipe_options import RecipeOptions, recipe_from, recipe_options, refuse_with_format, refuse_with_plan
@@ -60,13 +61,7 @@ EXAMPLES = "\n".join(
     help="Read the format of every layer from this JSON file, which --dry-run --json or fit --plan wrote.",
 )
 @click.option("--tune", is_flag=True, help="Also tune scales, norms and biases on the calibration speech (see sottovoce tune).")
-@click.option(
-    "--context",
-    type=click.Choice(["full", "short"]),
-    default="full",
-    show_default=True,
-    help="With --tune: tune for the whole window of the encoder, or for one that stops when the speech does.",
-)
+@tuned_context_option("With --tune: tune for the whole window of the encoder, or for one that stops when the speech does.")
 @click.option("--dry-run", is_flag=True, help="Show the plan (which layer gets which format) and stop. With --json: as a file for --plan.")
 @click.option(
     "--utterances",
@@ -143,8 +138,9 @@ def quantize(
         recipe = recipe_from(options)
         limit = None if max_memory is None else parse_size(max_memory)
         settings = TuneSettings(context=context) if tune else None
-        check_settings(recipe, placement=placement, max_memory=limit, tune=settings)
-        if not dry_run:
+        if dry_run:
+            check_settings(recipe, placement=placement, max_memory=limit, tune=settings)
+        else:
             check_request(
                 out,
                 recipe=recipe,

@@ -20,6 +20,7 @@ from sottovoce.cli.options import (
     resume_option,
     set_threads,
     threads_option,
+    tuned_context_option,
     usage_errors,
 )
 from sottovoce.cli.sections import METHOD, SectionedCommand
@@ -32,13 +33,7 @@ from sottovoce.cli.sections import METHOD, SectionedCommand
 @calibration_weights_option
 @augment_option
 @click.option("--against", metavar="MODEL", help="The original, which CHECKPOINT is to follow (default: the model that CHECKPOINT names).")
-@click.option(
-    "--context",
-    type=click.Choice(["full", "short"]),
-    default="full",
-    show_default=True,
-    help="What the encoder is tuned for: its whole window, or one that stops when the speech does (Whisper only).",
-)
+@tuned_context_option("What the encoder is tuned for: its whole window, or one that stops when the speech does (Whisper only).")
 @click.option("--utterances", type=click.IntRange(2), default=192, show_default=True, help="Utterances to train on.")
 @click.option(
     "--held-out",

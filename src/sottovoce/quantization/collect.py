@@ -119,9 +119,9 @@ def _accumulate(
     samples, magnitude = _Samples(sums, compensates=residual is not None), dict[int, Tensor]()
     for i, batch in enumerate(batches):
         with _loaded(paused, residual, i, spill):
-            halves = _by_fold(paused, residual, layer, batch, i, None if factors is None else factors[i])
+            seen = _Seen(paused, residual, layer, batch, i, None if factors is None else factors[i])
             for fold in (0, 1):
-                counted = next(halves)
+                counted = seen.of_fold(fold)
                 accumulators[fold].add(counted.rows, counted.quantized, counted.root, counted.residual, group=batch.group)
                 place = 2 * batch.number + fold
                 samples.add(place, counted)
@@ -160,35 +160,40 @@ class _Counted:
     residual: Tensor | None
 
 
-def _by_fold(
-    paused: PausedLayer, residual: PausedLayer | None, layer: Layer, batch: Batch, number: int, factors: Tensor | None
-) -> Iterator[_Counted]:
-    """Yield what each fold counts of a batch, the `number`-th of the passes. Raises `CalibrationError` for inputs of another shape."""
-    seen = [paused.inputs[0][number], paused.inputs[-1][number]]
-    same = seen[0] is seen[1] or torch.equal(*seen)
-    if residual is not None:
-        seen += [residual.inputs[0][number], residual.inputs[-1][number]]
-    if layer.positions == "all":
-        # Whatever their shape: such batches hold one utterance, without padding.
-        seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
-        weights = torch.ones(seen[0].shape[:-1])
-    else:
-        weights = batch.weights[layer.positions]
-    if seen[0].shape[:-1] != weights.shape:
-        raise CalibrationError(f"{layer.name}: inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}")
-    if factors is not None:
-        weights = weights * factors.reshape(weights.shape)
-    device = seen[0].device
-    for fold in (0, 1):
-        counted = (weights > 0) & (batch.folds == fold).unsqueeze(1)
-        root = weights[counted].sqrt().unsqueeze(1).to(device)
-        counted = counted.to(device)
-        quantized = _rows(seen[1], counted, root)
-        yield _Counted(
-            rows=quantized if same else _rows(seen[0], counted, root),
-            quantized=quantized,
+class _Seen:
+    """What a layer sees of a batch, the `number`-th of the passes. Raises `CalibrationError` for inputs of another shape."""
+
+    def __init__(
+        self, paused: PausedLayer, residual: PausedLayer | None, layer: Layer, batch: Batch, number: int, factors: Tensor | None
+    ) -> None:
+        seen = [paused.inputs[0][number], paused.inputs[-1][number]]
+        self._same = seen[0] is seen[1] or torch.equal(*seen)
+        if residual is not None:
+            seen += [residual.inputs[0][number], residual.inputs[-1][number]]
+        if layer.positions == "all":
+            # Whatever their shape: such batches hold one utterance, without padding.
+            seen = [rows.reshape(len(batch.folds), -1, rows.shape[-1]) for rows in seen]
+            weights = torch.ones(seen[0].shape[:-1])
+        else:
+            weights = batch.weights[layer.positions]
+        if seen[0].shape[:-1] != weights.shape:
+            shapes = f"inputs of shape {tuple(seen[0].shape)} do not fit {tuple(weights.shape)} {layer.positions}"
+            raise CalibrationError(f"{layer.name}: {shapes}")
+        self._seen, self._folds = seen, batch.folds
+        self._weights = weights if factors is None else weights * factors.reshape(weights.shape)
+
+    def of_fold(self, fold: int) -> _Counted:
+        """Return what a fold counts of the batch."""
+        counted = (self._weights > 0) & (self._folds == fold).unsqueeze(1)
+        original, quantized, *stream = self._seen
+        root = self._weights[counted].sqrt().unsqueeze(1).to(original.device)
+        counted = counted.to(original.device)
+        quantized_rows = _rows(quantized, counted, root)
+        return _Counted(
+            rows=quantized_rows if self._same else _rows(original, counted, root),
+            quantized=quantized_rows,
             root=root,
-            residual=None if residual is None else _rows(seen[2], counted, root) - _rows(seen[3], counted, root),
+            residual=_rows(stream[0], counted, root) - _rows(stream[1], counted, root) if stream else None,
         )
 
 
