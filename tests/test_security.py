@@ -28,23 +28,27 @@ def refuse(*arguments, **options):
     raise SystemExit("a socket was opened")
 socket.socket.connect = refuse
 socket.create_connection = socket.getaddrinfo = refuse
+import json
 from sottovoce.cli.main import main
-main(sys.argv[1:], standalone_mode=False)
+for words in json.loads(sys.argv[1]):
+    if code := main(words, standalone_mode=False):
+        raise SystemExit(f"{words}: exit code {code}")
 """
 
 
 def test_nothing_is_asked_of_the_network(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
-    for words in (
+    commands = (
         ["quantize", str(model_folder), out, "--calibration", str(speech_folder), "--target", "gguf"],
         ["evaluate", out, str(speech_folder), "--against", str(model_folder)],
         ["export", out, "gguf", str(tmp_path / "m.gguf"), "--no-verify"],
         ["verify", out],
         ["report", out],
-    ):
-        done = subprocess.run([sys.executable, "-c", OFFLINE, *words], capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, (words, done.stderr[-500:])
+    )
+    command = [sys.executable, "-c", OFFLINE, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_no_code_of_a_model_is_run(tmp_path: Path) -> None:

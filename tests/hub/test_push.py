@@ -100,9 +100,10 @@ def test_after_an_interruption_only_the_rest_is_sent(folder: Path, hub: FakeHub,
         arrived += 1
         if arrived <= 2:
             return None
-        if by == "signal" and arrived == 3:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # another thread would not wake the one that waits
-            time.sleep(1)
+        if by == "signal":
+            if arrived == 3:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # another thread would not wake the one that waits
+            time.sleep(2)  # every upload that is under way: a refusal would end the command before the signal does
         return 400
 
     hub.refuse = interrupt

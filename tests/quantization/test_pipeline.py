@@ -1,6 +1,7 @@
 """The pipeline on a tiny random Whisper: every method, determinism, the folder it writes, and what reads it."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -179,33 +180,33 @@ def test_a_tied_head_is_solved_for_a_decoder_that_is_not_quantized_yet(speech_fo
     assert same.float().mean() > 0.999  # the encoder's biases and norms have been rounded to float16 since
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_fresh_process_without_this_package(bits: int, symmetric: bool, speech_folder: Path, tmp_path: Path) -> None:
-    """`transformers` alone loads the folder and computes the very same numbers."""
-    out = tmp_path / "out"
-    result = run(Recipe(method=METHODS["rtn"], format=Affine(bits=bits, group_size=32, symmetric=symmetric)), speech_folder, out)
+def test_fresh_process_without_this_package(speech_folder: Path, tmp_path: Path) -> None:
+    """`transformers` alone loads the folders and computes the very same numbers."""
     features, ids = torch.randn(1, 16, 200), torch.tensor([[257, 5, 6]])
     torch.save({"features": features, "ids": ids}, tmp_path / "in.pt")
+    networks = {}
+    for bits, symmetric in itertools.product((2, 3, 4, 8), (False, True)):
+        recipe = Recipe(method=METHODS["rtn"], format=Affine(bits=bits, group_size=32, symmetric=symmetric))
+        name = f"{bits}-bit{'-symmetric' if symmetric else ''}"
+        networks[name] = run(recipe, speech_folder, tmp_path / name).model.network
     script = (
         "import sys, torch; sys.modules['sottovoce'] = None\n"
         "from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor\n"
-        "model = AutoModelForSpeechSeq2Seq.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
-        "AutoProcessor.from_pretrained(sys.argv[1])\n"
-        "x = torch.load(sys.argv[2])\n"
-        "logits = model(input_features=x['features'], decoder_input_ids=x['ids']).logits\n"
-        "tokens = model.generate(x['features'], num_beams=1)\n"
-        "torch.save({'logits': logits.detach(), 'tokens': tokens}, sys.argv[3])\n"
+        "x, found = torch.load('in.pt'), {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    model = AutoModelForSpeechSeq2Seq.from_pretrained(name, dtype=torch.float32)\n"
+        "    AutoProcessor.from_pretrained(name)\n"
+        "    logits = model(input_features=x['features'], decoder_input_ids=x['ids']).logits\n"
+        "    found[name] = {'logits': logits.detach(), 'tokens': model.generate(x['features'], num_beams=1)}\n"
+        "torch.save(found, 'out.pt')\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", script, str(out), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # on which the last digits depend
-    )
-    got = torch.load(tmp_path / "out.pt")
-    assert torch.equal(got["logits"], result.model.network(input_features=features, decoder_input_ids=ids).logits)
-    assert torch.equal(got["tokens"], result.model.network.generate(features, num_beams=1))
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # on which the last digits depend
+    command = [sys.executable, "-c", script, *networks]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=os.environ | threads)
+    found = torch.load(tmp_path / "out.pt")
+    for name, network in networks.items():
+        assert torch.equal(found[name]["logits"], network(input_features=features, decoder_input_ids=ids).logits), name
+        assert torch.equal(found[name]["tokens"], network.generate(features, num_beams=1)), name
 
 
 def test_mixed_widths_are_read_by_us_and_refused_by_transformers(speech_folder: Path, tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from sottovoce.system.versions import processor
 from tests.conftest import quantized
 
 
-@pytest.mark.parametrize("target", script.TARGETS)
-@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize(("bits", "target"), zip((4, 3), script.TARGETS, strict=True))
 def test_rounded_codes_are_those_of_the_record(bits: int, target: str) -> None:
     record = json.loads(script.RECORD.read_text())
     if record["processor"] != to_plain(processor()):
