@@ -9,11 +9,10 @@ Memory: peak of the process above what it held before the model was loaded. sher
 that of a recording of a tenth of a second, whose window is as long and which has no token.
 
 The int8 files of sherpa-onnx are made of the same float weights as its script `scripts/whisper/export-onnx.py` makes them:
-`quantize_dynamic` of all `MatMul`, QInt8. OpenVINO, if it is installed, runs the encoder's file of sherpa-onnx, beside ONNX Runtime.
+`quantize_dynamic` of all `MatMul`, QInt8.
 """
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -59,7 +58,6 @@ SYSTEMS: dict[str, tuple[str | None, str]] = {
     "int8, sherpa-onnx": (None, "sherpa-onnx-int8"),
     "int8, faster-whisper": (None, "ct2-int8"),
 }
-OPENVINO = "encoder, OpenVINO"
 SIMULATED = {
     "3 bits FADE, mlx-whisper": "3 bits FADE for MLX, PyTorch",
     "4 bits FADE, sherpa-onnx": "4 bits FADE for ONNX, PyTorch",
@@ -77,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.worker:
-        _encoder_in_openvino(arguments) if arguments.worker == OPENVINO else _work(arguments, arguments.worker)
+        _work(arguments, arguments.worker)
         return
     for name, system in SYSTEMS.items():
         if arguments.only and name not in arguments.only:
@@ -91,8 +89,6 @@ def main() -> None:
             began = time.perf_counter()
             done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", name], check=False)
             print(f"{name}: {'done' if done.returncode == 0 else 'failed'} in {time.perf_counter() - began:.0f} s", flush=True)
-    if not arguments.only and importlib.util.find_spec("openvino") and not _result_file(arguments, OPENVINO).is_file():
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", OPENVINO], check=False)
     write_json(arguments.out, _summary(arguments))
 
 
@@ -180,38 +176,6 @@ def _work(arguments: argparse.Namespace, system: str) -> None:
     file.write_text(json.dumps(result))
 
 
-def _encoder_in_openvino(arguments: argparse.Namespace) -> None:
-    """The encoder's file of sherpa-onnx in OpenVINO and in ONNX Runtime, on one recording; medians of five runs."""
-    import onnxruntime
-    import openvino
-
-    folder = _file_of(arguments, *SYSTEMS["4 bits FADE, sherpa-onnx"])
-    assert folder is not None
-    file = str(folder / FILES["whisper"][0])
-    model = api.load(f"bundled:{MODEL}")
-    mel = model.features([load_data(arguments.speech / next(iter(SETS))).take(1).utterances[0].samples()])["input_features"].numpy()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options)
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_NUM_THREADS": 1})
-    runs: dict[str, Any] = {
-        "ONNX Runtime": lambda: session.run(None, {"mel": mel})[0],
-        "OpenVINO": lambda: compiled([mel])[compiled.output(0)],
-    }
-    wanted, got = (run() for run in runs.values())
-    seconds = {}
-    for name, run in runs.items():
-        taken = []
-        for _ in range(5):
-            began = time.process_time()
-            run()
-            taken.append(time.process_time() - began)
-        seconds[name] = sorted(taken)[2]
-    difference = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
-    result = {"version": openvino.__version__, "encoder_s": seconds, "relative_difference": difference}
-    _result_file(arguments, OPENVINO).write_text(json.dumps(result))
-
-
 def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {name: json.loads(file.read_text()) for name in SYSTEMS if (file := _result_file(arguments, name)).is_file()}
     transcripts = {
@@ -244,7 +208,6 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
         "calibration_utterances": {name: settings["utterances"] for name, settings in QUANTIZED.items()},
         "audio_s": sum(transcript.duration_s for transcript in first),
         "machine": machine() | {"threads": 1},
-        "openvino": json.loads(file.read_text()) if (file := _result_file(arguments, OPENVINO)).is_file() else None,
         "systems": systems,
     }
 

@@ -10,7 +10,9 @@ the exit code is 1 if a table differs from the results.
 import csv
 import json
 import re
+import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from common import MODELS, RESULTS, SETS, script_parser
 from sottovoce.core.formats import COMMON_WIDTH, NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
-WITH_TABLES = ("results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems", "fit")
+WITH_TABLES = (
+    "results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems", "fit", "error_statistics", "runtimes",
+)  # fmt: skip
 PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in WITH_TABLES))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
@@ -379,6 +383,53 @@ def layers(file: str) -> str:
     return _markdown(head, table, words=2)
 
 
+def openvino() -> str:
+    """Show seconds, memory and size of the files of sherpa-onnx in ONNX Runtime and in OpenVINO."""
+    found = json.loads((RESULTS / "openvino.json").read_text())
+    table = [
+        [
+            system,
+            f"{found['encoder']['seconds'][system]:.2f}",
+            *(f"{1000 * found[work]['seconds'][system]:.0f}" for work in ("prompt", "token")),
+            f"{found['memory_bytes'][system] / 1e6:.0f}",
+            f"{size / 1e6:.1f}",
+        ]
+        for system, size in found["bytes"].items()
+    ]
+    return _markdown(["runtime", "encoder s", "prompt ms", "token ms", "memory MB", "files MB"], table)
+
+
+def errors() -> str:
+    """Show how the errors of layers add up, by width and method: mean and deviation over draws of calibration speech."""
+    draws = defaultdict[tuple[str, int, str], list[dict[str, Any]]](list)
+    for row in _lines("error_statistics.jsonl"):
+        draws[row["model"].removeprefix("bundled:"), row["bits"], row["method"]].append(row)
+    table = []
+    for model, bits, method in sorted(draws, key=lambda key: (key[0], -key[1], list(METHODS).index(key[2]))):
+        rows = draws[model, bits, method]
+        cells = [_mean(rows, name, 4) for name in ("measured_kl", "half_sum", "half_trace")]
+        cells += [_mean(rows, "off_diagonal_share", 0, 100), _mean(rows, "half_sum_shuffled", 4)]
+        table.append([model, str(bits), METHODS[method], str(len(rows)), *cells])
+    head = [
+        "model",
+        "bits",
+        "method",
+        "draws",
+        "measured KL",
+        "half the sum",
+        "half the trace",
+        "off the diagonal %",
+        "half the sum, shuffled",
+    ]
+    return _markdown(head, table, words=3)
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str, digits: int, scale: int = 1) -> str:
+    values = [scale * row[name] for row in rows]
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
 def growth() -> str:
     """Show how time and memory of quantizing grow: the exponents."""
     found = json.loads((RESULTS / "growth.json").read_text())["exponents"]
@@ -408,6 +459,8 @@ TABLES: dict[str, Callable[..., str]] = {
         joined,
         fitted,
         layers,
+        errors,
+        openvino,
     )
 }
 

