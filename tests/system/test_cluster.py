@@ -1,9 +1,12 @@
 """Work on a Ray cluster: the results of one process, each once, whatever happens to the workers."""
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +50,40 @@ def test_what_follows_is_an_address_only_if_it_looks_like_one(words: list[str], 
 def test_no_cluster_is_none() -> None:
     with joined_cluster(None) as cluster:
         assert cluster is None
+
+
+def test_ctrl_c_ends_the_command_and_its_cluster(model_folder: Path, speech_folder: Path) -> None:
+    pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # the paths of Ray's sockets must be short
+        recordings = Path(folder) / "speech"
+        recordings.mkdir()
+        for audio in speech_folder.glob("*.wav"):
+            for i in range(40):
+                os.link(audio, recordings / f"{audio.stem}-{i}.wav")
+        command = [sys.executable, "-m", "sottovoce", "transcribe", model_folder, recordings, "--ray", "--save", f"{folder}/t"]
+        environment = os.environ | {"RAY_TMPDIR": folder, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        while running.poll() is None and not processes_with(f"{folder}/ray"):
+            time.sleep(0.1)
+        time.sleep(3)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == 130, said
+        assert "Traceback" not in said
+        until = time.monotonic() + 30
+        while (left := processes_with(f"{folder}/ray")) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert not left
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines on this machine that have `text`."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [words] if text in words else []
+    return found
 
 
 class TestOnACluster:
