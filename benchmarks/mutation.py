@@ -5,7 +5,8 @@
         [--done FILE]
 
 A place is an operator, a number, a condition, a loop, a decorator or a handler in `src/sottovoce/FOLDER`. Type annotations are left out:
-nothing executes them. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven replacements
+nothing executes them. So are the flags of `@dataclass` (`frozen`, `kw_only`): they keep programmers from writing what no code here writes,
+and the type checker finds that. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven replacements
 counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
 file first, until one fails. A change is killed if a test fails or the tests take three times their usual processor time.
 The record has the survivors, and the 95 % interval of the killed share (Wilson), because the places are a sample.
@@ -59,11 +60,14 @@ class Mutant:
         return f"tests/{self.folder}/test_{Path(self.file).stem}.py"
 
 
-def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return where the type annotations of `source` start and end, as (line, column)."""
+def left_out(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return where the type annotations and the flags of dataclasses in `source` start and end, as (line, column)."""
     found: list[ast.expr] = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign):
+        if isinstance(node, ast.ClassDef):
+            calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func) == "dataclass"]
+            found += [flag.value for call in calls for flag in call.keywords]
+        elif isinstance(node, ast.AnnAssign):
             found.append(node.annotation)
         elif isinstance(node, ast.arg) and node.annotation is not None:
             found.append(node.annotation)
@@ -80,14 +84,14 @@ def mutants(root: Path, folder: str) -> dict[tuple[str, tuple[int, int], str], l
     places: dict[tuple[str, tuple[int, int], str], list[Mutant]] = defaultdict(list)
     for file in sorted((root / "src/sottovoce" / folder).glob("*.py")):
         source = file.read_text(encoding="utf-8")
-        tree, typed = get_ast(source), annotations(source)
+        tree, passed_over = get_ast(source), left_out(source)
         for name in sorted(cosmic_ray.plugins.operator_names()):
             operator = cosmic_ray.plugins.get_operator(name)
             if operator.arguments():
                 continue
             positions = [(node, start) for node in ast_nodes(tree) for start, _ in operator().mutation_positions(node)]
             for occurrence, (node, start) in enumerate(positions):
-                if any(first <= start < last for first, last in typed):
+                if any(first <= start < last for first, last in passed_over):
                     continue
                 kind = name.removeprefix("core/").split("_")[0]
                 mutant = Mutant(str(file.relative_to(root)), start[0], name, occurrence, function_of(node))
