@@ -6,8 +6,8 @@
 
 A place is an operator, a number, a condition, a loop, a decorator or a handler in `src/sottovoce/FOLDER`. Type annotations are left out:
 nothing executes them. So are the flags of `@dataclass` (`frozen`, `kw_only`): they keep programmers from writing what no code here writes,
-and the type checker finds that. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven replacements
-counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
+and the type checker finds that. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven
+replacements counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
 file first, until one fails. A change is killed if a test fails or the tests take three times their usual processor time.
 The record has the survivors, and the 95 % interval of the killed share (Wilson), because the places are a sample.
 `--only` runs the drawn changes of these lines again and writes no record. `--done` names a file of JSON lines: what it has for the same
