@@ -27,6 +27,7 @@ from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.recipe import Recipe, encoder_rule
 from sottovoce.system.versions import Processor, processor, sums_of_bytes_saturate
 from tests.conftest import make_tiny, quantized
+from tests.models.test_languages import make_multilingual
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +303,18 @@ def test_nf4_runs_with_head_and_embedding(tmp_path: Path) -> None:
     runtime, torch_words = open_runtime("onnxruntime", tmp_path / "nf4", 1), TorchRecognizer(source.model)
     heard = runtime.recognize(recordings(3), None).recognitions
     assert [one.tokens for one in heard] == [one.tokens for one in torch_words.recognize(recordings(3), None).recognitions]
+
+
+def test_the_language_is_detected_as_in_pytorch(tmp_path: Path) -> None:
+    model, samples = make_multilingual(), recordings(5)
+    write_onnx(Source(model, {}), tmp_path / "m")
+    recognizer = open_runtime("onnxruntime", tmp_path / "m", 1)
+    wanted = TorchRecognizer(model).recognize(samples, "auto").recognitions
+    found = recognizer.recognize(samples, "auto").recognitions
+    assert [(r.language, r.tokens) for r in found] == [(r.language, r.tokens) for r in wanted]
+    assert len({r.language for r in found}) > 1
+    assert {r.language for r in recognizer.recognize(samples, "German").recognitions} == {"de"}
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"model_type": "marian"}))
+    with pytest.raises(ExportError, match=r"holds no speech recognizer in the layout of onnxruntime \(marian\)"):
+        open_runtime("onnxruntime", tmp_path / "m", 1)

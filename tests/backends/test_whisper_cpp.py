@@ -133,3 +133,14 @@ def test_damaged_files_are_named_before_whisper_cpp_sees_them(tmp_path: Path, op
         (tmp_path / f"{name}.bin").write_bytes(damaged)
         with pytest.raises(ExportError, match=f"{name}.bin"):
             open_runtime("ggml", tmp_path / f"{name}.bin", 1)
+
+
+def test_a_tenth_of_a_second_under_a_name_with_a_tilde(tmp_path: Path, openai_like: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """whisper.cpp answers nothing to ten frames or less; the shortest recording that is taken has 1,600 samples."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_ggml(open_source(rounded(openai_like)), tmp_path / "t.bin")
+    recognizer = open_runtime("ggml", "~/t.bin", 1)
+    assert recognizer.stored_bytes == (tmp_path / "t.bin").stat().st_size
+    noise = 0.1 * np.random.default_rng(0).standard_normal(1600).astype(np.float32)
+    short, filled = (recognizer.recognize([samples], None).recognitions[0] for samples in (noise, np.pad(noise, (0, 4000))))
+    assert short.tokens == filled.tokens != ()

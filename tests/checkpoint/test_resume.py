@@ -16,7 +16,7 @@ import pytest
 from sottovoce import api
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.core.affine import Affine
-from sottovoce.errors import CalibrationError, OutputError
+from sottovoce.errors import CalibrationError, ExportError, MachineError, MissingDependencyError, OutputError, SottovoceError
 from sottovoce.quantization.recipe import Recipe
 from tests.forked import Forked
 
@@ -179,6 +179,21 @@ def test_a_run_that_fails_leaves_nothing(model_folder: Path, speech_folder: Path
     with pytest.raises(CalibrationError):
         api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, progress=progress)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind_of_error", [MachineError, MissingDependencyError, ExportError])
+def test_what_may_go_well_later_keeps_the_layers(
+    kind_of_error: type[SottovoceError], model_folder: Path, speech_folder: Path, tmp_path: Path
+) -> None:
+    def progress(kind: str, done: int, _total: int, _detail: str = "") -> None:
+        if kind == "layers" and done == 3:
+            raise kind_of_error("not now")
+
+    with pytest.raises(kind_of_error):
+        api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, progress=progress)
+    assert len(list((tmp_path / ".out.unfinished").glob("layer-*.safetensors"))) == 3
+    api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 FULL = """

@@ -185,3 +185,21 @@ def test_measures() -> None:
     assert relative_output_error(torch.zeros(1, 2), other, matrix) == 0
     assert outlier_ratio(torch.tensor([[1.0, 1.0, 2.0, 0.0]]), 2) == pytest.approx((1 + math.sqrt(2)) / 2)
     assert relative_weight_error(weight, rtn(weight.repeat(1, 16), Affine(bits=8, group_size=32)).dequantize()[:, :2]) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fixed_strength_gets_the_ridge_that_removes_most(seed: int) -> None:
+    folds = (random_moments(16, seed, n=40)[0], random_moments(16, seed + 5000, n=60)[0])
+    weight = torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    gains = {}
+    for ridge in (0.01, 0.3, 3.0):
+        from_a, from_b = (correction(weight, fold, ridge) for fold in folds)
+        top = float((from_a * (weight @ folds[1].cross)).sum() + (from_b * (weight @ folds[0].cross)).sum())
+        bottom = output_energy(from_a, folds[1].hessian.matrix) + output_energy(from_b, folds[0].hessian.matrix)
+        gains[ridge] = 2 * 0.5 * top - 0.25 * bottom
+    found = cross_fit(weight, folds, tuple(gains), fixed=0.5)
+    energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
+    assert (found.strength, found.ridge) == (0.5, max(gains, key=lambda ridge: gains[ridge]))
+    assert found.gain == pytest.approx(max(gains.values()) / energy, rel=1e-9)
+    silent = Moments(Hessian(torch.zeros(16, 16)), torch.zeros(16, 16))
+    assert cross_fit(weight, (silent, silent), fixed=0.5).strength == 0.5

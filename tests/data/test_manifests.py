@@ -244,3 +244,9 @@ def test_a_table_beside_the_files_it_lists_is_read(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         assert texts(tmp_path) == [("a", "hello")]
     assert "reads the recordings that said.csv lists" in caplog.text
+
+
+def test_an_empty_speaker_is_none(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.ones(1600), 16000)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "a.wav", "speaker": ""}) + "\n")
+    assert load_data(tmp_path / "m.jsonl").utterances[0].speaker is None

@@ -185,7 +185,7 @@ def test_joined_clips_take_each_recording_once() -> None:
     mixed = recordings(4)
     languages = [replace(u, language=code) for u, code in zip(mixed.utterances, ("de", "en", "en", "de"), strict=True)]
     joined = augment(replace(mixed, utterances=tuple(languages)), replace(NOTHING, joined=1.0), 0)
-    assert [u.id for u in joined.utterances] == ["u0", "u1+u2", "u3"]
+    assert [u.id for u in joined.utterances] == ["u0+u3", "u1+u2"]
 
 
 def test_noise_is_as_far_below_the_speech_as_it_says() -> None:
@@ -224,3 +224,12 @@ def test_the_sources_of_a_varied_recording() -> None:
     assert {"a"} <= source_ids("a~cut~noise")
     assert {"a"} <= source_ids("a#0")
     assert source_ids("a") == {"a"}
+
+
+def test_only_clips_of_one_speaker_are_joined() -> None:
+    """Folds are by speaker, and a joined clip lies in one of them."""
+    whole = recordings(8)
+    speakers = ("a", "b", "b", "a", None, "c", None, "a")
+    named = tuple(replace(u, speaker=speaker) for u, speaker in zip(whole.utterances, speakers, strict=True))
+    joined = augment(replace(whole, utterances=named), replace(NOTHING, joined=1.0), 0)
+    assert [u.id for u in joined.utterances] == ["u0+u3", "u1+u2", "u4+u6", "u5", "u7"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import soundfile
 
 from sottovoce import api
 from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.hub import _utterances as hub_utterances
 from sottovoce.data.load import load_data, load_sources
 from sottovoce.errors import DataError
 from tests.conftest import make_tiny
@@ -110,3 +112,23 @@ def test_a_data_set_cannot_hold_two_recordings_of_one_id(tmp_path: Path) -> None
     with pytest.raises(DataError, match="'u' stands for two different recordings"):
         DataSet("x", (first, second))
     assert len(DataSet("x", (first, first))) == 2
+
+
+def test_no_speaker_and_no_word_in_rows_of_the_hub() -> None:
+    texts = ["one", "<unk>", "", "two"]
+    rows = [{"audio": {"bytes": b"x"}, "text": text, "speaker_id": who} for text, who in zip(texts, (None, 7, 7, ""), strict=True)]
+    columns = {"audio": "audio", "text": "text", "speaker": "speaker_id"}
+    found, ignored = hub_utterances(rows, columns, "hf:x")
+    assert [(u.text, u.speaker) for u in found] == [("one", None), ("", "7"), ("two", None)]
+    assert ignored == 1  # something is said there, and nobody knows what
+
+
+def test_a_name_that_is_no_utf8_becomes_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    noise(tmp_path / "calls" / "cafe.wav", 1).rename(tmp_path / "calls" / name)
+    (utterance,) = load_data(tmp_path / "calls")
+    assert utterance.id == r"caf\xe9"
+    heard = api.transcribe(make_tiny(), [tmp_path / "calls"], save=tmp_path / "t.jsonl")
+    assert heard.transcripts[0].id.endswith(r"caf\xe9")
+    assert load_sources([tmp_path / "calls" / name]).utterances[0].id.endswith(r"caf\xe9.wav")
+    assert "caf" in (tmp_path / "t.jsonl").read_text(encoding="utf-8")

@@ -124,7 +124,7 @@ def test_word_confidences_are_those_of_a_plain_forward_pass(speech_folder: Path)
         encoded = model.encode(model.features([utterance.samples()]))
         inputs, _ = model.teacher_forcing([transcript.tokens], None)
         logits = model.network.proj_out(model.decoder_states(encoded, inputs))[0].log_softmax(-1)
-        wanted = [float(logits[model.prompt_length - 1 + i, token]) for i, token in enumerate(transcript.tokens)]
+        wanted = [float(logits[model.prompt_length(None) - 1 + i, token]) for i, token in enumerate(transcript.tokens)]
         np.testing.assert_allclose(transcript.log_probabilities, wanted, atol=1e-4)
         words = word_confidences(recognizer, transcript)
         assert "".join(word.text for word in words).replace(" ", "") == transcript.text.replace(" ", "")

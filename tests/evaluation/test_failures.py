@@ -1,10 +1,13 @@
 """Loops are found, repeated words of ordinary speech are not."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.evaluation.failures import COMPRESSION_LIMIT, LONGEST_LOOP, REPEATS, compression_ratio, is_loop
+from sottovoce.evaluation.normalize import normalize
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,15 @@ def test_a_loop_is_a_phrase_that_stands_five_times_in_a_row_anywhere(units: list
     )
     text = " ".join(units)
     assert is_loop(text) == (found or compression_ratio(text) > COMPRESSION_LIMIT)
+
+
+def test_long_texts_are_looked_at_by_stretches() -> None:
+    """Text compresses the better the longer it is: an hour of ordinary speech is no loop, and a loop within it is one."""
+    changelog = (Path(__file__).parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
+    text = normalize(" ".join(line for line in changelog.splitlines() if not line.startswith("#")), "en")
+    words = text.split()
+    assert compression_ratio(text) > COMPRESSION_LIMIT
+    assert not is_loop(text)
+    phrase = [f"w{i}" for i in range(LONGEST_LOOP + 4)]  # longer than what is looked for word by word
+    assert is_loop(" ".join([*words[:900], *(30 * phrase), *words[900:]]))
+    assert is_loop(" ".join([*words[:900], *(30 * phrase)]))

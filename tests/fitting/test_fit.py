@@ -1,8 +1,12 @@
 """A fit from beginning to end on a tiny model."""
 
 import json
+from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,24 +16,28 @@ from click.testing import CliRunner
 from sottovoce import api
 from sottovoce.backends.registry import BACKENDS
 from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.cli.main import main
+from sottovoce.core.number_format import NumberFormat
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
-from sottovoce.errors import CalibrationError, RecipeError
+from sottovoce.errors import CalibrationError, ModelError, RecipeError
 from sottovoce.fitting.loop_guard import longest, new_loops, without_costliest
+from sottovoce.fitting.passes import Passes
 from sottovoce.fitting.run import Fit, FitSettings
 from sottovoce.fitting.size import file_bytes, parse_size
 from sottovoce.fitting.speech import held_out_speech
-from sottovoce.fitting.swaps import propose_swaps
+from sottovoce.fitting.swaps import Swap, propose_swaps, try_swaps
 from sottovoce.fitting.word_goal import ENOUGH, WordGoal
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.calibration_set import CalibrationSpeech
 from sottovoce.quantization.fit_record import FitGoal, WordIncrease
+from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.plan_file import read_plan, write_plan
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of
+from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of, schedule_of
 from sottovoce.system.progress import Progress, silent
 from tests.conftest import make_tiny
 
@@ -86,6 +94,8 @@ def test_the_file_fits_and_is_what_the_record_says(done: api.FitResult, limit: i
     assert origin is not None
     assert origin(done.file) == stored.files["model.safetensors"].sha256  # though the file was written before the folder
     assert stored.calibration is not None
+    assert len(stored.chosen_on) == 2 * 2  # `certify` refuses what formats and swaps were chosen by
+    assert not set(stored.chosen_on) & set(stored.calibration.recordings)
     assert api.verify(folder).layers == len(stored.plan.layers)
     # It is a mixture, and the head is in it like any other unit.
     assert len({unit.format for unit in record.units}) > 1
@@ -317,3 +327,84 @@ def test_loops_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(model), "text", lambda *_: next(texts))
     assert new_loops(model, speech, silent) == ("b",)
     assert longest(model, [], 2).ids == ()
+
+
+def test_stopped_between_a_layer_and_its_other_formats(
+    done: api.FitResult, speech_folder: Path, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other formats of a layer are stored before it: what a second attempt stores again must not cost another layer its file."""
+    add_layer, stored = StoredRun.add_layer, list[str]()
+
+    def stop_once(run: StoredRun, name: str, result: LayerResult) -> None:
+        add_layer(run, name, result)
+        stored.append(name)
+        if "|" in name and len(stored) > 2 and not stopped:
+            stopped.append(name)
+            raise KeyboardInterrupt
+
+    def stop(kind: str, *_: object) -> None:
+        if kind == "trying swaps":
+            raise KeyboardInterrupt
+
+    stopped = list[str]()
+    monkeypatch.setattr(StoredRun, "add_layer", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True)
+    assert stopped
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True, resume=True, progress=stop)
+    fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True, resume=True)
+    assert (tmp_path / "out.gguf").read_bytes() == done.file.read_bytes()
+
+
+def test_stopped_after_its_file_was_written(
+    done: api.FitResult, speech_folder: Path, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sottovoce.api.fitting.save_quantized", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True)
+    assert (tmp_path / "out.gguf").exists()
+    fitted(tmp_path / "out", speech_folder, max_size=limit, baselines=True, resume=True)
+    stored = api.inspect(tmp_path / "out").fit
+    assert stored is not None
+    assert replace(stored, passes=done.record.passes) == done.record  # passes of the stopped run are not counted
+
+
+def test_a_quieter_model_that_breaks_the_bound_is_not_taken(speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [("a",), ()]
+    monkeypatch.setattr("sottovoce.fitting.run.new_loops", lambda *_: found.pop(0))
+    monkeypatch.setattr(Fit, "_keeps_goal", lambda *_: not found and False)
+    monkeypatch.setattr("sottovoce.fitting.run.GUARD_ROUNDS", 1)
+    guard = fitted(tmp_path / "out", speech_folder, max_kl=0.5, swaps=0).record.guard
+    assert guard is not None
+    assert (guard.looped, guard.remaining, len(guard.raised)) == (("a",), ("a",), 1)
+
+
+def test_swaps_together_keep_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would fit alone."""
+    units = priced(Fit(make_tiny(layers=1), BACKENDS["transcribe.cpp"], FitGoal(max_kl=1.0), FitSettings()))
+    entries = [1] * len(units)
+    size = schedule_of(units, entries).bytes
+    grown = [unit.unit.bytes[2] - unit.unit.bytes[1] for unit in units]
+    swaps = [Swap({i: 2}, 0.0) for i in range(len(units)) if 0 < grown[i] < max(grown)]
+    room = size + max(grown[i] for swap in swaps for i in swap.entries)
+    meter = SimpleNamespace(kl=1.0, changed=lambda _: torch.zeros(1))
+    monkeypatch.setattr("sottovoce.fitting.swaps.ChangeMeter", lambda *_: meter)
+    monkeypatch.setattr("sottovoce.fitting.swaps._install_all", lambda *_: None)
+    monkeypatch.setattr("sottovoce.fitting.swaps._with_layers", lambda result, _: result)
+    monkeypatch.setattr("sottovoce.fitting.swaps.layers_restored", lambda *_: nullcontext())
+    others = defaultdict[tuple[str, NumberFormat], Any](lambda: None)
+    attempt = SimpleNamespace(result=SimpleNamespace(model=None), others=others)
+    speech = SimpleNamespace(divergence=lambda change: change)
+    swapped = try_swaps(make_tiny(layers=1), attempt, units, entries, swaps, room, speech, Passes(), silent)  # type: ignore[arg-type]
+    assert 0 < swapped.accepted < len(swaps)
+    assert schedule_of(units, swapped.entries).bytes <= room
+
+
+def test_the_errors_of_another_model_are_refused(done: api.FitResult, speech_folder: Path) -> None:
+    with pytest.raises(ModelError, match="has other layers than"):
+        api.inspect_errors(done.file.with_suffix(""), speech_folder, against=make_tiny(layers=2), limit=2)

@@ -15,6 +15,8 @@ from sottovoce import api
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.errors import ModelError
+from sottovoce.evaluation.held_out import HeldOutSpeech
+from sottovoce.evaluation.kl_divergence import hidden_states
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
@@ -22,6 +24,7 @@ from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from tests.conftest import make_tiny, make_tiny_moonshine, quantized
+from tests.models.zoo import make_qwen
 
 CODES = ("en", "de", "fr")
 
@@ -126,3 +129,20 @@ def test_the_real_base_knows_english() -> None:
     assert "train" in (english + model.text(model.decode(encoded, "en")[1])).lower()
     assert english != german
     assert model.decode_by_language(encoded, "auto")[0] == model.greedy_decode(encoded, "en")
+
+
+def test_the_prompt_is_as_long_as_its_language() -> None:
+    """Qwen3-ASR writes the language's name into the prompt; what predicts the transcript stands behind it."""
+    model = make_qwen()
+    samples, transcripts = [0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)], [[5, 6, 7]]
+    encoded = model.encode(model.features(samples))
+    lengths = {}
+    for code in ("en", "de"):
+        inputs, mask = model.teacher_forcing(transcripts, code)
+        lengths[code] = model.prompt_length(code)
+        assert int(mask.sum()) == lengths[code] + 3
+        (states,) = hidden_states(model, encoded, transcripts, code)
+        whole = model.decoder_states(encoded, inputs)[0]
+        assert torch.equal(states, whole[lengths[code] - 1 : lengths[code] + 3])
+    assert lengths["en"] != lengths["de"]
+    HeldOutSpeech(model, samples, transcripts, ["de"])

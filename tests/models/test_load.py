@@ -135,7 +135,7 @@ def test_tiny_en_is_whisper() -> None:
     model = load_model("bundled:tiny.en")
     assert len(model.layers()) == 4 * 6 + 4 * 10 + 1
     assert sum(p.numel() for p in model.network.parameters()) == 37_760_256
-    assert model.prompt_length == 2
+    assert model.prompt_length(None) == 2
     assert model.text(model.tokens("Hello, world.")) == "Hello, world."
 
 

@@ -100,7 +100,7 @@ def test_words_and_tokens() -> None:
     model = make_tiny_moonshine()
     assert model.text(model.tokens("the cat")) == "the cat"
     assert model.text(model.tokens("caf\u00e9")) == "caf\u00e9"  # by bytes
-    assert model.prompt_length == 1
+    assert model.prompt_length(None) == 1
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -14,11 +14,14 @@ import pytest
 import torch
 from transformers import GenerationConfig, WhisperConfig
 
+from sottovoce import api
 from sottovoce.checkpoint.load import load
 from sottovoce.errors import ModelError
 from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper_settings import complete_generation_config
+from sottovoce.quantization.methods import method_named
+from sottovoce.quantization.recipe import Recipe
 from tests.conftest import make_tiny, make_tiny_moonshine
 
 from .test_languages import make_multilingual
@@ -251,3 +254,15 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     assert "openai/whisper-small" in lines[0]
     assert "merge_and_unload().save_pretrained(" in lines[0]
     assert "AutoProcessor" in lines[1]
+
+
+def test_settings_that_are_set_aside_are_written_all_the_same(tmp_path: Path) -> None:
+    """`save_pretrained` refuses settings that were changed and hold flags of sampling; published models have both."""
+    model = make_tiny(layers=1)
+    settings = model.network.generation_config
+    settings.temperature, settings.length_penalty, settings.output_attentions = 0.0, 0.8, True
+    with pytest.raises(ValueError, match="Fix these issues"):
+        settings.save_pretrained(tmp_path / "refused")
+    api.quantize(model, tmp_path / "out", recipe=Recipe(method=method_named("rtn")))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["length_penalty"] == 0.8
+    assert api.load(tmp_path / "out").network.generation_config.length_penalty == 0.8

@@ -24,6 +24,7 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.system.devices import Placement
 from sottovoce.system.progress import silent
 from tests.conftest import make_tiny, make_tiny_moonshine, quantized, windows
+from tests.models.zoo import make_speech_to_text
 from tests.pretended_device import DEVICE, PretendedDevice
 
 RECORDINGS = tuple((0.1 * np.random.default_rng(i).standard_normal(9000 + 3000 * i)).astype(np.float32) for i in range(4))
@@ -178,3 +179,13 @@ def test_what_is_out_of_range_or_unforeseen_is_refused(model_folder: Path, speec
     recipe = Recipe(method=replace(FADE(), curvature=0.5))
     with pytest.raises(RecipeError, match="leave out --max-memory or --curvature"):
         api.quantize(model_folder, tmp_path / "out", recipe=recipe, calibration=speech_folder, max_memory=1 << 40)
+
+
+def test_families_that_say_nothing_of_their_positions() -> None:
+    model = make_speech_to_text()
+    batches = batches_of(model, 1)
+    assert not batches[0].weights
+    factors = factors_of(model, batches)
+    assert factors.keys() == {layer.name for layer in model.layers()}
+    assert all(float(row.mean()) == pytest.approx(1.0, abs=1e-5) for rows in factors.values() for row in rows)
+    assert any(float(row.std()) > 0.01 for rows in factors.values() for row in rows)

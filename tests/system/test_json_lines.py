@@ -24,3 +24,12 @@ def test_a_torn_file_gives_its_whole_lines(tmp_path: Path) -> None:
         assert found == ROWS[: len(found)]
         assert len(found) >= content[:end].count(b"\n")
     assert json.loads(content.splitlines()[0]) == ROWS[0]
+
+
+def test_what_is_added_after_a_torn_line_is_read(tmp_path: Path) -> None:
+    append_lines(tmp_path / "x", ROWS)
+    content = (tmp_path / "x").read_bytes()
+    for end in range(len(content)):
+        (tmp_path / "y").write_bytes(content[:end])
+        append_lines(tmp_path / "y", ["more"])
+        assert whole_lines(tmp_path / "y") == [*ROWS[: content[:end].count(b"\n")], "more"]

@@ -110,6 +110,7 @@ def test_a_process_that_dies_ends_the_others_at_once_and_the_run_goes_on(model_f
     assert errors.count("Error:") == 1
     assert "another of the processes has ended, so this one ends too; finished layers are kept" in errors
     assert "Traceback" not in errors
+    assert list(unfinished.glob("layer-*"))  # as it says
     codes, _, errors = outcome(start(model_folder, out, speech, 2, "--resume"))
     assert codes == [0, 0], errors
     before = torch.get_num_threads()

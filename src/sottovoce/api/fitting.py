@@ -10,14 +10,13 @@ import torch
 from sottovoce.api.inputs import Sources, calibration_sets, check_written, drawn_count, loaded_original
 from sottovoce.backends.export import export, refuse_existing_export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
-from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.resume import exclusive_run
 from sottovoce.checkpoint.save import History, output_folder, refuse_existing, save_quantized
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
 from sottovoce.fitting.attempt import Quantizer
 from sottovoce.fitting.run import Fit, FitSettings
-from sottovoce.fitting.size import parse_size
+from sottovoce.fitting.size import file_bytes, parse_size
 from sottovoce.fitting.speech import prepare, split
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.fit_record import FitGoal, FitRecord
@@ -89,7 +88,7 @@ def fit(
     backend = backend_named(target)
     file = folder if backend.write is None else folder.parent / backend.file_name.format(folder.name)
     if file != folder:
-        refuse_existing_export(file, backend, overwrite=overwrite)
+        refuse_existing_export(file, backend, overwrite=overwrite or resume)  # a run may be stopped after its file is written
     check_written([(save_plan, PLAN)], models=[model, folder], data=calibration, others=[folder, file])
     recipe = recipe or Recipe()
     if not isinstance(recipe.method, GPTQ):
@@ -140,11 +139,11 @@ def fit(
         result, record = fitting.run(quantizer, speech, state, progress)
         result = brought_home(result, speech_model)
         if file != folder:
-            written = export(result, backend.name, file, verify=verify, overwrite=overwrite, language=language, progress=progress)
+            written = export(result, backend.name, file, verify=verify, overwrite=overwrite or resume, language=language, progress=progress)
             record = replace(record, bytes=written.bytes)
-        save_quantized(result, folder, overwrite=overwrite, history=History(fit=record))
-        if file == folder:
-            record = replace(record, bytes=(folder / WEIGHTS).stat().st_size)
+        else:
+            record = replace(record, bytes=file_bytes(speech_model, result.plan, backend))
+        save_quantized(result, folder, overwrite=overwrite, history=History(fit=record, chosen_on=speech.chosen_on))
     if save_plan is not None:
         write_plan(save_plan, result.plan)
     return FitResult(quantized=result, record=record, file=file)

@@ -39,6 +39,28 @@ def loaded_original(model: str | Path | SpeechModel) -> SpeechModel:
     return refuse_quantized(loaded(model))
 
 
+def loaded_original_of(
+    quantized: SpeechModel, against: str | Path | SpeechModel | None, source: str, checkpoint: str | Path
+) -> SpeechModel:
+    """Load the original of `quantized`, which was read from `checkpoint`: `against`, or what the folder names (`source`).
+
+    Raises `ModelError` if it cannot be had, or has other layers.
+    """
+    try:
+        original = loaded_original(against if against is not None else source)
+    except ModelError as exc:
+        if against is not None:
+            raise
+        raise ModelError(f"{checkpoint}: its original cannot be loaded ({exc}); name it with --against") from exc
+    if _shapes(quantized) != _shapes(original):
+        raise ModelError(f"{original.source}: has other layers than {checkpoint}, so it is not its original ({source}); give that one")
+    return original
+
+
+def _shapes(model: SpeechModel) -> dict[str, tuple[int, ...]]:
+    return {layer.name: tuple(model.module(layer.name).weight.shape) for layer in model.layers()}
+
+
 def calibration_sets(calibration: Sources, utterances: int | None) -> list[DataSet]:
     """Load one data set or several, of which `utterances` will be drawn."""
     sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sottovoce.api.fitting import DEFAULT_HELD_OUT
-from sottovoce.api.inputs import limited, loaded
+from sottovoce.api.inputs import limited, loaded_original_of
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.data.dataset import DataSet
@@ -33,10 +33,11 @@ def inspect_errors(
     """Return how the errors of a quantized folder's layers add up on `audio` (its first `limit` utterances; no transcripts needed).
 
     `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
-    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`.
+    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`,
+    `ModelError` for an original that is missing or another model.
     """
     opened = open_folder(folder)
-    original = loaded(against or opened.manifest.source)
+    original = loaded_original_of(opened.model, against, opened.manifest.source, folder)
     data = limited(audio, limit)
     speech = held_out_speech(original, data, language=language, progress=progress)
     planned = {layer.name for layer in opened.manifest.plan.layers}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded_original
+from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded_original_of
 from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
@@ -82,7 +82,7 @@ def tune(
     folder, settings = output_folder(out), settings or TuneSettings()
     refuse_existing(folder, overwrite=overwrite)
     start, history = open_quantized(checkpoint)
-    original = _original(start, against, checkpoint)
+    original = loaded_original_of(start.model, against, start.model.source, checkpoint)
     refuse_context(original, settings)
     sets = calibration_sets(calibration, utterances + held_out)
     folds = draw(sets, start.calibration, weighting=weighting, utterances=utterances, held_out=held_out, seed=seed)
@@ -142,23 +142,6 @@ def open_quantized(checkpoint: str | Path) -> tuple[QuantizedModel, History]:
         timing=Timing(labels_s=0.0, solving_s=0.0),
     )
     return result, History(fit=manifest.fit, chosen_on=manifest.chosen_on)
-
-
-def _original(start: QuantizedModel, against: str | Path | SpeechModel | None, checkpoint: str | Path) -> SpeechModel:
-    """The original of a quantized model. Raises `ModelError` if it cannot be had, or has other layers."""
-    try:
-        original = loaded_original(against if against is not None else start.model.source)
-    except ModelError as exc:
-        if against is not None:
-            raise
-        raise ModelError(f"{checkpoint}: its original cannot be loaded ({exc}); name it with --against") from exc
-    mine = {layer.name: tuple(start.model.module(layer.name).weight.shape) for layer in start.model.layers()}
-    theirs = {layer.name: tuple(original.module(layer.name).weight.shape) for layer in original.layers()}
-    if mine != theirs:
-        raise ModelError(
-            f"{original.source}: has other layers than {checkpoint}, so it is not its original ({start.model.source}); give that one"
-        )
-    return original
 
 
 def refuse_context(model: SpeechModel, settings: TuneSettings) -> None:

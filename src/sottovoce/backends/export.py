@@ -131,7 +131,7 @@ def _name_lost_limit(source: Source, runtime: Backend) -> None:
     if not runtime.keeps_token_limit and limit and room and limit < room:
         notice(
             f"generation_config.json of {source.name} ends a transcript after {limit} tokens, and files of {runtime.name} have no place "
-            f"for that: there a transcript may be longer, as far as the decoder's {room} positions go"
+            f"for that: there a transcript may be longer, as far as the runtime lets it"
         )
 
 

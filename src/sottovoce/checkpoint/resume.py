@@ -25,7 +25,15 @@ from torch import Tensor
 from sottovoce.checkpoint.layout import layer_tensors
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
-from sottovoce.errors import CheckpointError, DataError, OutputError, SottovoceError
+from sottovoce.errors import (
+    CheckpointError,
+    DataError,
+    ExportError,
+    MachineError,
+    MissingDependencyError,
+    OutputError,
+    SottovoceError,
+)
 from sottovoce.quantization.layer import LayerReport, LayerResult
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.atomic_files import clear_leftovers, written_whole
@@ -93,15 +101,15 @@ class StoredRun(RunState):
 
     def finished_layers(self) -> dict[str, LayerResult]:
         """Return the finished layers, in their order. One that cannot be read whole is quantized again, and so are all after it."""
-        found: dict[str, LayerResult] = {}
-        for i, file in enumerate(self.layer_files):
+        found, files = dict[str, LayerResult](), self.layer_files
+        for i, file in enumerate(files):
             try:
                 name, result = _read_layer(file, i)
             except (SafetensorError, OSError, CheckpointError, DataError, ValueError, KeyError, TypeError):
+                for damaged in files[i:]:
+                    damaged.unlink()
                 break
             found[name] = result
-        for file in self.layer_files[len(found) :]:
-            file.unlink()
         return found
 
     def add_layer(self, name: str, result: LayerResult) -> None:
@@ -169,8 +177,8 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[St
     """Hold the unfinished run of `target` for this process alone.
 
     Raises `OutputError` if another process is writing `target`, or if there is an unfinished run and neither `resume` nor `overwrite`
-    says what to do with it. It is kept when the run is stopped or the disk is full, and goes away when it ends, or fails for another
-    reason.
+    says what to do with it. It is kept when the run is stopped, the disk is full, the machine does not do (another process has ended, too
+    many processes), a package is missing or an export fails, and goes away when it ends, or fails for another reason.
     """
     work = StoredRun(target)
     try:
@@ -193,8 +201,8 @@ def exclusive_run(target: Path, *, resume: bool, overwrite: bool) -> Iterator[St
         yield work
         finished = True
     except SottovoceError as exc:
-        # A refusal would come again; a full disk may not.
-        finished = not isinstance(exc, OutputError)
+        # A refusal would come again; a full disk, a lost process, a package that is not installed yet or a check at the end may not.
+        finished = not isinstance(exc, OutputError | MachineError | MissingDependencyError | ExportError)
         raise
     finally:
         if finished or not (work.layer_files or (work.folder / TRANSCRIPTS).is_file()):

@@ -18,6 +18,7 @@ from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_
 from sottovoce.checkpoint.model_card import model_card
 from sottovoce.errors import OutputError
 from sottovoce.evaluation.context import ShortContext
+from sottovoce.models.readiness import write_generation_config
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.tune_record import TuneRecord
@@ -81,7 +82,7 @@ def _write_files(result: QuantizedModel, folder: Path, history: History) -> None
     config = network.config.to_dict() | {"dtype": "float16", "quantization_config": quantization_config(result.plan)}
     config.pop("_name_or_path", None)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    network.generation_config.save_pretrained(folder)
+    write_generation_config(network.generation_config, folder)
     result.model.processor.save_pretrained(folder)
     (folder / CARD).write_text(model_card(result, history.tune), encoding="utf-8")
     manifest = Manifest(

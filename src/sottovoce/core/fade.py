@@ -17,7 +17,7 @@ The paper's formulas are not public. The two rules here are ours:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,26 +39,37 @@ class CrossFit:
     gain: float
 
 
-def cross_fit(weight: Tensor, folds: tuple[Moments, Moments], ridges: Sequence[float] = CANDIDATES, *, limit: float = 1.0) -> CrossFit:
-    """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence."""
+def cross_fit(
+    weight: Tensor,
+    folds: tuple[Moments, Moments],
+    ridges: Sequence[float] = CANDIDATES,
+    *,
+    limit: float = 1.0,
+    fixed: float | None = None,
+) -> CrossFit:
+    """Choose strength in `[0, limit]` and ridge for `weight` `[out, in]` by held-out evidence.
+
+    `fixed`: the strength, if only the ridge is free. Where no strength helps, it is 0. A fixed one stays, with the ridge that
+    does the least harm.
+    """
     a, b = folds
     weight = weight.to(a.cross.dtype)
     output_a, output_b = a.cross_output(weight), b.cross_output(weight)
     energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
-    best = CrossFit(0.0, max(ridges), 0.0)
+    best = CrossFit(0.0 if fixed is None else fixed, max(ridges), 0.0 if fixed is None else -math.inf)
     if energy <= 0:
-        return best
+        return replace(best, gain=0.0)
     for ridge in ridges:
         from_a, from_b = a.hessian.solve(output_a, ridge), b.hessian.solve(output_b, ridge)
         agreement = float((from_a * output_b).sum() + (from_b * output_a).sum())
         size = output_energy(from_a, b.hessian.matrix) + output_energy(from_b, a.hessian.matrix)
         if size <= 0:
             continue
-        strength = min(max(agreement / size, 0.0), limit)
+        strength = min(max(agreement / size, 0.0), limit) if fixed is None else fixed
         gain = (2 * strength * agreement - strength**2 * size) / energy
         if gain > best.gain:
             best = CrossFit(strength, ridge, gain)
-    return best
+    return best if math.isfinite(best.gain) else replace(best, gain=0.0)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -63,13 +65,20 @@ def _is_container(source: Path | str | bytes) -> bool:
 def duration_of(source: Path | str | bytes) -> float:
     """Read a recording's seconds from its header; 0 if that cannot be read."""
     try:
-        return float(soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else str(source)).duration)
+        return float(soundfile.info(_file(source)).duration)
     except (*UNREADABLE, OSError):
         return containers.container_duration(source)
 
 
+def _file(source: Path | str | bytes) -> Any:
+    """What soundfile opens. It takes names as text only if they are UTF-8, and on POSIX any bytes."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return str(source) if os.name == "nt" else os.fsencode(source)
+
+
 def _read_with_libsndfile(source: Path | str | bytes, called: str, span: tuple[float, float] | None) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+    with soundfile.SoundFile(_file(source)) as file:
         rate = _checked_rate(file.samplerate, called)
         left = LONGEST_S * rate + 1
         if span is not None:

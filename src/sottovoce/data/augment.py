@@ -47,24 +47,26 @@ class Augmentation:
 
 
 def augment(recordings: Recordings, settings: Augmentation, seed: int) -> Recordings:
-    """Vary recordings by `settings`. Two that are joined make one, so no recording comes twice.
+    """Vary recordings by `settings`. Two of one speaker that are joined make one, so no recording comes twice.
 
     A piece of a recording has no text: what is heard in it is to be found out. Its id says what was done: `x~short`, `x~cut`, `x+y`,
     `x~noise`.
     """
     utterances, samples = list[Utterance](), list[np.ndarray]()
-    waiting: int | None = None  # the place of the clip that the next one is joined to
+    waiting = dict[tuple[str | None, str | None], int]()  # by speaker and language: the place of the clip that the next is joined to
     for utterance, whole in zip(recordings.utterances, recordings.samples, strict=True):
         chance = _generator(seed, utterance.id)
         kind = _kind(settings, chance)
-        if kind == "joined" and waiting is not None and _fit(utterances[waiting], samples[waiting], utterance, whole, settings):
+        voice = utterance.speaker, utterance.language  # folds are by speaker
+        place = waiting.get(voice)
+        if kind == "joined" and place is not None and len(samples[place]) + len(whole) <= settings.longest_joined_s * SAMPLE_RATE:
             pause = np.zeros(round(chance.uniform(*settings.pause_s) * SAMPLE_RATE), np.float32)
-            utterances[waiting] = _joined(utterances[waiting], utterance)
-            samples[waiting] = np.concatenate([samples[waiting], pause, whole])
-            waiting = None
+            utterances[place] = _joined(utterances[place], utterance)
+            samples[place] = np.concatenate([samples[place], pause, whole])
+            del waiting[voice]
             continue
         if kind == "joined":
-            waiting = len(utterances)
+            waiting[voice] = len(utterances)
         else:
             utterance, whole = _piece(utterance, whole, kind, settings, chance)
         utterances.append(utterance)
@@ -92,11 +94,6 @@ def _kind(settings: Augmentation, chance: np.random.Generator) -> str | None:
             return kind
         place -= share
     return None
-
-
-def _fit(first: Utterance, before: np.ndarray, second: Utterance, after: np.ndarray, settings: Augmentation) -> bool:
-    """Whether two clips may be joined: they are of one language, and short enough together."""
-    return first.language == second.language and len(before) + len(after) <= settings.longest_joined_s * SAMPLE_RATE
 
 
 def _joined(first: Utterance, second: Utterance) -> Utterance:

@@ -13,7 +13,7 @@ from pathlib import Path
 from sottovoce.data.audio import SUFFIXES
 from sottovoce.data.containers import CONTAINER_SUFFIXES, INSTALL, decoder_installed
 from sottovoce.data.dataset import Utterance
-from sottovoce.data.files import counted_by_suffix, is_file, is_hidden, visible_files
+from sottovoce.data.files import counted_by_suffix, is_file, is_hidden, shown_name, visible_files
 from sottovoce.errors import DataError
 from sottovoce.system.notices import notice
 from sottovoce.system.text_files import read_text, split_lines
@@ -37,7 +37,7 @@ def read_folder(path: Path) -> list[Utterance]:
     if not decoder_installed() and (unread := [file for file in recordings if file.suffix.lower() in CONTAINER_SUFFIXES]):
         notice(f"{path}: {counted_by_suffix(unread)} cannot be read without PyAV; {INSTALL}")
     named = ((file, file.relative_to(path)) for file in recordings)
-    return [Utterance(id=name.with_suffix("").as_posix(), audio=file, written=name.as_posix()) for file, name in named]
+    return [Utterance(id=shown_name(name.with_suffix("")), audio=file, written=shown_name(name)) for file, name in named]
 
 
 def read_librispeech(transcripts: list[Path]) -> list[Utterance]:

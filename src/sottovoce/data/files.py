@@ -1,5 +1,6 @@
 """Which files a folder of recordings holds."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def shown_name(path: str | Path) -> str:
+    """Return a path as text that any file can hold: bytes of a name that are no UTF-8 become `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")
 
 
 def is_hidden(path: Path, root: Path) -> bool:

@@ -88,8 +88,9 @@ def _utterances(rows: Iterable[dict[str, Any]], columns: dict[str, str], source:
     for number, row in enumerate(rows):
         audio, text = row[columns["audio"]], row[columns["text"]] if "text" in columns else None
         if text is not None:
-            text = tedlium_text(str(text))
-            if text is None:
+            said = str(text)
+            text = tedlium_text(said)
+            if text is None or (not text and said.strip()):  # only marks of noises and unknown words: what is said is not known
                 ignored += 1
                 continue
         if not isinstance(audio, dict) or not (audio.get("bytes") or audio.get("path")):
@@ -99,7 +100,7 @@ def _utterances(rows: Iterable[dict[str, Any]], columns: dict[str, str], source:
                 id=f"{number:06d}-{row[columns['id']]}" if "id" in columns else f"{number:06d}",
                 audio=audio["bytes"] if audio.get("bytes") else Path(audio["path"]),
                 text=text,
-                speaker=str(row[columns["speaker"]]) if "speaker" in columns else None,
+                speaker=None if "speaker" not in columns or (name := row[columns["speaker"]]) in (None, "") else str(name),
             )
         )
     return found, ignored

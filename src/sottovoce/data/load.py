@@ -8,7 +8,7 @@ from pathlib import Path
 from sottovoce.data.audio import SUFFIXES
 from sottovoce.data.corpora import is_spgispeech, read_folder, read_librispeech, read_spgispeech, read_tedlium
 from sottovoce.data.dataset import DataSet, Utterance
-from sottovoce.data.files import is_file, visible_files
+from sottovoce.data.files import is_file, shown_name, visible_files
 from sottovoce.data.hub import PREFIX, read_hub
 from sottovoce.data.manifest import JSON_SUFFIXES, TABLE_SUFFIXES, read_manifest, table_columns
 from sottovoce.errors import DataError, first_of
@@ -96,7 +96,7 @@ def _load_source(source: str | Path) -> DataSet:
     if not _is_recording(source):
         return load_data(source)
     path = Path(source).expanduser()
-    return DataSet(path.name, (Utterance(id=str(source), audio=path),))
+    return DataSet(path.name, (Utterance(id=shown_name(source), audio=path),))
 
 
 def _read_path(path: Path) -> tuple[list[Utterance], int]:

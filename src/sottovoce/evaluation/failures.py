@@ -9,12 +9,14 @@ REPEATS = 5  # consecutive repetitions of the same words that make a loop
 LONGEST_LOOP = 8  # words in the repeated phrase
 CHARACTER_REPEATS = 10  # consecutive repetitions of one character: fewer are laughter, or zeros of a number
 LONGEST_CHARACTER_LOOP = 24  # characters in the repeated phrase
+# Characters that are compressed together, about what is said in 90 s. Text of any kind compresses the better the longer it is.
+STRETCH = 1500
 
 FAILURES = ("looped", "empty", "spoken_silence", "truncated")
 
 
 def is_loop(text: str, *, characters: bool = False) -> bool:
-    """Tell whether a normalized text repeats the same units over and over, or compresses as well as if it did.
+    """Tell whether a normalized text repeats the same units over and over, or a stretch of it compresses as well as if it did.
 
     `characters`: the units are characters of a language without spaces (see `normalize`), not words.
     """
@@ -26,7 +28,10 @@ def is_loop(text: str, *, characters: bool = False) -> bool:
             same = same + 1 if units[i] == units[i - size] else 0
             if same >= size * (enough - 1):
                 return True
-    return compression_ratio("".join(units) if characters else text) > COMPRESSION_LIMIT
+    whole = "".join(units) if characters else text
+    last = max(0, len(whole) - STRETCH)
+    starts = [*range(0, last, STRETCH // 2), last]
+    return any(compression_ratio(whole[start : start + STRETCH]) > COMPRESSION_LIMIT for start in starts)
 
 
 def text_loops(text: str, language: str | None) -> bool:

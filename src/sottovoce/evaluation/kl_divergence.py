@@ -16,7 +16,7 @@ def predicting_states(model: SpeechModel, encoded: Encoded, transcripts: Sequenc
     """
     inputs, mask = model.teacher_forcing(transcripts, language)
     states = model.decoder_states(encoded, inputs)
-    first = model.prompt_length - 1  # rows before the last prompt token predict the prompt, which decoding never does
+    first = model.prompt_length(language) - 1  # rows before the last prompt token predict the prompt, which decoding never does
     return [states[i, first : int(mask[i].sum())] for i in range(len(transcripts))]
 
 

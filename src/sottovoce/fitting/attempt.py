@@ -60,11 +60,14 @@ class Quantizer:
         """Quantize by `plan`; also quantize layers in the formats that `others` names, and `price` every format of the menu."""
         state, beside = self.run.stage(stage), self.run.stage(f"{stage}-{OTHERS}")
         wanted = others or {}
+        # Stored before the layer itself, so a run that was stopped in between comes to the layer again.
+        made_before = beside.finished_layers().keys()
 
         def look(layer: QuantizedLayer) -> None:
             name = layer.layer.name
             for k, number_format in enumerate(wanted.get(name, ())):
-                beside.add_layer(f"{name}|{k}", layer.in_format(number_format))
+                if f"{name}|{k}" not in made_before:
+                    beside.add_layer(f"{name}|{k}", layer.in_format(number_format))
             if price:
                 state.add_value(PRICES, {"layer": name, "errors": self._price(layer)})
 

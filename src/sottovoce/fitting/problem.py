@@ -1,7 +1,7 @@
 """What a fit chooses among, and the schedule that solves it for prices that are known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sottovoce.backends.backend import Backend
 from sottovoce.backends.layer_bytes import layer_bytes
@@ -39,6 +39,7 @@ class Problem:
     units: tuple[Unit, ...]
     base: tuple[int, ...]
     fixed_bytes: int
+    _real: dict[tuple[int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     def plan(self, entries: Sequence[int]) -> Plan:
         """Return the plan of some entries. Raises `RecipeError` if it leaves everything in floating point."""
@@ -48,6 +49,19 @@ class Problem:
     def most_bytes(self) -> int | None:
         """What the units may take, or None: a loss is bounded, not the size."""
         return None if self.goal.max_bytes is None else self.goal.max_bytes - self.fixed_bytes
+
+    def real_bytes(self, entries: Sequence[int]) -> int:
+        """Return the bytes of the file that some entries give. It is written, without weights, to see."""
+        key = tuple(entries)
+        if key not in self._real:
+            self._real[key] = file_bytes(self.model, self.plan(key), self.backend)
+        return self._real[key]
+
+    def room(self, schedule: Schedule) -> int:
+        """Return the bytes that the units of a schedule that was solved may take after swaps: of its size, or what its file leaves free."""
+        if self.goal.max_bytes is None:
+            return schedule.bytes
+        return schedule.bytes + max(0, self.goal.max_bytes - self.real_bytes(schedule.entries))
 
     def solve(self, units: Sequence[PricedUnit], kl_bound: float | None) -> Schedule:
         """Return the best schedule; `kl_bound`: the most it may lose, in nats, where no size is given.
@@ -71,7 +85,7 @@ class Problem:
             return schedule
         most = self.most_bytes
         for _ in range(3):
-            real = file_bytes(self.model, self.plan(schedule.entries), self.backend)
+            real = self.real_bytes(schedule.entries)
             if real <= self.goal.max_bytes:
                 return schedule
             most -= real - self.goal.max_bytes

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from sottovoce.backends.backend import Backend
 from sottovoce.checkpoint.resume import StoredRun
-from sottovoce.errors import CalibrationError
+from sottovoce.errors import CalibrationError, RecipeError
 from sottovoce.fitting.attempt import Attempt, Quantizer
 from sottovoce.fitting.baselines import formats_of, measured_kl, random_entries
 from sottovoce.fitting.loop_guard import new_loops, without_costliest
@@ -47,10 +47,11 @@ class FitSettings:
 
 @dataclass(frozen=True, eq=False)
 class _Guarded:
-    """What is left when loops were listened for."""
+    """What is left when loops were listened for. `swaps`: how many of them it has."""
 
     result: QuantizedModel
     entries: tuple[int, ...]
+    swaps: int
     guard: LoopGuard
 
 
@@ -85,20 +86,28 @@ class Fit:
             found.units,
             found.schedule.entries,
             found.swaps,
+            problem.room(found.schedule),
             speech.held_out["swaps"],
             measuring.passes,
             progress,
         )
+        most = problem.goal.max_bytes
+        if swapped.accepted and most is not None and problem.real_bytes(swapped.entries) > most:  # its tables grew
+            before = measuring.quantize(found.stage, found.schedule.entries)  # the layers are those that the run has
+            swapped = Swapped(before.result, found.schedule.entries, 0)
         guarded = self._guard(found, swapped, measuring)
         result = replace(guarded.result, plan=problem.plan(guarded.entries))
-        return result, self._record(guarded, found, swapped.accepted, base, draws, measuring)
+        return result, self._record(guarded, found, base, draws, measuring)
 
     def _guard(self, found: Found, swapped: Swapped, measuring: Measuring) -> _Guarded:
-        """Listen for loops, and make the costliest unit of the encoder larger while there is one. The fewest loops win, earlier first."""
+        """Listen for loops, and make the costliest unit of the encoder larger while there is one.
+
+        Of what keeps the goal the fewest loops win, earlier first.
+        """
         speech, progress = measuring.speech.guard, measuring.progress
         units, entries, raised = found.units, swapped.entries, list[str]()
         first = looped = fewest = new_loops(swapped.result.model, speech, progress)
-        best = swapped.result, entries
+        best = swapped.result, entries, swapped.accepted
         for round_number in range(1, GUARD_ROUNDS + 1):
             larger = without_costliest(units, entries) if looped else None
             if larger is None:
@@ -106,21 +115,27 @@ class Fit:
             units = larger[0]
             try:
                 entries = self.problem.solve(units, found.kl_bound).entries
-            except CalibrationError:
+            except (CalibrationError, RecipeError):  # no schedule with that unit keeps the goal
                 break
             raised.append(larger[1])
             result = measuring.quantize(f"guard-{round_number}", entries).result
             looped = new_loops(result.model, speech, progress)
-            if len(looped) < len(fewest):
-                best, fewest = (result, entries), looped
+            if len(looped) < len(fewest) and self._keeps_goal(result.model, measuring):
+                best, fewest = (result, entries, 0), looped
         guard = LoopGuard(recordings=len(speech.ids), looped=first, remaining=fewest, raised=tuple(raised))
         return _Guarded(*best, guard)
+
+    def _keeps_goal(self, model: SpeechModel, measuring: Measuring) -> bool:
+        """Whether a model that was made for another reason keeps the bound of the goal; a size is kept by every schedule that is solved."""
+        words, bound = measuring.speech.words, self.problem.goal.max_kl
+        if words is not None:
+            return measuring.increase(model, words, words.choice).points <= words.points
+        return bound is None or measuring.kl(model, "losses") <= bound
 
     def _record(
         self,
         guarded: _Guarded,
         found: Found,
-        accepted: int,
         base: Attempt,
         draws: Sequence[Sequence[int]],
         measuring: Measuring,
@@ -145,7 +160,7 @@ class Fit:
             passes=measuring.counted(),
             rounds=found.rounds,
             swaps_tried=len(found.swaps),
-            swaps_accepted=accepted,
+            swaps_accepted=guarded.swaps,
             guard=guarded.guard,
             words=increase,
         )

@@ -21,7 +21,7 @@ WORD_ATTEMPTS = 6  # schedules tried for a bound on the word error rate
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Found:
     """A schedule with the prices it was solved for, and its model. `kl`: measured. `kl_bound`: of the solution (None: the size is bounded).
-    `swaps`: to try. `rounds`: how often losses had been measured."""
+    `swaps`: to try. `rounds`: how often losses had been measured. `stage`: under which the run keeps its layers."""
 
     units: Sequence[PricedUnit]
     schedule: Schedule
@@ -30,6 +30,7 @@ class Found:
     kl_bound: float | None
     swaps: Sequence[Swap]
     rounds: int
+    stage: str
 
     @property
     def ratio(self) -> float:
@@ -92,12 +93,11 @@ class Search:
         """Quantize by `schedule`; if the losses were wrong, by the one that is best when they are measured again, `most` in all."""
         self.quantized += 1
         stage = f"round-{self.quantized}"
-        room = self.problem.most_bytes
-        swaps = propose_swaps(self.units, schedule.entries, schedule.bytes if room is None else room, self.swaps)
+        swaps = propose_swaps(self.units, schedule.entries, self.problem.room(schedule), self.swaps)
         attempt = self.measuring.quantize(stage, schedule.entries, wanted_formats(self.units, swaps))
         kl = self.measuring.kl(attempt.result.model, "losses")
         found = Found(
-            units=self.units, schedule=schedule, attempt=attempt, kl=kl, kl_bound=bound, swaps=swaps, rounds=self.rounds,
+            units=self.units, schedule=schedule, attempt=attempt, kl=kl, kl_bound=bound, swaps=swaps, rounds=self.rounds, stage=stage,
         )  # fmt: skip
         if self.rounds >= ROUNDS or self.quantized >= most or abs(math.log(max(found.ratio, 1e-9))) <= math.log(TOLERANCE):
             return found

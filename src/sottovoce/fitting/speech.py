@@ -20,12 +20,13 @@ LEAST_CALIBRATION = 2  # utterances
 @dataclass(frozen=True, eq=False)
 class FitSpeech:
     """`calibration`: to quantize with; `held_out`: by fold, with the original's distributions. `guard`: to listen to for loops. `words`: to
-    count errors on, where their number is the goal."""
+    count errors on, where their number is the goal. `chosen_on`: hashes of the held-out recordings by which formats are chosen."""
 
     calibration: CalibrationSpeech
     held_out: dict[str, HeldOutSpeech]
     guard: GuardSpeech
     words: WordGoal | None = None
+    chosen_on: tuple[str, ...] = ()
 
 
 def split(drawn: DataSet, utterances: int, held_out: int) -> tuple[DataSet, dict[str, DataSet]]:
@@ -72,6 +73,7 @@ def prepare(
         {name: _held_out(model, speech) for name, speech in prepared.items()},
         longest(model, [taught, *(prepared[name] for name in FOLDS[:-1])], guarded),
         words,
+        tuple(digest for name in FOLDS[:-1] for digest in prepared[name].hashes),
     )
 
 

@@ -79,15 +79,22 @@ def try_swaps(
     units: Sequence[PricedUnit],
     entries: Sequence[int],
     swaps: Sequence[Swap],
+    room: int,
     speech: HeldOutSpeech,
     passes: Passes,
     progress: Progress,
 ) -> Swapped:
-    """Carry out the swaps that lower the KL on `speech`, one after the other. `passes`: to which those that it takes are added."""
+    """Carry out the swaps that lower the KL on `speech`, one after the other, while the units take at most `room` bytes.
+
+    `passes`: to which those that it takes are added.
+    """
     result, now, accepted = attempt.result, list(entries), 0
     meter = ChangeMeter(result.model, speech, passes)
     for n, swap in enumerate(swaps):
         progress("trying swaps", n, len(swaps))
+        after = [swap.entries.get(i, k) for i, k in enumerate(now)]
+        if schedule_of(units, after).bytes > room:  # each fits alone, not all together
+            continue
         made = {
             layer.name: None if number_format is None else attempt.others[layer.name, number_format]
             for i, k in swap.entries.items()
@@ -100,8 +107,7 @@ def try_swaps(
         if kl < meter.kl:
             _install_all(model, result.model, made)
             accepted += 1
-            for i, k in swap.entries.items():
-                now[i] = k
+            now = after
             result = _with_layers(result, made)
             meter = ChangeMeter(result.model, speech, passes)
     progress("trying swaps", len(swaps), len(swaps))

@@ -21,6 +21,11 @@ PADDED_ROWS = 127
 PADDED_SHARE = 0.1
 
 
+def write_generation_config(settings: Any, folder: Path) -> None:
+    """Write `generation_config.json`. `save_pretrained` refuses a completed one with flags of sampling that published models have."""
+    settings.to_json_file(folder / "generation_config.json", use_diff=True, keys_to_pop=["compile_config"])
+
+
 def make_ready(model: SpeechModel) -> SpeechModel:
     """Complete the settings of `model`, check its tokenizer, and name in a notice what of its decoding settings is set aside.
 

@@ -233,10 +233,9 @@ class SpeechModel(ABC):
         """Return which encoder positions are audio rather than padding; bool `[B, T]`. For families that have layers of kind "frames"."""
         raise NotImplementedError
 
-    @property
-    def prompt_length(self) -> int:
-        """The number of prompt tokens in front of every transcript, the start token included."""
-        inputs, _ = self.teacher_forcing([[]], None)
+    def prompt_length(self, language: str | None) -> int:
+        """Return the number of prompt tokens in front of every transcript in `language`, the start token included."""
+        inputs, _ = self.teacher_forcing([[]], language)
         return int(inputs["decoder_input_ids"].shape[1])
 
     @property

@@ -47,7 +47,7 @@ def position_factors(
         for i in range(len(batch.folds)):
             progress("curvature of the end loss", done, utterances)
             generator = torch.Generator().manual_seed((seed * 1_000_003 + batch.number * 1009 + i) % 2**63)
-            curvature = _curvature(model, _row(batch.inputs, i, len(batch.folds)), batch.weights["tokens"][i] > 0, layers, generator)
+            curvature = _curvature(model, _row(batch.inputs, i, len(batch.folds)), _counted(batch, i), layers, generator)
             for layer in layers:
                 own = curvature[layer.name]
                 weights = torch.ones(len(own)) if layer.positions == "all" else batch.weights[layer.positions][i]
@@ -57,6 +57,11 @@ def position_factors(
             found[name].append(torch.stack(own_rows))
     progress("curvature of the end loss", utterances, utterances)
     return found
+
+
+def _counted(batch: Batch, i: int) -> Tensor | None:
+    """Which tokens of an utterance count, bool `[T]`; None: all, in a family that says nothing of its positions."""
+    return batch.weights["tokens"][i] > 0 if "tokens" in batch.weights else None
 
 
 def _row(inputs: dict[str, Any], i: int, count: int) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def _factor(curvature: Tensor, counted: Tensor, share: float) -> Tensor:
 
 
 def _curvature(
-    model: SpeechModel, inputs: dict[str, Any], predicted: Tensor, layers: Collection[Layer], generator: torch.Generator
+    model: SpeechModel, inputs: dict[str, Any], predicted: Tensor | None, layers: Collection[Layer], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """The mean squared gradient at every position of every layer's outputs, `[T]` float32 on the CPU, of one utterance."""
     network: Any = model.network
@@ -107,7 +112,8 @@ def _curvature(
     try:
         with torch.enable_grad():
             network(**inputs)
-            log_p = torch.log_softmax(logits[0][0][predicted.to(logits[0].device)].float(), dim=-1)
+            rows = logits[0][0] if predicted is None else logits[0][0][predicted.to(logits[0].device)]
+            log_p = torch.log_softmax(rows.float(), dim=-1)
             targets = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
             log_p.gather(1, targets).sum().backward()  # type: ignore[no-untyped-call]
     finally:

@@ -20,7 +20,7 @@ from sottovoce.quantization.statistics import LayerStatistics, MomentViews
 
 CHOICE_ROWS = 64  # output rows on which strength, ridge and damping are chosen
 FLOAT32_DAMPING = 0.1  # from here on float32 gives the codes of float64 but for some in ten thousand
-FIXED_RIDGE = 0.3  # of the rule "diagnostic" where the ridge is to be held out but nothing can be learnt from the folds
+FIXED_RIDGE = 0.3  # of the rule "diagnostic", whose strengths come from the layers' diagnostics and not from the folds
 NO_CORRECTION_RIDGE = 0.01  # of a layer whose target is not corrected; it decides only that float64 is used
 
 
@@ -202,6 +202,8 @@ def _choose_correction(layer: Layer, weight: Tensor, folds: tuple[Moments, Momen
         return CrossFit(0.0, ridge, 0.0)
     if method.strength == "cross-fit":
         return cross_fit(weight, folds, CANDIDATES if method.ridge == HELD_OUT else (ridge,))
+    if strength is None and method.ridge == HELD_OUT:
+        return cross_fit(weight, folds, CANDIDATES, fixed=float(method.strength))
     return CrossFit(strength if strength is not None else float(method.strength), ridge, 0.0)
 
 

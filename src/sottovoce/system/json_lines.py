@@ -15,11 +15,25 @@ def json_line(row: Any) -> str:
 
 
 def append_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Add plain data to a file, one line each, on the disk when this returns. Raises `OSError`."""
+    """Add plain data to a file, one line each, on the disk when this returns. Raises `OSError`.
+
+    A line that was being written when its program was stopped goes away: what followed it would be read by nobody.
+    """
+    _drop_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json_line(row) for row in rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def whole_lines(path: Path) -> list[Any]:

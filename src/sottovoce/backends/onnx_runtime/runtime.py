@@ -16,9 +16,12 @@ from sottovoce.backends.onnx_runtime.saturation import name_saturation
 from sottovoce.errors import DataError, ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow, ShortContext, by_context
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split_words_of_model, window_of_model
+from sottovoce.models.batching import batches_by_language
+from sottovoce.models.languages import DETECT
 from sottovoce.models.load import FAMILIES
 from sottovoce.system.plain_data import from_plain
 
+WANTED = f"a folder written by `sottovoce export ... {NAME}` is wanted"
 BATCH = 8  # utterances decoded together, where the family pads them to one length
 
 
@@ -40,7 +43,7 @@ class OnnxRecognizer:
 
         self.source, self._folder, self._runtime, self._batch = str(folder), Path(folder).expanduser(), runtime, batch
         if missing := [name for name in (ENCODER, DECODER, "config.json") if not (self._folder / name).is_file()]:
-            raise ExportError(f"{folder}: has no {missing[0]}; a folder written by `sottovoce export ... {NAME}` is wanted")
+            raise ExportError(f"{folder}: has no {missing[0]}; {WANTED}")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -54,11 +57,13 @@ class OnnxRecognizer:
             )
         except Exception as exc:
             raise ExportError(f"{folder}: ONNX Runtime cannot load it ({first_line(exc)}); export it again") from exc
+        names = {value.name: value.shape for value in self._decoder.get_inputs()}
+        layers = sum(name.endswith(".decoder.key") for name in names)
+        if config.model_type not in FAMILIES or not layers:
+            raise ExportError(f"{folder}: holds no speech recognizer in the layout of {NAME} ({config.model_type}); {WANTED}")
         name_saturation(str(folder), self._folder / ENCODER)
         self.model = FAMILIES[config.model_type](settings, processor, self.source)
         self.max_duration_s = self.model.max_duration_s
-        names = {value.name: value.shape for value in self._decoder.get_inputs()}
-        layers = sum(name.endswith(".decoder.key") for name in names)
         self._past, self._present = cache_names(layers, "past_key_values"), cache_names(layers, "present")
         self._heads, self._size = (int(names[self._past[0]][i]) for i in (1, 3))
         self._input = self._encoder.get_inputs()[0].name
@@ -102,13 +107,17 @@ class OnnxRecognizer:
                 began = time.perf_counter()
                 states = self._encode([recordings[place] for place in batch], context)
                 between = time.perf_counter()
-                for place, (tokens, probabilities, ended) in zip(batch, self._decode(states, language), strict=True):
-                    found[place] = Recognition(
-                        text=self.model.text(tokens),
-                        tokens=tuple(tokens),
-                        ended=ended,
-                        log_probabilities=tuple(probabilities) if confidence else (),
-                    )
+                spoken = self._languages(states, language)
+                for rows in batches_by_language(range(len(batch)), spoken, len(batch)):
+                    of_rows = states if len(rows) == len(batch) else self._value(states.numpy()[rows])
+                    for row, (tokens, probabilities, ended) in zip(rows, self._decode(of_rows, spoken[rows[0]]), strict=True):
+                        found[batch[row]] = Recognition(
+                            text=self.model.text(tokens),
+                            tokens=tuple(tokens),
+                            ended=ended,
+                            language=spoken[row],
+                            log_probabilities=tuple(probabilities) if confidence else (),
+                        )
                 encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
         return RecognitionBatch(recognitions=[found[place] for place in sorted(found)], encoder_s=encoder_s, decoder_s=decoder_s)
 
@@ -126,6 +135,28 @@ class OnnxRecognizer:
         array = next(tensor for tensor in features.values() if tensor.is_floating_point()).numpy()
         return self._encoder.run_with_ort_values(None, {self._input: self._value(array)})[0]
 
+    def _languages(self, states: Any, language: str | None) -> list[str | None]:
+        """The language of each utterance: as asked, or, with "auto", the one whose token is most probable after the start token."""
+        count, code = states.shape()[0], self.model.choose_language(language)
+        if code != DETECT:
+            return [code] * count
+        settings = self.model.network.generation_config
+        codes = {token: name[2:-2] for name, token in settings.lang_to_id.items()}
+        start = np.full((count, 1), settings.decoder_start_token_id, np.int64)
+        logits, *_ = self._step(start, self._no_cache(count), states, first=True)
+        tokens = list(codes)
+        return [codes[tokens[i]] for i in logits.numpy()[:, -1, tokens].argmax(1)]
+
+    def _step(self, ids: np.ndarray, cache: list[Any], states: Any, *, first: bool) -> list[Any]:
+        """Logits `[B, T, vocabulary]`, and the new keys and values, as values of the runtime."""
+        feed = dict(zip(self._past, cache, strict=True)) | {
+            "input_ids": self._value(ids),
+            "encoder_hidden_states": states,
+            "use_cache_branch": self._value(np.array([not first])),
+        }
+        found: list[Any] = self._decoder.run_with_ort_values(["logits", *self._present], feed)
+        return found
+
     def _decode(self, states: Any, language: str | None) -> list[tuple[list[int], list[float], bool]]:
         generation = self.model.network.generation_config
         prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"].numpy()
@@ -135,12 +166,7 @@ class OnnxRecognizer:
         rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
         ids, cache = np.repeat(prompt, count, axis=0), self._no_cache(count)
         for step in range(self.model.step_limit(language, states.shape()[1])):
-            feed = dict(zip(self._past, cache, strict=True)) | {
-                "input_ids": self._value(ids),
-                "encoder_hidden_states": states,
-                "use_cache_branch": self._value(np.array([step > 0])),
-            }
-            logits, *present = self._decoder.run_with_ort_values(["logits", *self._present], feed)
+            logits, *present = self._step(ids, cache, states, first=step == 0)
             # Later steps return no keys and values of the audio: those of the first are kept.
             cache = [old if step and ".encoder." in name else new for name, old, new in zip(self._past, cache, present, strict=True)]
             scores = logits.numpy()[:, -1].astype(np.float64)

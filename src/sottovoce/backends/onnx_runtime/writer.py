@@ -23,6 +23,7 @@ from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTE
 from sottovoce.backends.onnx_runtime.operators import stored_type
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.models.readiness import write_generation_config
 from sottovoce.system.devices import share_weights
 from sottovoce.system.plain_data import to_plain
 
@@ -55,7 +56,7 @@ def write_onnx(source: Source, folder: Path, activations: str = "int8") -> dict[
     if source.short_context is not None:
         config[SHORT_CONTEXT] = to_plain(source.short_context)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    network.generation_config.save_pretrained(folder)
+    write_generation_config(network.generation_config, folder)
     source.model.processor.save_pretrained(folder)
     source.model.processor.feature_extractor.save_pretrained(folder)  # for readers that know no processor_config.json
     _save_vocabulary(source, folder)

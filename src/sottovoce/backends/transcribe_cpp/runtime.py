@@ -23,9 +23,10 @@ class TranscribeCppRecognizer(WordlessRecognizer):
     def __init__(self, file: str | Path, threads: int) -> None:
         transcribe_cpp = _library()
         self.source = str(file)
+        self._file = Path(file).expanduser()
         self._library = transcribe_cpp
         try:
-            self._model = transcribe_cpp.Model(file, backend="cpu")
+            self._model = transcribe_cpp.Model(self._file, backend="cpu")
         except (transcribe_cpp.TranscribeError, OSError) as exc:
             raise ExportError(f"{file}: transcribe.cpp cannot load it ({exc}); export it again") from exc
         self._session = self._model.session(n_threads=threads)
@@ -38,7 +39,7 @@ class TranscribeCppRecognizer(WordlessRecognizer):
     @property
     def stored_bytes(self) -> int:
         """The whole file, with tokenizer and settings."""
-        return Path(self.source).stat().st_size
+        return self._file.stat().st_size
 
     def recognize(self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False) -> RecognitionBatch:
         """One recording after the other; transcribe.cpp tells encoder (with features) and decoder apart.

@@ -14,6 +14,7 @@ from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
 from sottovoce.system.stderr import captured_stderr
 
+LEAST_SAMPLES = 1800  # more than 10 frames of the spectrum; of less whisper.cpp says nothing
 # Greedy, without timestamps and without temperature fallback, so that it is comparable with the others.
 SETTINGS: dict[str, Any] = {
     "no_timestamps": True,
@@ -28,6 +29,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def _long_enough(samples: np.ndarray) -> np.ndarray:
+    """Fill up to `LEAST_SAMPLES` with silence, as the rest of the window is."""
+    return np.pad(np.ascontiguousarray(samples, np.float32), (0, max(0, LEAST_SAMPLES - len(samples))))
+
+
 class WhisperCppRecognizer(WordlessRecognizer):
     """whisper.cpp, one recording after the other."""
 
@@ -40,7 +46,8 @@ class WhisperCppRecognizer(WordlessRecognizer):
             from pywhispercpp.model import Model
         except ImportError as exc:
             raise MissingDependencyError("running whisper.cpp needs the package pywhispercpp; pip install 'sottovoce[ggml]'") from exc
-        header = read_header(Path(file))  # whisper.cpp ends the process on files that it does not like
+        self._file = Path(file).expanduser()
+        header = read_header(self._file)  # whisper.cpp ends the process on files that it does not like
         self.source, self._calls, self._class, self._threads = str(file), _pywhispercpp, Model, threads
         self.window = EncoderWindow(positions=header[1])
         self.languages = languages_of(header[0])
@@ -53,7 +60,7 @@ class WhisperCppRecognizer(WordlessRecognizer):
         """Load the file for whole windows, or for parts of them. Raises `ExportError`."""
         with captured_stderr() as logs:
             model = self._class(
-                self.source,
+                str(self._file),
                 n_threads=self._threads,
                 redirect_whispercpp_logs_to=False,
                 context_params=None if whole else {"flash_attn": False},
@@ -80,7 +87,7 @@ class WhisperCppRecognizer(WordlessRecognizer):
     @property
     def stored_bytes(self) -> int:
         """The whole file, with the vocabulary."""
-        return Path(self.source).stat().st_size
+        return self._file.stat().st_size
 
     def recognize(
         self,
@@ -96,7 +103,7 @@ class WhisperCppRecognizer(WordlessRecognizer):
         for samples, positions in zip(recordings, contexts or [None] * len(recordings), strict=True):
             model = self._model(positions)
             began = time.perf_counter()
-            segments = model.transcribe(np.ascontiguousarray(samples, np.float32), language=spoken, audio_ctx=positions or 0)
+            segments = model.transcribe(_long_enough(samples), language=spoken, audio_ctx=positions or 0)
             self._context = context = vars(model)["_ctx"]
             tokens = [
                 (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))
