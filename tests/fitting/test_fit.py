@@ -387,10 +387,10 @@ def test_a_quieter_model_that_breaks_the_bound_is_not_taken(speech_folder: Path,
 def test_swaps_together_keep_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them would fit alone."""
     units = priced(Fit(make_tiny(layers=1), BACKENDS["transcribe.cpp"], FitGoal(max_kl=1.0), FitSettings()))
-    entries = [1] * len(units)
+    entries, larger = [0] * len(units), 4
     size = schedule_of(units, entries).bytes
-    grown = [unit.unit.bytes[2] - unit.unit.bytes[1] for unit in units]
-    swaps = [Swap({i: 2}, 0.0) for i in range(len(units)) if 0 < grown[i] < max(grown)]
+    grown = [unit.unit.bytes[larger] - unit.unit.bytes[0] for unit in units]
+    swaps = [Swap({i: larger}, 0.0) for i in range(len(units)) if 0 < grown[i] < max(grown)]
     room = size + max(grown[i] for swap in swaps for i in swap.entries)
     meter = SimpleNamespace(kl=1.0, changed=lambda _: torch.zeros(1))
     monkeypatch.setattr("sottovoce.fitting.swaps.ChangeMeter", lambda *_: meter)
