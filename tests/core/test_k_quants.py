@@ -214,3 +214,30 @@ def test_what_does_not_fit_is_refused() -> None:
         QuantizedTensor(weight.codes, {**weight.parameters, "sub_scale": weight.parameters["sub_scale"] * 0 + 40}, weight.format)
     with pytest.raises(CheckpointError, match="'scale' is missing"):
         QuantizedTensor(weight.codes, {"sub_scale": weight.parameters["sub_scale"]}, weight.format)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_K"])
+def test_what_is_chosen_again_is_near_the_best_of_all_pairs(kind: str) -> None:
+    """Of every sub-scale with every sub-minimum, tried one by one."""
+    number_format, random = KQuant(type=kind), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+    part, top = number_format.layout.part, number_format.layout.highest
+    weight = torch.randn(12, part, generator=random) * 0.05 + 0.02
+    importance = torch.rand(part, generator=random) + 0.1
+    steps = (weight.amax(-1) - weight.amin(-1)) / ((1 << number_format.code_bits) - 1)
+    given = {
+        "scale": (steps / (0.7 * top)).half().float().unsqueeze(-1),
+        "minimum": (-weight.amin(-1).clamp(max=-1e-3) / (0.4 * top)).half().float().unsqueeze(-1),
+    }
+
+    def error(sub_scale: Tensor, sub_minimum: Tensor) -> Tensor:
+        parameters = {**given, "sub_scale": sub_scale, "sub_minimum": sub_minimum}
+        return (importance * (number_format.decode(number_format.encode(weight, parameters), parameters) - weight).square()).sum(-1)
+
+    start = {name: torch.full((12, 1), float(top // 2)) for name in ("sub_scale", "sub_minimum")}
+    chosen = number_format.adapt(weight, {**given, **start}, importance)
+    whole = torch.arange(top + 1.0)
+    every = torch.stack([error(s.expand(12, 1), m.expand(12, 1)) for s in whole for m in whole])
+    found, least = error(**chosen), every.min(0).values
+    assert bool((found >= least * (1 - 1e-5)).all())
+    assert float(found.sum()) <= 1.1 * float(least.sum())
+    assert float(error(**start).sum()) > 1.3 * float(least.sum())

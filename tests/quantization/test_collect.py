@@ -196,6 +196,27 @@ def test_layers_that_are_not_called_once_are_named() -> None:
         list(run_in_lockstep([Odd()], batch, ["twice", "never"]))
 
 
+def test_abandoned_passes_end_and_run_what_they_have_to_run() -> None:
+    ended = list[str]()
+
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return self.second(self.first(x))
+            finally:
+                ended.append("ended")
+
+    stops = run_in_lockstep([Guarded()], [{"x": torch.randn(2, 4)}, {"x": torch.randn(2, 4)}], ["first", "second"])
+    held = [next(stops)]
+    stops.close()
+    assert ended == ["ended", "ended"]
+    assert held[0].name == "first"
+
+
 def test_hooks_are_gone_after_an_early_end() -> None:
     model, batches = tiny_batches()
     walk = run_in_lockstep([model.network], [b.inputs for b in batches], [layer.name for layer in model.layers()])
