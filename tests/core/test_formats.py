@@ -56,6 +56,21 @@ def test_bits_per_weight_are_those_of_the_stored_tensors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
+def test_weights_may_have_any_leading_dimensions(name: str) -> None:
+    """Folds and candidates are quantized in one piece."""
+    number_format, width = NAMED[name], 512
+    weight = 0.1 * torch.randn(2, 3, 4, width, generator=torch.Generator().manual_seed(0))
+    parameters = number_format.fit(weight)
+    decoded = number_format.decode(number_format.encode(weight, parameters), parameters)
+    assert decoded.shape == weight.shape
+    for i, j in itertools.product(range(2), range(3)):
+        one = {key: tensor[i, j] for key, tensor in parameters.items()}
+        alone = number_format.fit(weight[i, j])
+        assert all(torch.equal(one[key], alone[key]) for key in alone)
+        assert torch.equal(decoded[i, j], number_format.decode(number_format.encode(weight[i, j], one), one))
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_the_largest_step_is_the_widest_gap_between_levels(name: str) -> None:
     number_format, width = NAMED[name], 512
     quantized = rtn(torch.randn(2, width, generator=torch.Generator().manual_seed(1)), number_format)

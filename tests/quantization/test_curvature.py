@@ -181,6 +181,13 @@ def test_what_is_out_of_range_or_unforeseen_is_refused(model_folder: Path, speec
         api.quantize(model_folder, tmp_path / "out", recipe=recipe, calibration=speech_folder, max_memory=1 << 40)
 
 
+def test_the_model_is_left_as_it_was() -> None:
+    model = make_tiny(layers=1)
+    factors_of(model, batches_of(model))
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.network.modules())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.network.parameters())
+
+
 def test_families_that_say_nothing_of_their_positions() -> None:
     model = make_speech_to_text()
     batches = batches_of(model, 1)

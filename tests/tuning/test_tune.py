@@ -42,7 +42,7 @@ from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.run_state import RunState
-from sottovoce.quantization.tune_record import Look, TuneSettings, default_rates
+from sottovoce.quantization.tune_record import Look, TuneSettings
 from sottovoce.report.page import folder_page
 from sottovoce.tuning.looks import best_look, measure
 from sottovoce.tuning.numbers import TunedNumbers, codes_digest
@@ -317,11 +317,6 @@ def test_rates_rise_and_fall() -> None:
     assert shares[9] == shares[10] == 1.0
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[99] < 0.02
-    assert default_rates(2) == (2e-3, 1e-3)
-    assert default_rates(3) == pytest.approx((math.sqrt(2e-3 * 2e-4), math.sqrt(1e-3 * 5e-4)))
-    assert default_rates(4) == default_rates(8) == pytest.approx((2e-4, 5e-4))
-    assert default_rates(4, "short") == pytest.approx((2e-4, 1e-3))
-    assert (TuneSettings().n_steps, TuneSettings(context="short").n_steps, TuneSettings(context="short", steps=5).n_steps) == (128, 288, 5)
 
 
 @pytest.mark.parametrize("make", [make_tiny_moonshine, make_qwen])
