@@ -10,10 +10,12 @@ import pytest
 import soundfile
 
 from sottovoce import api
+from sottovoce.data.audio import read_audio
 from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.files import shown_name
 from sottovoce.data.hub import _utterances as hub_utterances
 from sottovoce.data.load import load_data, load_sources
-from sottovoce.errors import DataError
+from sottovoce.errors import AudioError, DataError
 from tests.conftest import make_tiny
 
 
@@ -132,3 +134,11 @@ def test_a_name_that_is_no_utf8_becomes_text(tmp_path: Path) -> None:
     assert heard.transcripts[0].id.endswith(r"caf\xe9")
     assert load_sources([tmp_path / "calls" / name]).utterances[0].id.endswith(r"caf\xe9.wav")
     assert "caf" in (tmp_path / "t.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "calls" / os.fsdecode(b"n\xe9w.wav")).write_bytes(b"no sound")
+    assert list(api.transcribe(make_tiny(), [tmp_path / "calls"]).unusable.values()) != []
+    with pytest.raises(AudioError, match=r"^\S*n\\xe9w.wav: cannot be read as audio \(Format not recognised"):
+        read_audio(tmp_path / "calls" / os.fsdecode(b"n\xe9w.wav"))
+    for odd in ("\ud800.wav", tmp_path / "\ud800.wav"):
+        with pytest.raises(AudioError, match="no such file"):
+            read_audio(odd)
+        assert r"\ud800" in shown_name(odd)

@@ -36,3 +36,12 @@ def test_a_ledger_that_is_none_is_refused(line: str, tmp_path: Path) -> None:
 def test_a_setting_is_the_same_in_any_order() -> None:
     assert setting_hash({"a": 1, "b": 2}) == setting_hash({"b": 2, "a": 1}) != setting_hash({"a": 1, "b": 3})
     assert len(setting_hash({})) == 32
+
+
+def test_a_last_line_without_an_end_stays_a_look(tmp_path: Path) -> None:
+    """As an editor may leave it."""
+    ledger = tmp_path / "looks.jsonl"
+    ledger.write_text('{"setting": "a", "recordings": ["r1"]}')
+    assert earlier_looks(ledger, "c", ["r1"]) == 1
+    add_look(ledger, "b", ["r1"])
+    assert earlier_looks(ledger, "c", ["r1"]) == 2

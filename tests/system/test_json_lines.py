@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sottovoce.system.json_lines import append_lines, whole_lines
+from sottovoce.system.json_lines import append_lines, drop_torn_line, whole_lines
 
 ROWS = [["a", [1, 2]], {"text": "grün\u2028\n", "lone": "\udc80"}, [None, 0.5]]
 
@@ -31,5 +31,6 @@ def test_what_is_added_after_a_torn_line_is_read(tmp_path: Path) -> None:
     content = (tmp_path / "x").read_bytes()
     for end in range(len(content)):
         (tmp_path / "y").write_bytes(content[:end])
+        drop_torn_line(tmp_path / "y")
         append_lines(tmp_path / "y", ["more"])
         assert whole_lines(tmp_path / "y") == [*ROWS[: content[:end].count(b"\n")], "more"]

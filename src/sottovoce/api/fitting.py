@@ -10,7 +10,7 @@ import torch
 from sottovoce.api.inputs import Sources, calibration_sets, check_written, drawn_count, loaded_original
 from sottovoce.backends.export import export, refuse_existing_export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
-from sottovoce.checkpoint.resume import exclusive_run
+from sottovoce.checkpoint.resume import exclusive_run, has_unfinished_run
 from sottovoce.checkpoint.save import History, output_folder, refuse_existing, save_quantized
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import RecipeError
@@ -86,9 +86,10 @@ def fit(
     refuse_existing(folder, overwrite=overwrite)
     goal = fit_goal(max_size, max_kl, max_wer_increase)
     backend = backend_named(target)
+    replaces = overwrite or (resume and has_unfinished_run(folder))  # which may have been stopped after its file was written
     file = folder if backend.write is None else folder.parent / backend.file_name.format(folder.name)
     if file != folder:
-        refuse_existing_export(file, backend, overwrite=overwrite or resume)  # a run may be stopped after its file is written
+        refuse_existing_export(file, backend, overwrite=replaces)
     check_written([(save_plan, PLAN)], models=[model, folder], data=calibration, others=[folder, file])
     recipe = recipe or Recipe()
     if not isinstance(recipe.method, GPTQ):
@@ -139,7 +140,7 @@ def fit(
         result, record = fitting.run(quantizer, speech, state, progress)
         result = brought_home(result, speech_model)
         if file != folder:
-            written = export(result, backend.name, file, verify=verify, overwrite=overwrite or resume, language=language, progress=progress)
+            written = export(result, backend.name, file, verify=verify, overwrite=replaces, language=language, progress=progress)
             record = replace(record, bytes=written.bytes)
         else:
             record = replace(record, bytes=file_bytes(speech_model, result.plan, backend))

@@ -37,7 +37,7 @@ from sottovoce.errors import (
 from sottovoce.quantization.layer import LayerReport, LayerResult
 from sottovoce.quantization.run_state import RunState
 from sottovoce.system.atomic_files import clear_leftovers, written_whole
-from sottovoce.system.json_lines import append_lines, whole_lines
+from sottovoce.system.json_lines import append_lines, drop_torn_line, whole_lines
 from sottovoce.system.plain_data import from_plain, to_plain
 
 LAYER, INPUTS, TRANSCRIPTS, LOCK = "layer", "inputs.json", "transcripts.jsonl", "lock"
@@ -95,21 +95,22 @@ class StoredRun(RunState):
 
     def _append(self, path: Path, values: Sequence[Any]) -> None:
         try:
+            drop_torn_line(path)
             append_lines(path, values)
         except OSError as exc:
             raise self._unwritable(exc) from exc
 
     def finished_layers(self) -> dict[str, LayerResult]:
         """Return the finished layers, in their order. One that cannot be read whole is quantized again, and so are all after it."""
-        found, files = dict[str, LayerResult](), self.layer_files
+        found, files, read = dict[str, LayerResult](), self.layer_files, 0
         for i, file in enumerate(files):
             try:
                 name, result = _read_layer(file, i)
             except (SafetensorError, OSError, CheckpointError, DataError, ValueError, KeyError, TypeError):
-                for damaged in files[i:]:
-                    damaged.unlink()
                 break
-            found[name] = result
+            found[name], read = result, i + 1
+        for damaged in files[read:]:
+            damaged.unlink()
         return found
 
     def add_layer(self, name: str, result: LayerResult) -> None:
@@ -170,6 +171,11 @@ class StoredRun(RunState):
         return OutputError(
             f"{self.target}: writing failed ({exc}). Finished layers are kept. Free some space and give the same command with --resume"
         )
+
+
+def has_unfinished_run(target: Path) -> bool:
+    """Whether a run of `target` was begun and has not ended."""
+    return (StoredRun(target).folder / INPUTS).is_file()
 
 
 @contextmanager

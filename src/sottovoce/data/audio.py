@@ -13,7 +13,7 @@ import soundfile
 import soxr
 
 from sottovoce.data import containers
-from sottovoce.data.files import is_file
+from sottovoce.data.files import is_file, shown_name
 from sottovoce.errors import AudioError
 
 SAMPLE_RATE = 16_000  # Hz
@@ -40,15 +40,16 @@ def read_audio(
     Raises `AudioError` if the file is missing, unreadable, ends before the span does, is shorter than 0.1 s or longer than 12 hours,
     silent, holds NaN or infinite samples or such as are no fractions of full scale, or if its channels cancel.
     """
-    called = (name or "recording") if isinstance(source, bytes) else str(source)
+    called = (name or "recording") if isinstance(source, bytes) else shown_name(source)
     if not isinstance(source, bytes) and not is_file(Path(source)):
         raise AudioError(f"{called}: no such file")
     try:
         samples, rate = _read_with_libsndfile(source, called, span)
     except (*UNREADABLE, OSError) as exc:
         if not _is_container(source):
+            reason = getattr(exc, "error_string", exc)  # libsndfile's own message names the file as bytes
             raise AudioError(
-                f"{called}: cannot be read as audio ({exc}); any format libsndfile reads will do, as WAV or FLAC, and with "
+                f"{called}: cannot be read as audio ({reason}); any format libsndfile reads will do, as WAV or FLAC, and with "
                 "sottovoce[av] those of phones and cameras"
             ) from exc
         samples, rate = _read_container(source, called, span)

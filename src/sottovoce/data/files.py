@@ -16,7 +16,11 @@ def is_file(path: Path) -> bool:
 
 def shown_name(path: str | Path) -> str:
     """Return a path as text that any file can hold: bytes of a name that are no UTF-8 become `\\xe9`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")
+    text = str(path).replace(os.sep, "/")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a character, which no name on this system has
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_hidden(path: Path, root: Path) -> bool:

@@ -57,8 +57,12 @@ def add_look(ledger: Path, setting: str, recordings: Sequence[str]) -> None:
     look = {"setting": setting, "recordings": sorted(recordings)}
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
-        if ledger.exists() and json_line(look) in ledger.read_text(encoding="utf-8"):
+        known = ledger.read_text(encoding="utf-8") if ledger.exists() else ""
+        if json_line(look) in known:
             return
+        if known and not known.endswith("\n"):  # where an editor left it out
+            with ledger.open("a", encoding="utf-8") as file:
+                file.write("\n")
         append_lines(ledger, [look])
     except (OSError, UnicodeDecodeError) as exc:
         raise OutputError(f"{ledger}: looks at speech cannot be written down ({exc}); give another file with --ledger") from exc

@@ -15,18 +15,18 @@ def json_line(row: Any) -> str:
 
 
 def append_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Add plain data to a file, one line each, on the disk when this returns. Raises `OSError`.
-
-    A line that was being written when its program was stopped goes away: what followed it would be read by nobody.
-    """
-    _drop_torn_line(path)
+    """Add plain data to a file, one line each, on the disk when this returns. Raises `OSError`."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json_line(row) for row in rows)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
+    """Take away a last line without an end, which was being written when its program was stopped: nobody would read what followed it.
+
+    For files that one program writes at a time. Raises `OSError`.
+    """
     if not path.is_file() or not path.stat().st_size:
         return
     with path.open("rb+") as file:
