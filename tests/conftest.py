@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -160,6 +161,14 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"id": f"u{i}", "audio": f"u{i}.wav", "speaker": f"s{i // 2}", "text": f"words of number {i}"})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """SIGINT is an interruption here and in new processes; a shell that runs the tests in the background lets it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def test_a_second_run_changes_and_sends_nothing(folder: Path, hub: FakeHub) -> N
     assert len(repository.commits) == 1
 
 
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("by", ["signal", "network"])
 def test_after_an_interruption_only_the_rest_is_sent(folder: Path, hub: FakeHub, by: str) -> None:
     arrived = 0

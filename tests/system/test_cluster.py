@@ -52,6 +52,7 @@ def test_no_cluster_is_none() -> None:
         assert cluster is None
 
 
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_ends_the_command_and_its_cluster(model_folder: Path, speech_folder: Path) -> None:
     pytest.importorskip("ray")
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # the paths of Ray's sockets must be short
