@@ -273,17 +273,19 @@ def demo_difference() -> str:
 
 
 def certificates() -> str:
-    """Show the bounds over utterances of the stored certificates, each beside what was counted."""
+    """Show the bounds over utterances and over speakers of the stored certificates, each beside what was counted."""
     losses = ("changed", "disagreement", "looped", "empty", "worse", "wer_increase")
     table = []
     for file in sorted((RESULTS / "certificates").glob("*.json")):
         found = json.loads(file.read_text())
-        said = {one["loss"]: one for one in found["statements"] if one["unit"] == "utterance"}
-        cells = [f"{100 * said[loss]['bound']:.1f} ({100 * said[loss]['estimate']:.1f})" for loss in losses]
         model = found["reference"].removeprefix("bundled:")
-        table.append([f"{model}, {found['runtime']}", f"{found['bytes'] / 1e6:.1f}", str(said["changed"]["n"]), *cells])
+        for unit in ("utterance", "speaker"):
+            said = {one["loss"]: one for one in found["statements"] if one["unit"] == unit}
+            if said:
+                cells = [f"{100 * said[loss]['bound']:.1f} ({100 * said[loss]['estimate']:.1f})" for loss in losses]
+                table.append([f"{model}, {found['runtime']}", f"{found['bytes'] / 1e6:.1f}", f"{said['changed']['n']} {unit}s", *cells])
     return _markdown(
-        ["at most (counted)", "MB", "utterances", "changed %", "words of 100 that differ", "new loops %", "new empties %", "worse %",
+        ["at most (counted)", "MB", "over", "changed %", "words of 100 that differ", "new loops %", "new empties %", "worse %",
          "WER increase, points"],
         table,
     )  # fmt: skip
