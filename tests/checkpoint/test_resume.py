@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce import api
-from sottovoce.checkpoint.resume import exclusive_run
+from sottovoce.checkpoint.resume import StoredRun, exclusive_run
 from sottovoce.core.affine import Affine
 from sottovoce.errors import CalibrationError, ExportError, MachineError, MissingDependencyError, OutputError, SottovoceError
 from sottovoce.quantization.recipe import Recipe
@@ -194,6 +194,27 @@ def test_what_may_go_well_later_keeps_the_layers(
     assert len(list((tmp_path / ".out.unfinished").glob("layer-*.safetensors"))) == 3
     api.quantize(model_folder, tmp_path / "out", recipe=RECIPE, calibration=speech_folder, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_line_that_was_cut_off_does_not_hide_those_after_it(tmp_path: Path) -> None:
+    """In the run's own files and in those of its stages."""
+
+    def torn(number: int) -> None:
+        with exclusive_run(tmp_path / "out", resume=number > 0, overwrite=False) as state:
+            state.begin({"model": "m"}, resume=number > 0)
+            state.add_transcripts({f"u{number}": [number]})
+            state.stage("one").add_value("prices", number)
+            for file in state.folder.rglob("*.jsonl"):
+                with file.open("a") as handle:
+                    handle.write('["torn')
+            raise KeyboardInterrupt
+
+    for number in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            torn(number)
+    state = StoredRun(tmp_path / "out")
+    assert state.transcripts() == {"u0": (0,), "u1": (1,)}
+    assert state.stage("one").values("prices") == [0, 1]
 
 
 FULL = """

@@ -52,13 +52,9 @@ def loaded_original_of(
         if against is not None:
             raise
         raise ModelError(f"{checkpoint}: its original cannot be loaded ({exc}); name it with --against") from exc
-    if _shapes(quantized) != _shapes(original):
+    if quantized.layer_shapes() != original.layer_shapes():
         raise ModelError(f"{original.source}: has other layers than {checkpoint}, so it is not its original ({source}); give that one")
     return original
-
-
-def _shapes(model: SpeechModel) -> dict[str, tuple[int, ...]]:
-    return {layer.name: tuple(model.module(layer.name).weight.shape) for layer in model.layers()}
 
 
 def calibration_sets(calibration: Sources, utterances: int | None) -> list[DataSet]:

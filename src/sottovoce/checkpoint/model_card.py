@@ -1,10 +1,9 @@
 """The README.md of a quantized folder: a model card for the Hub."""
 
-from pathlib import Path
-
 from huggingface_hub import ModelCardData
 
 from sottovoce.checkpoint.layout import is_compressed_tensors, loads_in_transformers
+from sottovoce.models.load import names_hub_model
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.tune_record import TuneRecord
@@ -31,7 +30,7 @@ def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
     """Return Markdown with a metadata block that the Hub understands. `tune`: how the result was tuned."""
     plan, source = result.plan, result.model.source
     widths = sorted({number_format.code_bits for number_format in plan.formats})
-    on_hub = source.count("/") == 1 and ":" not in source and not source.startswith((".", "~", "/")) and not Path(source).exists()
+    on_hub = names_hub_model(source)
     metadata = ModelCardData(
         base_model=source if on_hub else None,
         base_model_relation="quantized" if on_hub else None,

@@ -95,7 +95,6 @@ class StoredRun(RunState):
 
     def _append(self, path: Path, values: Sequence[Any]) -> None:
         try:
-            drop_torn_line(path)
             append_lines(path, values)
         except OSError as exc:
             raise self._unwritable(exc) from exc
@@ -155,6 +154,7 @@ class StoredRun(RunState):
                     f"{self.target}: the unfinished run differs in {', '.join(different).replace('_', ' ')}; give what it had, or leave "
                     "--resume out and give --overwrite to start again"
                 )
+            self._drop_torn_lines()
             return
         for old in (*self.layer_files, *self.folder.glob(f"*{VALUES}"), *self.folder.glob(f"*{TENSORS}"), self.folder / TRANSCRIPTS):
             old.unlink(missing_ok=True)
@@ -164,6 +164,14 @@ class StoredRun(RunState):
         try:
             with written_whole(file) as handle:
                 json.dump(wanted, handle)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+
+    def _drop_torn_lines(self) -> None:
+        """Make every file of lines one that can be added to, those of stages too."""
+        try:
+            for path in self.folder.rglob("*.jsonl"):
+                drop_torn_line(path)
         except OSError as exc:
             raise self._unwritable(exc) from exc
 

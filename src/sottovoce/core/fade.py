@@ -17,7 +17,7 @@ The paper's formulas are not public. The two rules here are ours:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,9 +56,9 @@ def cross_fit(
     weight = weight.to(a.cross.dtype)
     output_a, output_b = a.cross_output(weight), b.cross_output(weight)
     energy = output_energy(weight, a.hessian.matrix) + output_energy(weight, b.hessian.matrix)
-    best = CrossFit(0.0 if fixed is None else fixed, max(ridges), 0.0 if fixed is None else -math.inf)
     if energy <= 0:
-        return replace(best, gain=0.0)
+        return CrossFit(fixed or 0.0, max(ridges), 0.0)
+    tried = [CrossFit(0.0, max(ridges), 0.0)] if fixed is None else []
     for ridge in ridges:
         from_a, from_b = a.hessian.solve(output_a, ridge), b.hessian.solve(output_b, ridge)
         agreement = float((from_a * output_b).sum() + (from_b * output_a).sum())
@@ -66,10 +66,8 @@ def cross_fit(
         if size <= 0:
             continue
         strength = min(max(agreement / size, 0.0), limit) if fixed is None else fixed
-        gain = (2 * strength * agreement - strength**2 * size) / energy
-        if gain > best.gain:
-            best = CrossFit(strength, ridge, gain)
-    return best if math.isfinite(best.gain) else replace(best, gain=0.0)
+        tried.append(CrossFit(strength, ridge, (2 * strength * agreement - strength**2 * size) / energy))
+    return max(tried, key=lambda fit: fit.gain, default=CrossFit(fixed or 0.0, max(ridges), 0.0))
 
 
 @dataclass(frozen=True)

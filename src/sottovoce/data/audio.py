@@ -71,6 +71,11 @@ def duration_of(source: Path | str | bytes) -> float:
         return containers.container_duration(source)
 
 
+def filled_up(samples: np.ndarray, count: int) -> np.ndarray:
+    """Return a recording with silence behind it, float32, so that it has `count` samples at least."""
+    return np.pad(np.ascontiguousarray(samples, np.float32), (0, max(0, count - len(samples))))
+
+
 def _file(source: Path | str | bytes) -> Any:
     """What soundfile opens. It takes names as text only if they are UTF-8, and on POSIX any bytes."""
     if isinstance(source, bytes):

@@ -57,11 +57,14 @@ def read_librispeech(transcripts: list[Path]) -> list[Utterance]:
 
 
 def tedlium_text(text: str) -> str | None:
-    """A TED-LIUM transcript without its marks and with its apostrophes joined ("i 'm" is "i'm"); None: not to be scored."""
+    """A TED-LIUM transcript without its marks and with its apostrophes joined ("i 'm" is "i'm").
+
+    None: not to be scored, since nobody knows what is said there; of marks of noises and unknown words alone, too.
+    """
     if text.strip() == IGNORED:
         return None
-    words = NOT_WORDS.sub(" ", text)
-    return re.sub(r"\s+'\s*(?=\w)", "'", " ".join(words.split()))
+    words = NOT_WORDS.sub(" ", text).split()
+    return re.sub(r"\s+'\s*(?=\w)", "'", " ".join(words)) if words or not text.strip() else None
 
 
 def read_tedlium(transcripts: list[Path]) -> tuple[list[Utterance], int]:

@@ -88,19 +88,19 @@ def _utterances(rows: Iterable[dict[str, Any]], columns: dict[str, str], source:
     for number, row in enumerate(rows):
         audio, text = row[columns["audio"]], row[columns["text"]] if "text" in columns else None
         if text is not None:
-            said = str(text)
-            text = tedlium_text(said)
-            if text is None or (not text and said.strip()):  # only marks of noises and unknown words: what is said is not known
+            text = tedlium_text(str(text))
+            if text is None:
                 ignored += 1
                 continue
         if not isinstance(audio, dict) or not (audio.get("bytes") or audio.get("path")):
             raise DataError(f"{source}, row {number}: column {columns['audio']!r} holds no recording")
+        speaker = row[columns["speaker"]] if "speaker" in columns else None
         found.append(
             Utterance(
                 id=f"{number:06d}-{row[columns['id']]}" if "id" in columns else f"{number:06d}",
                 audio=audio["bytes"] if audio.get("bytes") else Path(audio["path"]),
                 text=text,
-                speaker=None if "speaker" not in columns or (name := row[columns["speaker"]]) in (None, "") else str(name),
+                speaker=None if speaker in (None, "") else str(speaker),
             )
         )
     return found, ignored

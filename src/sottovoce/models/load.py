@@ -48,13 +48,18 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         raise ModelError(f"{name}: the folder has no config.json; a transformers or faster-whisper model folder is wanted")
     elif folder.exists() and not folder.is_dir():
         raise ModelError(f"{name}: is a file, and a model is a folder; give its folder, a Hub id (OWNER/NAME) or bundled:tiny.en")
-    elif not folder.exists() and not re.fullmatch(HUB_ID, name):
+    elif not folder.exists() and not names_hub_model(name):
         raise ModelError(f"{name!r}: no such file or folder; give a folder, a Hub id (OWNER/NAME) or bundled:tiny.en")
     else:
         network, processor = _from_transformers(folder if folder.is_dir() else name)
     _check_weights(network, name)
     family = FAMILIES.get(network.config.model_type, Generic)
     return make_ready(family(network.eval().requires_grad_(False), processor, name))
+
+
+def names_hub_model(name: str) -> bool:
+    """Whether a name stands for a model on the Hub: OWNER/NAME, and there is no such path here."""
+    return re.fullmatch(HUB_ID, name) is not None and not Path(name).exists()
 
 
 def _quantized_folder(name: str, folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.data.audio import SAMPLE_RATE, filled_up
 from sottovoce.errors import ModelError
 from sottovoce.models.batching import Encoded, padded_rows
 from sottovoce.models.decoding import cut_at_end
@@ -71,12 +71,12 @@ class Moonshine(SpeechModel):
         return [*mappings, AWQMapping("model.encoder.layer_norm", cross)]
 
     def features(self, recordings: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        padded = [np.pad(samples, (0, max(0, SHORTEST - len(samples)))) for samples in recordings]
+        padded = [filled_up(samples, SHORTEST) for samples in recordings]
         longest = max(map(len, padded))
         values = torch.zeros(len(padded), longest)
         mask = torch.zeros(len(padded), longest, dtype=torch.long)
         for i, samples in enumerate(padded):
-            values[i, : len(samples)] = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+            values[i, : len(samples)] = torch.from_numpy(samples)
             mask[i, : len(samples)] = 1
         return self.on_device({"input_values": values, "attention_mask": mask})
 

@@ -233,6 +233,10 @@ class SpeechModel(ABC):
         """Return which encoder positions are audio rather than padding; bool `[B, T]`. For families that have layers of kind "frames"."""
         raise NotImplementedError
 
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape `[out, in]` of the weight of every layer, by name."""
+        return {layer.name: tuple(self.module(layer.name).weight.shape) for layer in self.layers()}
+
     def prompt_length(self, language: str | None) -> int:
         """Return the number of prompt tokens in front of every transcript in `language`, the start token included."""
         inputs, _ = self.teacher_forcing([[]], language)

@@ -16,7 +16,7 @@ from sottovoce.models.layers import AWQMapping, Layer, Part, attention_layers, m
 from sottovoce.models.network import choice_of_tokens, generate
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper_encoder import encode_window, masked_cross_attention
-from sottovoce.models.whisper_settings import END, NO_TIMESTAMPS, START, complete_generation_config
+from sottovoce.models.whisper_settings import END, NO_TIMESTAMPS, START, complete_generation_config, languages_by_token
 
 FIRST_TOKENS = 100  # generated for a whole batch before unfinished utterances go on alone
 # Whisper's own thresholds for decoding a window again; the first in the measure that transformers takes of tokens.
@@ -147,7 +147,7 @@ class Whisper(SpeechModel):
             return [DEFAULT_LANGUAGE] * len(encoded.states)
         with masked_cross_attention(self.network.model.decoder, encoded.mask):
             found = self.network.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states))
-        codes = {token: name[2:-2] for name, token in self.network.generation_config.lang_to_id.items()}
+        codes = languages_by_token(self.network.generation_config)
         return [codes[token] for token in found.tolist()]
 
     def greedy_decode(self, encoded: Encoded, language: str | None, max_new_tokens: int | None = None) -> list[tuple[list[int], bool]]:

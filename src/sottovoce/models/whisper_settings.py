@@ -63,6 +63,11 @@ def language_tokens(vocabulary: Mapping[str, int]) -> dict[str, int]:
     return {token: vocabulary[token] for token in tokens if token in vocabulary}
 
 
+def languages_by_token(settings: Any) -> dict[int, str]:
+    """Return the codes of the languages that a multilingual model tells apart, by the ids of their tokens."""
+    return {token: name[2:-2] for name, token in settings.lang_to_id.items()}
+
+
 def suppressed_tokens(tokenizer: Any, vocabulary: Mapping[str, int]) -> list[int]:
     """Return the tokens that OpenAI suppresses at every step: symbols that are not speech, and tokens that are no text."""
 

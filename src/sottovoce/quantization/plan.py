@@ -109,7 +109,7 @@ def make_plan(model: SpeechModel, recipe: Recipe, target: Target) -> Plan:
 
 def check_plan(plan: Plan, model: SpeechModel, target: Target) -> None:
     """Check that a given plan fits `model` and `target`. Raises `RecipeError`."""
-    shapes = {layer.name: tuple(model.module(layer.name).weight.shape) for layer in model.layers()}
+    shapes = model.layer_shapes()
     named = [layer.name for layer in plan.layers] + list(plan.ignored)
     if odd := sorted(set(named) ^ set(shapes)):
         known = "does not have" if odd[0] in named else "has, and the plan does not name"

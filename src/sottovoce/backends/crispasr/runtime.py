@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.backends.crispasr.layout import LIMIT, MODEL, NAME, QWEN, TOKENIZER
-from sottovoce.data.audio import SAMPLE_RATE
+from sottovoce.data.audio import SAMPLE_RATE, filled_up
 from sottovoce.errors import ExportError, MissingDependencyError, first_line
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
@@ -52,9 +52,8 @@ class CrispAsrRecognizer(WordlessRecognizer):
         spoken, shortest = self._spoken(language), SHORTEST if self._names else 0
         began, found = time.perf_counter(), list[Recognition]()
         for samples in recordings:
-            filled = np.pad(np.asarray(samples, np.float32), (0, max(0, shortest - len(samples))))
             with captured_stderr():
-                segments = self._session.transcribe(np.ascontiguousarray(filled), SAMPLE_RATE, language=spoken)
+                segments = self._session.transcribe(filled_up(samples, shortest), SAMPLE_RATE, language=spoken)
             text = " ".join(segment.text.strip() for segment in segments).strip()
             found.append(Recognition(text=text, tokens=(), ended=True))
         return RecognitionBatch(recognitions=found, encoder_s=0.0, decoder_s=time.perf_counter() - began)

@@ -19,9 +19,11 @@ from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, split
 from sottovoce.models.batching import batches_by_language
 from sottovoce.models.languages import DETECT
 from sottovoce.models.load import FAMILIES
+from sottovoce.models.whisper_settings import languages_by_token
 from sottovoce.system.plain_data import from_plain
 
 WANTED = f"a folder written by `sottovoce export ... {NAME}` is wanted"
+Decoded = tuple[list[int], list[float], bool]  # tokens, their log-probabilities, whether they came to their end
 BATCH = 8  # utterances decoded together, where the family pads them to one length
 
 
@@ -108,16 +110,14 @@ class OnnxRecognizer:
                 states = self._encode([recordings[place] for place in batch], context)
                 between = time.perf_counter()
                 spoken = self._languages(states, language)
-                for rows in batches_by_language(range(len(batch)), spoken, len(batch)):
-                    of_rows = states if len(rows) == len(batch) else self._value(states.numpy()[rows])
-                    for row, (tokens, probabilities, ended) in zip(rows, self._decode(of_rows, spoken[rows[0]]), strict=True):
-                        found[batch[row]] = Recognition(
-                            text=self.model.text(tokens),
-                            tokens=tuple(tokens),
-                            ended=ended,
-                            language=spoken[row],
-                            log_probabilities=tuple(probabilities) if confidence else (),
-                        )
+                for place, code, (tokens, probabilities, ended) in zip(batch, spoken, self._decode_each(states, spoken), strict=True):
+                    found[place] = Recognition(
+                        text=self.model.text(tokens),
+                        tokens=tuple(tokens),
+                        ended=ended,
+                        language=code,
+                        log_probabilities=tuple(probabilities) if confidence else (),
+                    )
                 encoder_s, decoder_s = encoder_s + between - began, decoder_s + time.perf_counter() - between
         return RecognitionBatch(recognitions=[found[place] for place in sorted(found)], encoder_s=encoder_s, decoder_s=decoder_s)
 
@@ -141,7 +141,7 @@ class OnnxRecognizer:
         if code != DETECT:
             return [code] * count
         settings = self.model.network.generation_config
-        codes = {token: name[2:-2] for name, token in settings.lang_to_id.items()}
+        codes = languages_by_token(settings)
         start = np.full((count, 1), settings.decoder_start_token_id, np.int64)
         logits, *_ = self._step(start, self._no_cache(count), states, first=True)
         tokens = list(codes)
@@ -157,13 +157,22 @@ class OnnxRecognizer:
         found: list[Any] = self._decoder.run_with_ort_values(["logits", *self._present], feed)
         return found
 
-    def _decode(self, states: Any, language: str | None) -> list[tuple[list[int], list[float], bool]]:
+    def _decode_each(self, states: Any, languages: Sequence[str | None]) -> list[Decoded]:
+        """Decode each utterance in its language."""
+        if len(set(languages)) == 1:
+            return self._decode(states, languages[0])
+        found = dict[int, Decoded]()
+        for rows in batches_by_language(range(len(languages)), languages, len(languages)):
+            found.update(zip(rows, self._decode(self._value(states.numpy()[rows]), languages[rows[0]]), strict=True))
+        return [found[row] for row in sorted(found)]
+
+    def _decode(self, states: Any, language: str | None) -> list[Decoded]:
         generation = self.model.network.generation_config
         prompt = self.model.teacher_forcing([[]], language)[0]["decoder_input_ids"].numpy()
         count, ends = states.shape()[0], self.model.end_tokens
         suppressed = list(getattr(generation, "suppress_tokens", None) or [])
         at_first = list(getattr(generation, "begin_suppress_tokens", None) or [])
-        rows = [([], [], False) for _ in range(count)]  # type: list[tuple[list[int], list[float], bool]]
+        rows: list[Decoded] = [([], [], False) for _ in range(count)]
         ids, cache = np.repeat(prompt, count, axis=0), self._no_cache(count)
         for step in range(self.model.step_limit(language, states.shape()[1])):
             logits, *present = self._step(ids, cache, states, first=step == 0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sottovoce.backends.openai_vocabulary import languages_of
 from sottovoce.backends.whisper_cpp.header import read_header
+from sottovoce.data.audio import filled_up
 from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.evaluation.context import EncoderWindow
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, WordlessRecognizer
@@ -27,11 +28,6 @@ SETTINGS: dict[str, Any] = {
     "print_progress": False,
     "print_timestamps": False,
 }
-
-
-def _long_enough(samples: np.ndarray) -> np.ndarray:
-    """Fill up to `LEAST_SAMPLES` with silence, as the rest of the window is."""
-    return np.pad(np.ascontiguousarray(samples, np.float32), (0, max(0, LEAST_SAMPLES - len(samples))))
 
 
 class WhisperCppRecognizer(WordlessRecognizer):
@@ -103,7 +99,7 @@ class WhisperCppRecognizer(WordlessRecognizer):
         for samples, positions in zip(recordings, contexts or [None] * len(recordings), strict=True):
             model = self._model(positions)
             began = time.perf_counter()
-            segments = model.transcribe(_long_enough(samples), language=spoken, audio_ctx=positions or 0)
+            segments = model.transcribe(filled_up(samples, LEAST_SAMPLES), language=spoken, audio_ctx=positions or 0)
             self._context = context = vars(model)["_ctx"]
             tokens = [
                 (calls.whisper_full_get_token_id(context, i, j), calls.whisper_full_get_token_p(context, i, j))
