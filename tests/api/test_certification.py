@@ -22,7 +22,7 @@ from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifes
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
-from sottovoce.errors import DataError, RecipeError
+from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.evaluation.certificate import Certificate, read_certificate, write_certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
 from sottovoce.evaluation.ledger import default_ledger
@@ -125,8 +125,38 @@ def test_few_utterances_are_named_before_the_work(model_folder: Path, tmp_path: 
     certify(model_folder, write_speech(tmp_path / "few", 7, 3, ["anna"]), against=model_folder)
     assert "3 utterances bound little: even if nothing changes, the bound is 63 % of utterances; give 59 or more" in caplog.text
     caplog.clear()
-    certification._name_few(SimpleNamespace(data=range(59)), 0.95)  # type: ignore[arg-type]
+    certification._name_few(SimpleNamespace(data=range(59)), SimpleNamespace(confidence=0.95, limits={}))  # type: ignore[arg-type]
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("limit", "advice"), [(0.1, "give 29 or more, or a larger limit"), (0.39, "give 7 or more"), (0.0, "give a limit above 0")]
+)
+def test_a_limit_that_cannot_be_shown_is_refused_before_the_work(
+    model_folder: Path, held_out: Path, limit: float, advice: str, ledger: Path
+) -> None:
+    with pytest.raises(DataError, match=f"cannot be shown with 6 utterances: even without a case the bound is 39.3 %; {advice}"):
+        certify(model_folder, held_out, against=model_folder, limits={"looped": limit})
+    assert not ledger.exists()  # nobody has looked
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_limit_that_just_can_be_shown_is_tried(model_folder: Path, held_out: Path) -> None:
+    found = certify(model_folder, held_out, against=model_folder, limits={"looped": 0.394})
+    assert not found.exceeded({"looped": 0.394})
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_certificate_that_cannot_be_stored_was_printed(quantized: Path, model_folder: Path, held_out: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(*_: object, **__: object) -> None:
+            raise OutputError("the disk is full")
+
+        patch.setattr("sottovoce.checkpoint.certificates.store_certificate", full)
+        code, printed, shown = run("certify", quantized, "--against", model_folder, "--audio", held_out, "--store")
+    assert (code, "On speech like held-out" in printed) == (1, True)
+    assert "the disk is full" in shown
 
 
 @pytest.mark.usefixtures("scripted")
@@ -275,7 +305,7 @@ def test_the_smallest_that_passes_is_chosen(
     assert choice.candidates[-1].exceeded == ("disagreement",)
     # The first failure ends it: what is smaller is not even transcribed.
     tried.clear()
-    strict = choose_smallest(candidates, held_out, against=model_folder, limits={"changed": 0.1})
+    strict = choose_smallest(candidates, held_out, against=model_folder, limits={"disagreement": 0.001})
     assert strict.chosen is None
     assert tried == ["tiny"]
     assert [c.certificate is None for c in strict.candidates] == [False, True, True]
@@ -336,7 +366,7 @@ def test_the_command(quantized: Path, rounded: Path, model_folder: Path, held_ou
     assert code == 0
     assert "On speech like held-out (6 utterances, 3 speakers, en, greedy decoding)" in printed
     assert "certificate (torch" in run("inspect", folder)[1]
-    code, _, shown = run("certify", rounded, *rest, "--max-changed", 5)
+    code, _, shown = run("certify", rounded, *rest, "--max-changed", 40)
     assert code == 3
     assert "exceeded: --max-changed" in shown
     code, _, shown = run("certify", "--choose", folder, rounded, *rest, "--max-looped", 99, "--max-disagreement", 1)

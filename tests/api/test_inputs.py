@@ -1,5 +1,6 @@
 """What the verbs are given: a quantized folder is no original."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 
 from sottovoce import api
+from sottovoce.api import recognition
 from sottovoce.checkpoint.load import load
-from sottovoce.errors import ModelError
+from sottovoce.data.load import load_sources
+from sottovoce.errors import DataError, ModelError, RecipeError
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 
@@ -46,3 +49,52 @@ def test_the_mark_goes_along_with_the_network(folder: Path, model_folder: Path) 
     model = load(folder)
     assert model.with_network(model.network).quantized_from == str(model_folder)
     assert api.load(model_folder).quantized_from is None
+
+
+def test_one_source_is_transcribed_like_a_list_of_one(model_folder: Path, speech_folder: Path) -> None:
+    recognizer = api.open_recognizer(model_folder)
+    (file, *_) = sorted(speech_folder.glob("*.wav")) or sorted(speech_folder.rglob("*.flac"))
+    expected = api.transcribe(recognizer, [file]).transcripts
+    assert len(expected) == 1
+    for source in (file, str(file), load_sources([file])):
+        assert [t.text for t in api.transcribe(recognizer, source).transcripts] == [t.text for t in expected]
+
+
+def test_a_recognizer_has_its_runtime(model_folder: Path, speech_folder: Path) -> None:
+    recognizer = api.open_recognizer(model_folder)
+    for verb in (api.evaluate, api.transcribe):
+        with pytest.raises(RecipeError, match="give runtime, fallback"):
+            verb(recognizer, speech_folder, runtime="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda model, speech, _out: api.evaluate(model, speech, limit=0),
+        lambda model, speech, _out: api.evaluate(model, speech, limit=-3),
+        lambda model, speech, out: api.quantize(model, out, calibration=speech, utterances=-1),
+        lambda model, _speech, _out: api.transcribe(model, ""),
+    ],
+    ids=["no recordings", "a negative limit", "a negative sample", "an empty name"],
+)
+def test_counts_below_one_and_empty_names_are_refused(
+    verb: Callable[..., Any], model_folder: Path, speech_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="give 1 or more|at least 1|name of a data set is empty"):
+        verb(model_folder, speech_folder, tmp_path / "out")
+
+
+def test_confidences_are_fitted_without_a_recording_that_cannot_be_used(
+    model_folder: Path, speech_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in (speech_folder / "manifest.jsonl").read_text().splitlines()][:4]
+    lines = [row | {"audio": str(speech_folder / row["audio"])} for row in rows]
+    (tmp_path / "broken.wav").write_text("no sound")
+    lines[1]["audio"] = "broken.wav"
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    fitted = list[tuple[int, int]]()
+    monkeypatch.setattr(recognition, "fit_to_transcripts", lambda _, heard, halves: fitted.append((len(heard), len(halves))))
+    api.fit_confidence(model_folder, tmp_path)
+    assert fitted == [(3, 3)]
+    assert "broken.wav" in caplog.text
+    assert "it is left out" in caplog.text

@@ -343,7 +343,11 @@ def test_a_limit_takes_the_first_recordings_of_every_test_set_and_leaves_the_cal
         (('calibration = "calibration"', ""), "calibrate on speech"),
         (("seeds = [0, 1]", "seeds = [1, 1]"), "names something twice"),
         (("models", "="), "is not TOML"),
-        (("utterances = 6", "limit = 0"), "'limit' must be at least 1 recording of each set, got 0"),
+        (("utterances = 6", "limit = 0"), "'limit' must be at least 1 recording, got 0"),
+        (("utterances = 6", "utterances = -3"), "'utterances' must be at least 1 recording, got -3"),
+        (("utterances = 6", "batch_size = 0"), "'batch_size' must be at least 1 recording, got 0"),
+        (("utterances = 6", 'language = "auto"'), "'language' must be the code of one language, or left out"),
+        (("[method.strong]", "[method.none]"), "a method cannot be called 'none'"),
     ],
 )
 def test_bad_recipes_are_refused(bench_root: Path, tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -1,6 +1,7 @@
 """The command: what it prints, what it refuses, how fast it helps."""
 
 import ast
+import errno
 import importlib
 import json
 import pkgutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner
 from rich.table import Table
 
@@ -202,12 +204,17 @@ CERTIFY = ("certify", "Q", "--against", "MODEL", "--audio", "SPEECH")
         ((*QUANTIZE, "--max-memory", "lots"), "'lots' is not a size"),
         ((*RTN, "--max-memory", "8GiB"), "a limit of memory is for methods that go layer by layer"),
         ((*QUANTIZE, "--context", "full"), "--context has no effect without --tune"),
+        ((*QUANTIZE, "--method", "rtn"), "--calibration has no effect with --method rtn, which uses no speech"),
+        (("quantize", "MODEL", "OUT", "--method", "rtn", "--joined", 1), "--joined has no effect with --method rtn, which uses no speech"),
+        (("quantize", "MODEL", "OUT", "--calibration", ""), "a word of the command is empty"),
+        (("bench", "R.toml", "--out", "OUT", "--tables-only", "--jobs", 3), "--jobs has no effect with --tables-only"),
+        (("bench", "R.toml", "--out", "OUT", "--tables-only", "--ray"), "--ray has no effect with --tables-only"),
         ((*QUANTIZE, "--device", "tpu"), "choose cpu, cuda, cuda:N, mps or auto"),
         ((*QUANTIZE, "--offload"), "give that with --device"),
         ((*QUANTIZE, "--seed", -1), "not in the range"),
-        (("quantize", "MODEL", "", "--method", "rtn"), "the name is empty"),
-        (("fit", "MODEL", "", "--calibration", "SPEECH", "--max-kl", 1), "the name is empty"),
-        (("tune", "Q", "", "--calibration", "SPEECH"), "the name is empty"),
+        (("quantize", "MODEL", "", "--method", "rtn"), "a word of the command is empty"),
+        (("fit", "MODEL", "", "--calibration", "SPEECH", "--max-kl", 1), "a word of the command is empty"),
+        (("tune", "Q", "", "--calibration", "SPEECH"), "a word of the command is empty"),
         (("tune", "Q", "OUT", "--calibration", "SPEECH", "--rate", 1), "out of range"),
         (FIT, "either a size, a bound"),
         ((*FIT, "--max-size", "30 parsecs"), "is not a size"),
@@ -426,3 +433,49 @@ def test_a_runtime_that_does_not_tell_its_parts_apart(encoder_s: float, cells: l
     times = types.SimpleNamespace(encoder_s=encoder_s, decoder_s=2.5, audio_s=1.0)
     result: Any = types.SimpleNamespace(model_bytes=1, rtfx=1.0, transcription=times)
     assert _timing_cells(result)[2:] == cells
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bench", "R.toml", "--out", "OUT"), "finished cells are kept, and the same command continues"),
+        (("demo",), "what it had finished is kept in its folder"),
+        (("inspect", "Q"), "nothing was written"),
+    ],
+)
+def test_a_stop_says_what_is_kept(words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.commands[words[0]], "callback", stopped)
+    code, _, shown = run(*words)
+    assert code == 130
+    assert shown.startswith(f"stopped; {said}")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "memory is exhausted"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the memory of the device is exhausted"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the result cannot be written (No space left on device)"),
+    ],
+)
+def test_what_runs_out_is_told_in_a_sentence(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main.commands["inspect"], "callback", failing)
+    code, _, shown = run("inspect", "Q")
+    assert code == 1
+    assert shown.startswith(f"Error: {said}")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "a broken disk")])
+def test_other_errors_are_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main.commands["inspect"], "callback", failing)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        run("inspect", "Q")

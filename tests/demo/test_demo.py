@@ -14,7 +14,7 @@ from sottovoce.data.dataset import DataSet, Utterance
 from sottovoce.data.load import load_data
 from sottovoce.demo import make_speech, sentences
 from sottovoce.demo.speech import add_noise
-from sottovoce.errors import MissingDependencyError
+from sottovoce.errors import MissingDependencyError, OutputError
 from sottovoce.quantization.methods import METHODS
 
 needs_voice = pytest.mark.skipif(find_spec("hibari") is None, reason="the wheel hibari-tts is not installed")
@@ -98,3 +98,11 @@ def test_speech_is_made_once_and_the_same_each_time(tmp_path: Path, monkeypatch:
         assert np.array_equal(read_audio(one.audio), read_audio(other.audio))
         assert one.text == other.text
     assert METHODS["fade"].n_networks == 2
+
+
+def test_a_folder_with_something_else_is_refused_before_anything_is_spoken(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds no speech of the demo"):
+        make_speech(tmp_path / "test", "test")
+    assert (tmp_path / "test" / "notes.txt").read_text() == "mine"

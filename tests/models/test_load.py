@@ -217,3 +217,13 @@ def refuse_hub(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     return asked
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize(("content", "message"), [("{broken", "cannot be read as JSON"), ("[]", "holds list, and a JSON object is wanted")])
+def test_a_damaged_faster_whisper_folder_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    from sottovoce.models import ctranslate2
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError, match=rf"{name}: {message}.*download or convert"):
+        ctranslate2._json_object(tmp_path / name)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from sottovoce import api
 from sottovoce.cli.evaluate import transcribe
 from sottovoce.cli.main import main
-from sottovoce.errors import DataError, MissingDependencyError, RecipeError
+from sottovoce.errors import DataError, MachineError, MissingDependencyError, RecipeError
 from sottovoce.system.cluster import Cluster, joined_cluster
 from tests.conftest import make_tiny
 
@@ -174,3 +174,29 @@ def slow_square(folder: str, i: int) -> int:
 
 def fail(text: str) -> None:
     raise DataError(text)
+
+
+class StandIn:
+    """A cluster of one machine, as far as `Cluster` asks."""
+
+    def __init__(self, **resources: float) -> None:
+        self.resources, self.options = resources, dict[str, object]()
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": self.resources}]
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def remote(self, **options: object) -> object:
+        self.options = options
+        return lambda function: function
+
+
+def test_a_task_on_a_gpu_has_it_to_itself() -> None:
+    ray = StandIn(CPU=16.0, GPU=2.0)
+    assert (Cluster(ray, 2, gpus=1).slots, ray.options["num_cpus"], ray.options["num_gpus"]) == (2, 2, 1)
+    assert Cluster(ray, 2).slots == 8
+    assert "num_gpus" not in ray.options
+    with pytest.raises(MachineError, match="no machine of the cluster has a GPU"):
+        Cluster(StandIn(CPU=16.0), 2, gpus=1)

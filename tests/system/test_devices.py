@@ -1,5 +1,6 @@
 """Networks on other devices: nothing mixes devices, and the results are the CPU's."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,17 +11,23 @@ from click.testing import CliRunner
 
 from sottovoce import api
 from sottovoce.api.tuning import draw, tune_quantized
+from sottovoce.backends.registry import BACKENDS
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
 from sottovoce.errors import MachineError, RecipeError
+from sottovoce.evaluation import recognizer
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.evaluation.recognizer import TorchRecognizer
+from sottovoce.fitting.passes import Passes
+from sottovoce.fitting.problem import make_problem
+from sottovoce.fitting.unit_losses import ChangeMeter, measure_unit_losses
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
+from sottovoce.quantization.fit_record import FitGoal
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import QuantizedModel, brought_home
 from sottovoce.quantization.recipe import Recipe
@@ -151,6 +158,43 @@ def test_tuning_is_in_float32(tmp_path: Path) -> None:
 def api_data(folder: object) -> DataSet:
     data = load_data(str(folder))
     return DataSet(data.name, data.utterances[:3])
+
+
+def test_sums_in_float64_leave_a_device_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_whisper()
+    held = HeldOutSpeech(model, RECORDINGS, TRANSCRIPTS, [None] * 4)
+    unlike = make_tiny(seed=1, width=32, layers=1)
+    expected = held.mean_divergence(unlike)
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", {DEVICE.type})
+    with PretendedDevice(refused=torch.float64):
+        running, other = model.placed(Placement(device=DEVICE)), unlike.placed(Placement(device=DEVICE))
+        there = HeldOutSpeech(running, RECORDINGS, TRANSCRIPTS, [None] * 4)
+        assert there.mean_divergence(other) == pytest.approx(expected, rel=1e-4)
+        meter = ChangeMeter(other, there, Passes())
+        layers = [layer.name for layer in model.layers()][:2]
+        losses = measure_unit_losses(running, meter, {"unit": layers}, known={}, on_loss=lambda *_: None, progress=silent)
+        assert meter.kl == pytest.approx(expected, rel=1e-4)
+        assert losses["unit"].own > 0
+
+
+@pytest.mark.parametrize("name", ["transcribe.cpp", "onnxruntime"])
+def test_the_size_of_a_fit_on_a_device_is_that_of_the_cpu(name: str) -> None:
+    backend = BACKENDS[name]
+    if importlib.util.find_spec({"onnxruntime": "onnx"}.get(name, "gguf")) is None:
+        pytest.skip("a package of the backend is not installed")
+    model = make_tiny(layers=1)
+    expected = make_problem(model, backend, FitGoal(max_kl=1.0))
+    with PretendedDevice():
+        running = model.placed(Placement(device=DEVICE), keep_float32=True)
+        found = make_problem(running, backend, FitGoal(max_kl=1.0), model)
+    assert (found.fixed_bytes, found.base) == (expected.fixed_bytes, expected.base)
+
+
+def test_the_clock_of_the_encoder_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[torch.device]()
+    monkeypatch.setattr(recognizer, "synchronize", waited.append)
+    TorchRecognizer(small_whisper()).recognize(RECORDINGS[:1], None)
+    assert waited == [torch.device("cpu")]
 
 
 def test_mixing_is_noticed() -> None:

@@ -22,6 +22,7 @@ from sottovoce.evaluation.certificate import (
     CERTIFICATE,
     LABELLED,
     LOSSES,
+    SHARES,
     Certificate,
     Corpus,
     Loss,
@@ -131,7 +132,7 @@ def certify(
     outputs = [(out, CERTIFICATE), (save, TRANSCRIPTS), (save_reference, TRANSCRIPTS)]
     check_written(outputs, models=[checkpoint, folder, against], data=audio)
     speech = read_speech(audio, labelled=_labelled(settings))
-    _name_few(speech, confidence)
+    _name_few(speech, settings)
     file = open_file(checkpoint, folder, runtime, fallback, asked, speech)
     calibration, shared = check_folds(file, speech)
     if save is not None:  # what another run made is refused before any work
@@ -172,7 +173,7 @@ def choose_smallest(
         raise RecipeError(f"a choice needs two checkpoints and one limit at least, got {len(checkpoints)} and {len(limits)}")
     check_written([(out, CERTIFICATE), (save_reference, TRANSCRIPTS)], models=[*checkpoints, against], data=audio)
     speech = read_speech(audio, labelled=_labelled(settings))
-    _name_few(speech, confidence)
+    _name_few(speech, settings)
     files = [open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
@@ -224,16 +225,30 @@ def _labelled(settings: _Settings) -> list[Loss]:
     return [loss for loss in LABELLED if loss in settings.limits]
 
 
-def _name_few(speech: CertifiedSpeech, confidence: float) -> None:
-    """Say before the work that bounds from few utterances mean little: the best that can come out is known."""
-    count = len(speech.data)
-    best = clopper_pearson_bound(0, count, 1 - confidence)
+def _name_few(speech: CertifiedSpeech, settings: _Settings) -> None:
+    """Say before the work that bounds from few utterances mean little: the best that can come out is known.
+
+    Raises `DataError` for a limit of a share that even this best exceeds.
+    """
+    count, said = len(speech.data), counted(len(speech.data), "utterance")
+    best = clopper_pearson_bound(0, count, 1 - settings.confidence)
+    for loss, limit in settings.limits.items():
+        if loss in SHARES and limit < best:
+            more = f"give {_least_count(limit, settings.confidence)} or more, or a larger limit" if limit else "give a limit above 0"
+            raise DataError(
+                f"the limit of {100 * limit:.3g} % ({loss}) cannot be shown with {said}: even without a case the bound is "
+                f"{100 * best:.3g} %; {more}"
+            )
     if best > FEW:
-        enough = math.ceil(math.log(1 - confidence) / math.log(1 - FEW))
         notice(
-            f"{counted(count, 'utterance')} bound little: even if nothing changes, the bound is {100 * best:.0f} % of utterances; give "
-            f"{enough} or more for a bound of {100 * FEW:.0f} %"
+            f"{said} bound little: even if nothing changes, the bound is {100 * best:.0f} % of utterances; give "
+            f"{_least_count(FEW, settings.confidence)} or more for a bound of {100 * FEW:.0f} %"
         )
+
+
+def _least_count(share: float, confidence: float) -> int:
+    """Return how many utterances without a case bound the share of cases by `share`."""
+    return math.ceil(math.log(1 - confidence) / math.log(1 - share))
 
 
 def _look(ledger: str | Path | None, setting: str, speech: CertifiedSpeech) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sottovoce.api.inputs import Sources, need_texts
+from sottovoce.api.inputs import Sources
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash
-from sottovoce.data.dataset import DataSet, Utterance
+from sottovoce.data.dataset import DataSet, Utterance, need_texts
 from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data, load_each
 from sottovoce.errors import AudioError, DataError

@@ -97,7 +97,7 @@ def fit(
     speech_model = loaded_original(model)
     settings = FitSettings(swaps=swaps, guarded=guarded, baselines=baselines)
     running = speech_model.placed(placement, keep_float32=True)
-    fitting = Fit(running, backend, goal, settings)
+    fitting = Fit(running, backend, goal, settings, home=speech_model)
     sets = calibration_sets(calibration, utterances + 3 * held_out)
     count = drawn_count(sets, utterances + 3 * held_out)
     sample, folds = split(mix(sets, count=count, seed=seed, weighting=weighting), utterances, held_out)

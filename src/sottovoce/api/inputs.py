@@ -58,7 +58,9 @@ def loaded_original_of(
 
 
 def calibration_sets(calibration: Sources, utterances: int | None) -> list[DataSet]:
-    """Load one data set or several, of which `utterances` will be drawn."""
+    """Load one data set or several, of which `utterances` will be drawn. Raises `DataError`, also for less than one."""
+    if utterances is not None and utterances < 1:
+        raise DataError(f"{utterances} utterances cannot be drawn; at least 1 is")
     sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
     return load_each(sources, lambda source: _enough_of(source, utterances))
 
@@ -72,7 +74,9 @@ def drawn_count(sets: Sequence[DataSet], wanted: int) -> int | None:
 
 
 def limited(data: str | Path | DataSet, limit: int | None) -> DataSet:
-    """Return the first `limit` utterances of a data set, loaded if it is named; None: all."""
+    """Return the first `limit` utterances of a data set, loaded if it is named; None: all. Raises `DataError`, also for less than one."""
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} utterances leaves nothing; give 1 or more")
     return data.take(limit) if isinstance(data, DataSet) else load_data(data, at_most=limit)
 
 
@@ -94,15 +98,6 @@ def check_written(
         reserved=[*others, *read, *(place for place in places if place.is_file())],
         folders=[place for place in places if place.is_dir()],
     )
-
-
-def need_texts(data: DataSet, purpose: str, without: str) -> None:
-    """Raise `DataError` if no text is known of any recording. `purpose`: what needs texts; `without`: what can be done without."""
-    if all(utterance.text is None for utterance in data):
-        raise DataError(
-            f"{data.name}: no text is known of its recordings, and {purpose} needs what was spoken; give a manifest, a file of JSON lines "
-            f'with "audio" and "text"; {without}'
-        )
 
 
 def _enough_of(source: str | Path, utterances: int | None) -> DataSet:

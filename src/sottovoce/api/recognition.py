@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from sottovoce.api.inputs import check_written, limited, loaded, need_texts
+import torch
+
+from sottovoce.api.inputs import Sources, check_written, limited, loaded
 from sottovoce.api.opening import Opening
 from sottovoce.api.remote import transcribe_on
 from sottovoce.backends.registry import BACKENDS, DEFAULT_RUNTIME, runtime_of
-from sottovoce.data.dataset import DataSet
+from sottovoce.data.dataset import DataSet, need_texts
 from sottovoce.data.folds import assign_folds
 from sottovoce.data.load import load_sources
 from sottovoce.errors import DataError, RecipeError
@@ -28,6 +29,7 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.devices import Placement
 from sottovoce.system.memory import peak_memory_bytes
+from sottovoce.system.notices import notice
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.versions import environment
 
@@ -88,7 +90,7 @@ def evaluate(
     need_texts(data, "an error rate", "without texts, `sottovoce transcribe` writes the words and `sottovoce certify` compares two models")
     reference, again = None, model
     how = Opening(runtime=runtime, fallback=fallback, tokens_per_second=tokens_per_second, placement=placement)
-    with joined_cluster(ray) as cluster:
+    with joined_cluster(ray, gpus=int(placement.device.type == "cuda")) as cluster:
         elsewhere = _elsewhere(cluster, model, how)
         if against is not None:
             # Opened before the reference transcribes, so that what is wrong is said at once; and again, so that one is in memory at a time.
@@ -152,8 +154,8 @@ def fit_confidence(
 ) -> FittedConfidence:
     """Fit temperature and Platt scaling of word confidences on one half of `data` (with texts) and measure them on the other.
 
-    The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Raises `DataError` if
-    there are too few words to fit or to judge. `placement`: as for `open_recognizer`.
+    The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Recordings that cannot be used are
+    left out, with a notice. `placement`: as for `open_recognizer`. Raises `DataError` if there are too few words to fit or to judge.
     """
     data = limited(data, limit)
     need_texts(data, "a fit of confidences", "without texts there are raw confidences: `sottovoce transcribe --json --confidence raw`")
@@ -161,14 +163,18 @@ def fit_confidence(
     known = data.sample(None, seed).utterances
     known = tuple(utterance for utterance in known if utterance.text)
     recognizer = TorchRecognizer(model)
-    transcription = transcribe_data(recognizer, DataSet(data.name, known), language=language, confidence=True, progress=progress)
-    halves = assign_folds([utterance.speaker for utterance in known])
-    return fit_to_transcripts(recognizer, transcription.transcripts, halves)
+    transcription = transcribe_data(
+        recognizer, DataSet(data.name, known), language=language, confidence=True, lenient=True, progress=progress
+    )
+    for reason in transcription.unusable.values():
+        notice(f"{reason}; it is left out")
+    speakers = [utterance.speaker for utterance in known if utterance.id not in transcription.unusable]
+    return fit_to_transcripts(recognizer, transcription.transcripts, assign_folds(speakers))
 
 
 def transcribe(
     model: str | Path | SpeechModel | Recognizer,
-    audio: Sequence[str | Path],
+    audio: Sources,
     *,
     confidence: bool = False,
     runtime: str | None = None,
@@ -181,7 +187,7 @@ def transcribe(
     ray: str | None = None,
     progress: Progress = silent,
 ) -> Transcription:
-    """Transcribe sound files, folders of them and data sets, in their order.
+    """Transcribe a sound file, a folder of them or a data set, or several of these, in their order.
 
     `confidence`: with the log-probability of each token (see `word_confidences`). `fallback`, `tokens_per_second`, `placement`: as for
     `open_recognizer`.
@@ -191,9 +197,9 @@ def transcribe(
     """
     asked = as_context(context)
     check_written([(save, TRANSCRIPTS)], models=[model], data=audio)
-    data = load_sources(audio)
+    data = load_sources([audio] if isinstance(audio, str | Path | DataSet) else audio)
     how = Opening(runtime=runtime, fallback=fallback, tokens_per_second=tokens_per_second, placement=placement)
-    with joined_cluster(ray) as cluster:
+    with joined_cluster(ray, gpus=int(placement.device.type == "cuda")) as cluster:
         recognizer = _recognizer(model, how)
         chosen = asked.resolve(window_of(recognizer), recognizer.source)
         elsewhere = _elsewhere(cluster, model, how)
@@ -260,9 +266,10 @@ def transcript_cache(
 def _recognizer(model: str | Path | SpeechModel | Recognizer, how: Opening) -> Recognizer:
     if isinstance(model, str | Path | SpeechModel):
         return how.of(model)
-    if replace(how, runtime=None) != Opening():
+    if how != Opening():
         raise RecipeError(
-            "a recognizer decodes as it was opened; give fallback, tokens_per_second and placement to open_recognizer, or the model here"
+            "a recognizer decodes as it was opened, where it was opened; give runtime, fallback, tokens_per_second and placement to "
+            "open_recognizer, or the model here"
         )
     return model
 
@@ -274,4 +281,6 @@ def _elsewhere(cluster: Cluster | None, model: str | Path | SpeechModel | Recogn
     if not isinstance(model, str | Path):
         raise RecipeError("workers of a cluster load the model themselves; give its name or folder, not a loaded model")
     name = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else str(model)
+    if how.placement.device.type == "cuda":  # the one that Ray reserves for a task is its first
+        how = replace(how, placement=replace(how.placement, device=torch.device("cuda", 0)))
     return partial(transcribe_on, cluster, name, how)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
+
+from sottovoce.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +64,15 @@ class Backend:
     activations: tuple[str, ...] = ()  # choices for the inputs of products, the default first; empty: the runtime decides
     recognizes: Callable[[Path], bool] = lambda _: False  # whether a path is a file of this backend
     origin: Callable[[Path], str | None] | None = None  # reads `ORIGIN` of its file (None: it has none); None: there is no place for it
+
+    def need_packages(self) -> None:
+        """Raise `MissingDependencyError`, with the command that installs it, if a package that runs its files is missing."""
+        for package in self.packages:
+            try:
+                version(package)
+            except PackageNotFoundError as exc:
+                command = f"pip install 'sottovoce[{self.extra}]'" if self.extra else f"pip install {package}"
+                raise MissingDependencyError(f"running {self.name} needs the package {package}; {command}") from exc
 
 
 def looks_like(path: Path, suffix: str, magic: bytes) -> bool:

@@ -68,7 +68,7 @@ class Source:
         """All parameters by name in float32, a tied head's once, under the embedding."""
         skipped = f"{self.model.head}.weight" if self.model.tied else ""
         state = self.model.network.state_dict()
-        return {name: tensor.float().numpy() for name, tensor in state.items() if name != skipped}
+        return {name: tensor.float().cpu().numpy() for name, tensor in state.items() if name != skipped}
 
     def tokenizer(self) -> dict[str, Any]:
         """The tokenizer, as `tokenizer.json` has it. Raises `ExportError` if it is not byte-pair encoding."""

@@ -84,6 +84,12 @@ class QuantizationKey:
         """The seed of the calibration sample."""
         return None if self.calibration is None else self.calibration.seed
 
+    @property
+    def settings(self) -> str:
+        """A digest of all that a reader would call the settings: recipe, target, and how speech was drawn, but for the seed."""
+        calibration = None if self.calibration is None else {**to_plain(self.calibration), "seed": None, "recordings": None}
+        return _digest([to_plain(self.recipe), self.target, calibration])
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationKey:
@@ -131,7 +137,10 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """How a cell was made: `seconds` of wall-clock time by piece of work, the moment (since 1970), and the processor."""
+    """How a cell was made: `seconds` of wall-clock time by piece of work, the moment (since 1970), and the processor.
+
+    A finished cell that was asked for again after others had taken its place in the tables has the moment of that.
+    """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     finished: float = field(default_factory=lambda: round(time.time(), 3))
@@ -186,8 +195,11 @@ KEY_KINDS: dict[type[Key], str] = {
 def cell_name(key: Key) -> str:
     """Return the kind of cell and the hash of its key."""
     kind = KEY_KINDS[type(key)]
-    digest = hashlib.sha256(json.dumps([kind, to_plain(key)], sort_keys=True).encode()).hexdigest()[:16]
-    return f"{kind}-{digest}"
+    return f"{kind}-{_digest([kind, to_plain(key)])}"
+
+
+def _digest(plain: object) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class CellStore:
@@ -207,6 +219,12 @@ class CellStore:
         with written_whole(self.folder / f"{cell_name(cell.key)}.json") as file:
             json.dump(to_plain(cell), file, ensure_ascii=False)
             file.write("\n")
+
+    def write_error(self, cell: Cell) -> None:
+        """Store why a cell failed, unless there is a finished one of the same key."""
+        file = self.folder / f"{cell_name(cell.key)}.json"
+        if not (file.is_file() and read_cell(file).result is not None):
+            self.write(cell)
 
     def all(self) -> dict[str, Cell]:
         """Return all cells by name, the oldest first (by the time inside: copying gives files any times)."""

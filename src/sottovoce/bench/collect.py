@@ -1,7 +1,8 @@
 """Turn cells into the compact records, and find the results of a bench whether its cells are there or not."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sottovoce.bench.cells import (
@@ -47,6 +48,9 @@ class FinishedEvaluation:
     transcripts: tuple[Transcript, ...]
     divergence: Divergence | None
     layers: tuple[LayerReport, ...]
+    settings: str | None = None
+    grid: str | None = None
+    cell: str
 
 
 def is_bench(folder: str | Path) -> bool:
@@ -58,8 +62,9 @@ def is_bench(folder: str | Path) -> bool:
 def read_results(out: str | Path) -> BenchResults:
     """Read the results of a bench: the compact files, brought up to date with the cells where they are there.
 
-    Where the same was measured more than once (with other versions or settings), the newest counts. A compact record without a cell
-    stays, unless its model's weights or its data's recordings are no longer those of the cells.
+    Where the same was measured more than once (with other versions or settings), the newest counts; of a row of the table, over seeds,
+    only what has the settings of the newest. A compact record without a cell stays, unless its model's weights or its data's
+    recordings are no longer those of the cells, or its settings no longer those of the row. A data set without texts is left out.
 
     Raises `DataError` if there are neither compact files nor cells, or if one of them is damaged.
     """
@@ -74,10 +79,20 @@ def read_results(out: str | Path) -> BenchResults:
         same_model = model not in weights or before.weights.get(model) == weights[model]
         return same_model and (data is None or data not in recordings or before.recordings.get(data) == recordings[data])
 
-    evaluations = {_place(record): record for record in kept.evaluations if holds(record.model, record.data)}
+    finished = finished_evaluations(cells)
+    settings = {_row(evaluation): evaluation.settings for evaluation in finished}
+
+    def agrees(record: EvaluationRecord) -> bool:
+        return record.settings is None or settings.get(_row(record), record.settings) == record.settings
+
+    evaluations = {_place(record): record for record in kept.evaluations if holds(record.model, record.data) and agrees(record)}
     layers = {_layers_place(record): record for record in kept.layers if holds(record.model)}
-    for evaluation in finished_evaluations(cells):
+    silent = set[str]()
+    for evaluation in finished:
         record = _record(evaluation)
+        if record is None:
+            silent.add(evaluation.data)
+            continue
         evaluations[_place(record)] = record
         strengths = _strengths(evaluation)
         layers.pop(_layers_place(strengths), None)
@@ -94,6 +109,7 @@ def read_results(out: str | Path) -> BenchResults:
         ),
         evaluations=tuple(evaluations[place] for place in sorted(evaluations)),
         layers=tuple(layers[place] for place in sorted(layers)),
+        without_texts=tuple(sorted(silent)),
     )
 
 
@@ -118,26 +134,39 @@ def _current_digests(cells: Iterable[Cell]) -> tuple[dict[str, str], dict[str, s
 def finished_evaluations(cells: Mapping[str, Cell]) -> list[FinishedEvaluation]:
     """Return every evaluation that did not fail, of the current weights and recordings, and of equal ones the newest.
 
-    `cells`: by name, the oldest first, as `CellStore.all` gives them.
+    Of those that stand in one row, which differ in their seeds only, these have the settings of the newest: a mean over other settings
+    would be of nothing. `cells`: by name, the oldest first, as `CellStore.all` gives them.
     """
     weights, recordings = _current_digests(cells.values())
     found = dict[tuple[str, str, int, str, str, str, int], FinishedEvaluation]()
-    for cell in cells.values():
+    settings = dict[tuple[str, str, int, str, str, str], str | None]()
+    for name, cell in cells.items():
         evaluation = None
         if isinstance(cell, QuantizationCell) or recordings.get(cell.key.data) != cell.key.recordings:
             continue
         if isinstance(cell, EvaluationCell):
             made = cells.get(cell.key.quantization)
             if isinstance(made, QuantizationCell) and weights.get(made.key.model) == made.key.weights:
-                evaluation = _of_quantized(cell, made)
+                evaluation = _of_quantized(name, cell, made)
         elif weights.get(cell.key.model) == cell.key.weights:
-            evaluation = _of_original(cell)
+            evaluation = _of_original(name, cell)
         if evaluation is not None:
             found[_place(evaluation)] = evaluation
-    return list(found.values())
+            settings[_row(evaluation)] = evaluation.settings
+    return [evaluation for evaluation in found.values() if evaluation.settings == settings[_row(evaluation)]]
 
 
-def _of_original(cell: ReferenceCell) -> FinishedEvaluation | None:
+def prefer(store: CellStore, names: Collection[str]) -> None:
+    """Make finished cells, by name, count as the newest where others have taken their places in the tables."""
+    cells = store.all()
+    shown = {evaluation.cell for evaluation in finished_evaluations(cells)}
+    for name in sorted(set(names) & cells.keys() - shown):
+        cell = cells[name]
+        if isinstance(cell, EvaluationCell):
+            store.write(replace(cell, made=replace(cell.made, finished=round(time.time(), 3))))
+
+
+def _of_original(name: str, cell: ReferenceCell) -> FinishedEvaluation | None:
     if cell.result is None:
         return None
     return FinishedEvaluation(
@@ -151,10 +180,11 @@ def _of_original(cell: ReferenceCell) -> FinishedEvaluation | None:
         transcripts=cell.result.transcripts,
         divergence=None,
         layers=(),
+        cell=name,
     )
 
 
-def _of_quantized(cell: EvaluationCell, made: QuantizationCell) -> FinishedEvaluation | None:
+def _of_quantized(name: str, cell: EvaluationCell, made: QuantizationCell) -> FinishedEvaluation | None:
     if cell.result is None or made.result is None:
         return None
     return FinishedEvaluation(
@@ -168,15 +198,16 @@ def _of_quantized(cell: EvaluationCell, made: QuantizationCell) -> FinishedEvalu
         transcripts=cell.result.transcripts,
         divergence=cell.result.divergence,
         layers=made.result.layers,
+        settings=made.key.settings,
+        grid=made.key.recipe.format.title,
+        cell=name,
     )
 
 
-def _record(evaluation: FinishedEvaluation) -> EvaluationRecord:
-    spoken = [t for t in evaluation.transcripts if t.reference is not None and normalize(t.reference)]
+def _record(evaluation: FinishedEvaluation) -> EvaluationRecord | None:
+    spoken = [t for t in evaluation.transcripts if t.reference is not None and normalize(t.reference, t.language)]
     if not spoken:
-        raise DataError(
-            f"{evaluation.data}: no utterance has a reference text (what was said), so there is no word error rate; give data with texts"
-        )
+        return None
     return EvaluationRecord(
         model=evaluation.model,
         method=evaluation.method,
@@ -187,6 +218,8 @@ def _record(evaluation: FinishedEvaluation) -> EvaluationRecord:
         runtime=evaluation.runtime,
         divergence=evaluation.divergence,
         utterances=UtteranceErrors.of([score_utterance(transcript) for transcript in spoken]),
+        settings=evaluation.settings,
+        grid=evaluation.grid,
     )
 
 
@@ -205,15 +238,12 @@ def _strengths(evaluation: FinishedEvaluation) -> LayerStrengths:
 
 def _place(record: EvaluationRecord | FinishedEvaluation) -> tuple[str, str, int, str, str, str, int]:
     """What a record is the measurement of; records are sorted by it."""
-    return (
-        record.model,
-        record.data,
-        -record.bits,
-        record.format or "",
-        record.method,
-        record.runtime,
-        -1 if record.seed is None else record.seed,
-    )
+    return *_row(record), -1 if record.seed is None else record.seed
+
+
+def _row(record: EvaluationRecord | FinishedEvaluation) -> tuple[str, str, int, str, str, str]:
+    """The row of the table that a record belongs to: its place, but for the seed."""
+    return record.model, record.data, -record.bits, record.format or "", record.method, record.runtime
 
 
 def _layers_place(record: LayerStrengths) -> tuple[str, int, str, str, int]:

@@ -39,15 +39,17 @@ def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Pat
             ("wer", "deviation", "word error rate", "%", 100.0),
             ("mean_kl", "kl_deviation", "mean divergence from the original", "nats per token", 1.0),
         ):
-            sets = list(dict.fromkeys(row.data for row in own if row.method != ORIGINAL))
+            finite = [row for row in own if math.isfinite(getattr(row, key))]
+            sets = list(dict.fromkeys(row.data for row in finite if row.method != ORIGINAL))
+            if not sets:  # no runtime shows its distributions
+                continue
             figure = Figure(figsize=(4.2 * len(sets) + 1.4, 4.0), layout="constrained")
             axes = figure.subplots(1, len(sets), squeeze=False)[0]
             for axis, data in zip(axes, sets, strict=True):
-                known = [row for row in own if row.data == data and math.isfinite(getattr(row, key))]
-                _against_bits(axis, known, styles, key, spread, scale)
+                _against_bits(axis, [row for row in finite if row.data == data], styles, key, spread, scale)
                 axis.set_title(data)
             axes[0].set_ylabel(f"{title} ({unit})")
-            _legend(figure, axes[-1])
+            _legend(figure, axes)
             written.append((f"{model}: {title}", save_figure(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
         strengths = _strengths(model, layers)
         if strengths:
@@ -57,7 +59,7 @@ def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Pat
                 _by_depth(axis, {series: halves[half] for series, halves in strengths.items()})
                 axis.set_title(half)
             axes[0].set_ylabel("strength of the correction")
-            _legend(figure, axes[1])
+            _legend(figure, axes)
             written.append((f"{model}: strength of the correction", save_figure(figure, out / f"{name}-strength.svg")))
     return written
 
@@ -104,8 +106,10 @@ def _strengths(model: str, layers: Sequence[LayerStrengths]) -> dict[str, dict[s
     """By method and bits: mean strengths over seeds in the order of the model, by half, where strengths vary."""
     groups = defaultdict[str, list[LayerStrengths]](list)
     for record in layers:
-        if record.model == model:
-            groups[f"{record.method}, {record.format or f'{record.bits} bits'}"].append(record)
+        series = f"{record.method}, {record.format or f'{record.bits} bits'}"
+        # Models of one series have the same layers; one of an older recipe, whose record has lost its cells, may not.
+        if record.model == model and all(other.names == record.names for other in groups[series][:1]):
+            groups[series].append(record)
     found: dict[str, dict[str, list[float]]] = {}
     for series, records in groups.items():
         means = [statistics.fmean(strengths) for strengths in zip(*(record.strengths for record in records), strict=True)]
@@ -124,9 +128,10 @@ def _by_depth(axis: Any, series: Mapping[str, Sequence[float]]) -> None:
     axis.grid(axis="y", alpha=0.3)
 
 
-def _legend(figure: Any, axis: Any) -> None:
-    """Put the legend beside the axes, where it hides no curve."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Put the legend of all axes beside them, where it hides no curve; a curve that several have stands there once."""
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False, fontsize="small")
 
 
 def save_figure(figure: Any, file: Path) -> Path:

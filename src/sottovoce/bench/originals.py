@@ -22,7 +22,7 @@ from sottovoce.bench.cells import (
 )
 from sottovoce.bench.plan import BenchPlan
 from sottovoce.checkpoint.load import load, refuse_quantized
-from sottovoce.data.dataset import DataSet
+from sottovoce.data.dataset import DataSet, need_texts
 from sottovoce.data.hub import PREFIX
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.teacher_forced import TeacherForcedEvaluator, TeacherForcedOutput
@@ -95,6 +95,7 @@ class Originals:
 
     def _load_data(self, name: str) -> tuple[DataSet, str]:
         data = self._load(name, self.plan.limit)
+        need_texts(data, "the word error rate of a bench", "without texts, `sottovoce certify` compares two models")
         return data, data.digest()
 
     def _load(self, name: str, at_most: int | None) -> DataSet:

@@ -36,8 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.backends.registry import DEFAULT_RUNTIME, DEFAULT_TARGET, backend_named, target_named
+from sottovoce.bench.records import ORIGINAL
 from sottovoce.core.formats import format_named
 from sottovoce.errors import RecipeError
+from sottovoce.models.languages import DETECT
 from sottovoce.quantization.methods import METHODS, Method, method_named
 from sottovoce.quantization.recipe import Recipe
 
@@ -155,6 +157,8 @@ def _plan(content: Mapping[str, Any]) -> BenchPlan:
     if not isinstance(own, dict):
         raise RecipeError(f'"method" must be tables of methods, [method.NAME], got {own!r}')
     for name, changes in own.items():
+        if name == ORIGINAL:
+            raise RecipeError(f"a method cannot be called {name!r}: that is the full-precision model in the tables; choose another name")
         if not isinstance(changes, dict) or "base" not in changes:
             raise RecipeError(f'method {name!r} needs a "base", one of {", ".join(METHODS)}')
         own_settings[name] = {key: value for key, value in changes.items() if key in SETTINGS}
@@ -182,8 +186,11 @@ def _plan(content: Mapping[str, Any]) -> BenchPlan:
         settings=settings,
         own_settings=own_settings,
     )
-    if plan.limit is not None and plan.limit < 1:
-        raise RecipeError(f"'limit' must be at least 1 recording of each set, got {plan.limit}")
+    for setting, value in (("limit", plan.limit), ("utterances", plan.utterances), ("batch_size", plan.batch_size)):
+        if value is not None and value < 1:
+            raise RecipeError(f"{setting!r} must be at least 1 recording, got {value}")
+    if plan.language == DETECT:
+        raise RecipeError("'language' must be the code of one language, or left out: a bench compares words that are scored alike")
     if plan.calibration is None and any(method.n_networks for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
     plan.quantizations()  # what is out of range is refused before any work

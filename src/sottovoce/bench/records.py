@@ -104,7 +104,9 @@ class UtteranceErrors:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
     """One model on one data set. The original has the method "none" and 16 bits; `format`: its name, if the bench asked for it by name;
-    `seed`: None where no speech was used to calibrate."""
+    `seed`: None where no speech was used to calibrate; `settings`: a digest of recipe, target and draw of speech, by which seeds of one
+    row are known to belong together; `grid`: the number format of its layers in words (both None: the original, or of a version that did
+    not say)."""
 
     model: str
     method: str
@@ -114,6 +116,8 @@ class EvaluationRecord:
     runtime: str = TORCH
     format: str | None = None
     divergence: Divergence | None = None
+    settings: str | None = None
+    grid: str | None = None
     utterances: UtteranceErrors
 
 
@@ -133,11 +137,12 @@ class LayerStrengths:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResults:
-    """All that tables and figures are made from."""
+    """All that tables and figures are made from. `without_texts`: data sets that were transcribed and have no text to compare with."""
 
     manifest: BenchManifest = field(default_factory=BenchManifest)
     evaluations: tuple[EvaluationRecord, ...] = ()
     layers: tuple[LayerStrengths, ...] = ()
+    without_texts: tuple[str, ...] = ()
 
 
 def read_records(out: Path) -> BenchResults:

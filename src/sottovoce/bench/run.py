@@ -7,24 +7,31 @@ quantized model after the other, each on all data sets. Whatever is finished is 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import filelock
 import torch
 
-from sottovoce.bench.collect import is_bench
+from sottovoce.backends.registry import backend_named
+from sottovoce.bench.cells import CellStore
+from sottovoce.bench.collect import is_bench, prefer
 from sottovoce.bench.plan import BenchPlan, plan_from, read_plan
 from sottovoce.bench.records import EVALUATIONS, LAYERS, read_records, write_manifest
 from sottovoce.bench.summary import TABLES, BenchSummary, write_summary
 from sottovoce.bench.worker import BenchWorker, CellOutcome, Job, LabelsJob, ReferenceJob
-from sottovoce.errors import OutputError
+from sottovoce.errors import MachineError, OutputError
 from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.progress import Progress, silent
 
+WorkerArguments: TypeAlias = tuple[BenchPlan, Path, Path, int]
+Stage: TypeAlias = Callable[[Sequence[Job]], Iterable[list[CellOutcome]]]
+LOCK = "lock"
 RESULT_FILES = (*TABLES, EVALUATIONS, LAYERS)  # beside the manifest, by which a bench is known
 
 
@@ -56,32 +63,67 @@ def run_bench(
     its machines have. A cell that fails is recorded with
     its error, does not stop the others, and is tried again the next time.
 
-    Raises `RecipeError` for a recipe that cannot be carried out, `OutputError` if `out` cannot be written.
+    Raises `RecipeError` for a recipe that cannot be carried out, `OutputError` if `out` cannot be written or another process writes there,
+    `MissingDependencyError` without the packages of a runtime, and `MachineError` if a process was lost. Finished cells stay.
     """
     plan = recipe if isinstance(recipe, BenchPlan) else plan_from(recipe) if isinstance(recipe, Mapping) else read_plan(recipe)
     if data is None:
         data = Path(recipe).expanduser().parent if isinstance(recipe, (str, Path)) else "."
     out = Path(out).expanduser().absolute()
-    _record_recipe(out, plan)
-    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
-    stages = _plan_jobs(plan)
-    outcomes, done, total = list[CellOutcome](), 0, sum(map(len, stages))
-    arguments = (plan, out, Path(data).expanduser().absolute(), threads)
-    with joined_cluster(ray) as cluster, _worker_processes(jobs, arguments, cluster) as submit:
-        jobs = jobs if cluster is None else cluster.slots
-        for stage in stages:
-            futures = [submit(job) for job in stage]
-            for future in as_completed(futures):
-                running = min(jobs, len(futures) - sum(f.done() for f in futures))
-                outcomes += future.result()
-                done += 1
-                progress("bench", done, total, f"{running} running")
+    for runtime in plan.runtimes:
+        backend_named(runtime).need_packages()
+    threads = threads or max(1, usable_cores() // jobs)
+    outcomes = list[CellOutcome]()
+    with _alone_in(out, plan):
+        for outcome in _compute(plan, (plan, out, Path(data).expanduser().absolute(), threads), jobs, ray, progress):
+            outcomes += outcome
+        prefer(CellStore(out), [outcome.name for outcome in outcomes if outcome.state == "found"])
     return BenchOutcome(
         computed=tuple(outcome.name for outcome in outcomes if outcome.state == "computed"),
         found=tuple(outcome.name for outcome in outcomes if outcome.state == "found"),
         failed=tuple(outcome for outcome in outcomes if outcome.state == "failed"),
         summary=write_summary(out),
     )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _alone_in(out: Path, plan: BenchPlan) -> Iterator[None]:
+    """Hold the folder of results for this process, and put the recipe into its manifest.
+
+    Raises `OutputError`: two benches in one folder would drop each other's models and replace each other's finished cells.
+    """
+    _record_recipe(out, plan)
+    try:
+        (out / "cache").mkdir(exist_ok=True)
+        lock = filelock.FileLock(out / "cache" / LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as exc:
+        raise OutputError(f"{out}: another bench is writing there; wait for that one, or give another --out") from exc
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot be written ({exc}); choose another folder") from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _compute(plan: BenchPlan, arguments: WorkerArguments, jobs: int, ray: str | None, progress: Progress) -> Iterator[list[CellOutcome]]:
+    """Run all jobs of a plan, and give the outcomes of each as it ends."""
+    stages = _plan_jobs(plan)
+    done, total = 0, sum(map(len, stages))
+    with joined_cluster(ray, threads=arguments[3]) as cluster, _workers(jobs, arguments, cluster) as run_stage:
+        slots = jobs if cluster is None else cluster.slots
+        for stage in stages:
+            progress("bench", done, total, f"{min(slots, len(stage))} running")
+            for left, outcome in zip(reversed(range(len(stage))), run_stage(stage), strict=True):
+                done += 1
+                progress("bench", done, total, f"{min(slots, left)} running")
+                yield outcome
 
 
 def _record_recipe(out: Path, plan: BenchPlan) -> None:
@@ -110,30 +152,43 @@ def _plan_jobs(plan: BenchPlan) -> tuple[list[Job], list[Job]]:
 
 
 @contextmanager
-def _worker_processes(
-    jobs: int, arguments: tuple[BenchPlan, Path, Path, int], cluster: Cluster | None
-) -> Iterator[Callable[[Job], Future[list[CellOutcome]]]]:
-    """Give a function that takes a job and returns a future; other processes are started only if several are asked for."""
+def _workers(jobs: int, arguments: WorkerArguments, cluster: Cluster | None) -> Iterator[Stage]:
+    """Give a function that runs independent jobs and gives their outcomes as they end: in this process, in others, or on a cluster."""
     if cluster is not None:
-        yield lambda job: cluster.submit(_run_on_cluster, arguments, job)
-        return
-    if jobs == 1:
+        yield lambda stage: (done.result() for done in as_completed([cluster.submit(_run_on_cluster, arguments, job) for job in stage]))
+    elif jobs == 1:
         threads_before = torch.get_num_threads()
         worker = _make_worker(*arguments)
-
-        def run_now(job: Job) -> Future[list[CellOutcome]]:
-            future: Future[list[CellOutcome]] = Future()
-            future.set_result(worker.run(job))
-            return future
-
         try:
-            yield run_now
+            yield lambda stage: map(worker.run, stage)
         finally:
             torch.set_num_threads(threads_before)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start_worker_process, arguments) as pool:
-        yield lambda job: pool.submit(_run_job, job)
+    else:
+        with _process_pool(jobs, arguments) as pool:
+            yield lambda stage: (done.result() for done in as_completed([pool.submit(_run_job, job) for job in stage]))
+
+
+@contextmanager
+def _process_pool(jobs: int, arguments: WorkerArguments) -> Iterator[ProcessPoolExecutor]:
+    """Start processes for jobs. An error or a stop here ends them at once, and drops the jobs that wait.
+
+    Raises `MachineError` if one of them was lost.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker_process, arguments)
+    try:
+        yield pool
+    except BaseException as exc:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        if isinstance(exc, BrokenProcessPool):
+            raise MachineError(
+                "a process of the bench was ended from outside, often for want of memory; finished cells are kept: start the same command "
+                "again, with fewer --jobs"
+            ) from exc
+        raise
+    pool.shutdown()
 
 
 _own_worker: list[BenchWorker] = []  # of a process of the pool, whose tasks have no other way to it
@@ -157,8 +212,9 @@ def _make_worker(plan: BenchPlan, out: Path, data_root: Path, threads: int) -> B
     return BenchWorker(plan, out, data_root)
 
 
-def _run_on_cluster(arguments: tuple[BenchPlan, Path, Path, int], job: Job) -> list[CellOutcome]:
+def _run_on_cluster(arguments: WorkerArguments, job: Job) -> list[CellOutcome]:
     """Run a job in a worker of a cluster, which may have run others. What a lost worker had finished is found in the folder."""
+    torch.set_num_threads(arguments[3])  # what keys of cells say
     key = arguments[0].content, arguments[1:]
     if not _on_cluster or _on_cluster[0][0] != key:
         _on_cluster[:] = [(key, _make_worker(*arguments))]

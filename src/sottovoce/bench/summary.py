@@ -7,7 +7,7 @@ from sottovoce.bench.collect import read_results
 from sottovoce.bench.figures import draw_figures
 from sottovoce.bench.records import BenchResults, write_records
 from sottovoce.bench.table import Row, as_csv, as_markdown, summarize
-from sottovoce.errors import MissingDependencyError, OutputError
+from sottovoce.errors import DataError, MissingDependencyError, OutputError
 from sottovoce.system.atomic_files import written_whole
 
 TABLES = ("results.md", "results.csv")
@@ -32,8 +32,11 @@ def write_summary(out: str | Path) -> BenchSummary:
     """
     folder = Path(out).expanduser()
     results = read_results(folder)
+    silent = [f"{data}: no utterance has a text, so it has no word error rate and no row" for data in results.without_texts]
+    if silent and not results.evaluations:
+        raise DataError(f"{silent[0]}; give data with texts")
     rows = summarize(results.evaluations)
-    markdown, figures, notes = as_markdown(rows), list[Path](), list[str]()
+    markdown, figures, notes = as_markdown(rows), list[Path](), silent
     try:
         write_records(folder, results)
         for name, text in zip(TABLES, (markdown, as_csv(rows)), strict=True):

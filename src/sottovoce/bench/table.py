@@ -88,20 +88,26 @@ def summarize(records: Iterable[EvaluationRecord]) -> list[Row]:
         original = groups.get(Setting(setting.model, ORIGINAL, FLOAT_BITS, setting.data))
         against = original[0].utterances.scores() if original and setting.method != ORIGINAL else None
         scores[setting] = [combine_utterances(run.utterances.scores(), against) for run in runs]
-    rows = [_row(setting, scores, runs) for setting, runs in groups.items()]
+    grids = {setting: {run.grid for run in runs} for setting, runs in groups.items()}
+    rows = [_row(setting, scores, grids, runs) for setting, runs in groups.items()]
     return sorted(
         rows, key=lambda row: (row.model, row.data, -row.bits, row.format or "", -row.mean_kl if row.mean_kl >= 0 else math.inf, row.method)
     )
 
 
-def _row(setting: Setting, scores: Mapping[Setting, list[Score]], runs: Sequence[EvaluationRecord]) -> Row:
+def _row(
+    setting: Setting, scores: Mapping[Setting, list[Score]], grids: Mapping[Setting, set[str | None]], runs: Sequence[EvaluationRecord]
+) -> Row:
     own = scores[setting]
     rates, divergences = [score.wer for score in own], [_mean_divergence(run) for run in runs]
     wer = statistics.fmean(rates)
     capped = [score.capped_wer for score in own]
     name, _, runtime = setting.method.partition(", ")
     rounded_method = f"rtn, {runtime}" if runtime else "rtn"
-    rounded = scores.get(replace(setting, method=rounded_method)) if name not in ("rtn", ORIGINAL) else None
+    rounding = replace(setting, method=rounded_method)
+    ours, theirs = (grids.get(own, set()) - {None} for own in (setting, rounding))
+    other_grid = bool(ours and theirs) and ours != theirs  # of methods with settings of their own
+    rounded = scores.get(rounding) if name not in ("rtn", ORIGINAL) and not other_grid else None
     rounded_wer = rounded[0].wer if rounded else None
     paired = [score.paired for score in own if score.paired is not None]
     qualities = [quality for score in own if (quality := score.quality_of_inference) is not None]

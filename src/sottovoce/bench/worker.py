@@ -163,7 +163,7 @@ class BenchWorker:
         try:
             model = self._find_quantized(job, key)
         except Exception as exc:
-            self.store.write(QuantizationCell(key=key, error=_error_text(exc)))
+            self.store.write_error(QuantizationCell(key=key, error=_error_text(exc)))
             raise
         yield CellOutcome(name=cell_name(key), state="found" if known else "computed")
         outcomes = [self._run_evaluation(job, model, own) for own in missing]
@@ -191,7 +191,7 @@ class BenchWorker:
         try:
             cell = self._evaluate(job, model, key) if key.runtime == TORCH else self._evaluate_in_runtime(key)
         except Exception as exc:  # noqa: BLE001 - one bad data set must not keep the others from being measured
-            self.store.write(EvaluationCell(key=key, error=_error_text(exc)))
+            self.store.write_error(EvaluationCell(key=key, error=_error_text(exc)))
             name = f"{describe_job(job)} on {key.data} in {key.runtime}"
             return CellOutcome(name=name, state="failed", error=_error_text(exc))
         self.store.write(cell)
@@ -212,7 +212,7 @@ class BenchWorker:
         """Evaluate the words alone: a runtime does not show its distributions."""
         started = time.perf_counter()
         folder = self.cache / key.quantization
-        file = folder.with_name(f"{folder.name}.{key.runtime}")
+        file = folder if backend_named(key.runtime).write is None else folder.with_name(f"{folder.name}.{key.runtime}")
         if not file.exists():
             export(folder, key.runtime, file, verify=False)
         recognizer = open_runtime(key.runtime, file, torch.get_num_threads())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import ANY_BACKEND, WithRay, json_option, print_json, ray_option, set_threads
+from sottovoce.cli.options import ANY_BACKEND, WithRay, json_option, print_json, ray_option, refuse_with, set_threads
 from sottovoce.cli.recipe_options import WIDTHS
 from sottovoce.cli.sections import DECODING, DEVICE, OUTPUT, SPEECH
 from sottovoce.system.counting import counted
@@ -56,6 +56,8 @@ def bench(
     from sottovoce.bench import read_plan, run_bench, write_summary
     from sottovoce.cli.console import progress_bar
 
+    if tables_only:
+        refuse_with("--tables-only", "data", "jobs", "threads", "runtimes", "ray")
     plan = read_plan(recipe, runtimes=list(runtimes)) if runtimes else read_plan(recipe)
     failed = False
     if tables_only:

@@ -168,14 +168,14 @@ def certify(
             certificate = choice.chosen.certificate if choice.chosen else None
         else:
             certificate = certification.certify(checkpoints[0], audio, folder=folder, save=save, **settings, progress=progress)
-    if certificate is not None:
-        _keep(certificate, audio if choose else (), (Path(certificate.checkpoint) if choose else home) if store else None)
     if as_json:
         print_json(to_plain(choice if choose else certificate))
     elif choose:
         print_choice(choice)
     elif certificate is not None:
         print_certificate(certificate)
+    if certificate is not None:  # after the figures are shown: a folder may not be writable
+        _keep(certificate, audio if choose else (), (Path(certificate.checkpoint) if choose else home) if store else None)
     _finish(certificate)
 
 

@@ -203,6 +203,7 @@ def transcribe(
     from sottovoce.api.inputs import check_written
     from sottovoce.cli.as_json import stored_scaling, words
     from sottovoce.cli.console import progress_bar
+    from sottovoce.evaluation.recognizer import WordlessRecognizer
     from sottovoce.evaluation.transcripts import TRANSCRIPTS
 
     if confidence and not as_json:
@@ -222,6 +223,8 @@ def transcribe(
         check_written([(save, TRANSCRIPTS)], models=[model], data=audio)
         scaling = stored_scaling(model, confidence)
         recognizer = api.open_recognizer(model, **opening)
+        if isinstance(recognizer, WordlessRecognizer):
+            recognizer.refuse_words()
     with progress_bar() as progress:
         how: dict[str, Any] = {"confidence": confidence is not None, "language": language, "context": context, "save": save}
         if ray or recognizer is None:
@@ -281,12 +284,12 @@ def confidence(
     set_threads(threads)
     with progress_bar() as progress:
         fitted = api.fit_confidence(model, data, limit=limit, seed=seed, language=language, placement=place(), progress=progress)
-    if store:
-        store_confidence(model, ConfidenceRecord(fitted=fitted, data=data, seed=seed))
     if as_json:
         print_json(to_plain(fitted))
     else:
         print_confidence(fitted)
+    if store:  # after the figures are shown: a folder may not be writable
+        store_confidence(model, ConfidenceRecord(fitted=fitted, data=data, seed=seed))
 
 
 def _check_gate(gate: bool, against: object) -> None:

@@ -7,10 +7,11 @@ exceeded); 130 and 143: stopped by Ctrl-C and SIGTERM. Nothing heavy is imported
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -24,10 +25,11 @@ from sottovoce.cli.formats import formats
 from sottovoce.cli.push import push
 from sottovoce.cli.quantize import export, quantize
 from sottovoce.cli.tune import tune
-from sottovoce.errors import AnotherRankError, SottovoceError
+from sottovoce.errors import AnotherRankError, SottovoceError, first_line
 from sottovoce.system.notices import notices_on_standard_error
 from sottovoce.system.torchrun import is_leading
 
+OUT_OF_MEMORY = "OutOfMemoryError"
 COMMANDS = (  # in the order in which they are needed, which is that of the help
     demo,
     quantize,
@@ -59,6 +61,10 @@ def _terminate(*_: object) -> None:
 def _what_is_kept(ctx: click.Context) -> str:
     """Say what a stop leaves behind of the command that is running."""
     command = main.commands.get(ctx.invoked_subcommand or "")
+    if command is bench:
+        return "finished cells are kept, and the same command continues"
+    if command is demo:
+        return "what it had finished is kept in its folder, and the same command uses the speech again"
     if command is push:
         return "what has arrived is kept, and the same command continues"
     if command is not None and any(parameter.name == "resume" for parameter in command.params):
@@ -76,6 +82,11 @@ class _Group(click.Group):
         del ctx
         return list(self.commands)
 
+    @staticmethod
+    def _fail(sentence: str) -> NoReturn:
+        click.echo(f"Error: {sentence}", err=True)  # as click begins
+        sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
@@ -85,8 +96,17 @@ class _Group(click.Group):
         except AnotherRankError:
             sys.exit(1)  # the process that ended first says why
         except SottovoceError as exc:
-            click.echo(f"Error: {exc}", err=True)  # as click begins
-            sys.exit(1)
+            self._fail(str(exc))
+        except MemoryError as exc:
+            self._fail(f"memory is exhausted ({exc or type(exc).__name__}); give smaller batches or a smaller model")
+        except RuntimeError as exc:
+            if type(exc).__name__ != OUT_OF_MEMORY:  # torch's, which is not imported for this
+                raise
+            self._fail(f"the memory of the device is exhausted ({first_line(exc)}); give --offload, smaller batches, or --device cpu")
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._fail(f"the result cannot be written ({exc.strerror}); make room, or send it elsewhere")
         except (KeyboardInterrupt, _Terminated) as exc:
             if is_leading():  # one of the processes of torchrun speaks for all
                 click.echo(f"stopped; {_what_is_kept(ctx)}", err=True)

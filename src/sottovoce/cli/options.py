@@ -48,6 +48,12 @@ def refuse_without(needed: str, *names: str) -> None:
         raise click.UsageError(f"{option} has no effect without {needed}; add that, or leave {option} out")
 
 
+def refuse_with(given: str, *names: str) -> None:
+    """Raise `click.UsageError` for the first of these options that is given: with `given` nothing would come of it."""
+    if option := first_given(*names):
+        raise click.UsageError(f"{option} has no effect with {given}; leave one of them out")
+
+
 def check_context(context: str) -> None:
     """Raise `click.UsageError` for what is no encoder context of any model."""
     from sottovoce.evaluation.context import as_context

@@ -21,6 +21,7 @@ from sottovoce.cli.options import (
     overwrite_option,
     placement_options,
     print_json,
+    refuse_with,
     refuse_without,
     resume_option,
     sample_seed_option,
@@ -136,6 +137,11 @@ def quantize(
     placement = place()
     with usage_errors():
         recipe = recipe_from(options)
+        if not (recipe.method.n_networks or tune):
+            refuse_with(
+                f"--method {options.method}, which uses no speech", "calibration", "calibration_weights", "augment", "utterances",
+                "padding_weight", "frame_subsampling", "joined",
+            )  # fmt: skip
         limit = None if max_memory is None else parse_size(max_memory)
         settings = TuneSettings(context=context) if tune else None
         if dry_run:

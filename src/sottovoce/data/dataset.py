@@ -110,3 +110,12 @@ def file_digest(path: Path) -> bytes:
         return bytes.fromhex(sha256(path))
     except (OSError, ValueError):
         return hashlib.sha256(b"unreadable").digest()
+
+
+def need_texts(data: DataSet, purpose: str, without: str) -> None:
+    """Raise `DataError` if no text is known of any recording. `purpose`: what needs texts; `without`: what can be done without."""
+    if all(utterance.text is None for utterance in data):
+        raise DataError(
+            f"{data.name}: no text is known of its recordings, and {purpose} needs what was spoken; give a manifest, a file of JSON lines "
+            f'with "audio" and "text"; {without}'
+        )

@@ -28,6 +28,8 @@ def load_data(source: str | Path, *, at_most: int | None = None) -> DataSet:
     `data.hub`). `at_most`: only the first so many utterances (of a Hub data set no more are fetched). Raises `DataError` if there is
     nothing there, a line does not parse, or two utterances share an id.
     """
+    if not str(source):
+        raise DataError("the name of a data set is empty; give a folder, a manifest or hf:NAME:CONFIG:SPLIT")
     if str(source).startswith(PREFIX):
         utterances, left_out = read_hub(str(source), at_most)
         name = str(source).removeprefix(PREFIX)
@@ -40,7 +42,7 @@ def load_data(source: str | Path, *, at_most: int | None = None) -> DataSet:
     return DataSet(name, tuple(_with_unique_ids(utterances, source)[:at_most]), left_out)
 
 
-def load_sources(sources: Sequence[str | Path]) -> DataSet:
+def load_sources(sources: Sequence[str | Path | DataSet]) -> DataSet:
     """Read sound files, folders of them and data sets as one data set, in their order; ids as by `load_each`."""
     parts = load_each(sources, _load_source)
     if len(parts) == 1:

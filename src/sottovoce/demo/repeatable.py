@@ -15,7 +15,6 @@ import numpy as np
 
 from sottovoce.data.dataset import DataSet
 
-THREADS = 2
 # Of PyTorch, oneDNN and MKL: the kernels for AVX2, which every x86 processor since 2015 has.
 KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 PCM_STEPS = 32768  # of full scale, as the speech is stored

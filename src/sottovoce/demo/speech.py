@@ -12,7 +12,7 @@ import soundfile
 import soxr
 
 from sottovoce.data.audio import SAMPLE_RATE
-from sottovoce.errors import MissingDependencyError
+from sottovoce.errors import MissingDependencyError, OutputError
 
 VOICE_RATE = 24_000  # Hz
 VOICE_VERSION = "0.2.1"
@@ -41,12 +41,15 @@ def write_speech(folder: Path | str, name: str, sentences: Sequence[str], *, noi
     """Speak `sentences` into `folder` (unless they are there already) and return the manifest's path.
 
     `noisy`: three out of four carry noise 10, 5 and 0 dB below the speech. `with_texts`: the manifest says what is said. The same
-    sentences give the same samples. Raises `MissingDependencyError` without `hibari-tts`.
+    sentences give the same samples. Raises `MissingDependencyError` without `hibari-tts`, and `OutputError` if `folder` holds
+    something else.
     """
     folder = Path(folder)
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
         return manifest
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OutputError(f"{folder}: is there already and holds no speech of the demo (no manifest.jsonl); give another --out")
     voice = Voice()
     folder.parent.mkdir(parents=True, exist_ok=True)
     build = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -61,7 +64,11 @@ def write_speech(folder: Path | str, name: str, sentences: Sequence[str], *, noi
             soundfile.write(build / audio, samples / max(1.0, float(np.abs(samples).max())), SAMPLE_RATE)
             rows.append({"id": f"{name}-{i:02d}", "audio": audio, "snr_db": snr_db} | ({"text": text} if with_texts else {}))
         (build / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        build.rename(folder)
+        try:
+            build.rename(folder)
+        except OSError:  # another demo has just spoken the same
+            if not manifest.is_file():
+                raise
     finally:
         shutil.rmtree(build, ignore_errors=True)
     return manifest

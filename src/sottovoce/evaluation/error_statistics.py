@@ -24,7 +24,7 @@ from sottovoce.errors import DataError
 from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.models.parameters import copy_layer
 from sottovoce.models.speech_model import SpeechModel
-from sottovoce.system.devices import share_weights
+from sottovoce.system.devices import in_float64, share_weights
 from sottovoce.system.progress import Progress, silent
 
 TOP_TOKENS = 256  # kept one by one
@@ -155,14 +155,14 @@ def error_statistics(
         names.append(ROUNDING)
         rows.append(frame.contribution(whole - before))
     progress("quantizing unit by unit", len(units), len(units))
-    stacked = torch.stack(rows).double()
+    stacked = in_float64(torch.stack(rows))
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in stacked])
     matrix = torch.einsum("ltk,mtk->lm", stacked, stacked) / speech.n_tokens
     return ErrorStatistics(
         units=tuple(names),
         matrix=matrix.numpy(),
-        measured_kl=float(speech.divergence(whole).double().mean()),
+        measured_kl=float(in_float64(speech.divergence(whole)).mean()),
         shuffled_kl=float(shuffled.sum(0).square().sum() / speech.n_tokens / 2),
         tokens=speech.n_tokens,
         mode=mode,

@@ -15,6 +15,7 @@ from sottovoce.errors import DataError
 from sottovoce.evaluation.kl_divergence import head_log_probabilities, hidden_states, token_kl
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.devices import in_float64
 
 BATCH = 8  # utterances
 
@@ -89,7 +90,7 @@ class HeldOutSpeech:
     def mean_divergence(self, model: SpeechModel) -> float:
         """Return the mean over the tokens of KL(reference || model), in nats."""
         log_q = self.log_probabilities(model, self.states(model, self.encode(model)))
-        return float(self.divergence(log_q).double().mean())
+        return float(in_float64(self.divergence(log_q)).mean())
 
 
 @torch.no_grad()

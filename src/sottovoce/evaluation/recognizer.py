@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.atomic_files import sha256
+from sottovoce.system.devices import synchronize
 
 ENCODER_BATCH = 8  # utterances; more does not make the encoder faster on a CPU
 
@@ -161,6 +162,7 @@ class TorchRecognizer:
     ) -> RecognitionBatch:
         began = time.perf_counter()
         encoded = self._encode(recordings, contexts or [None] * len(recordings))
+        synchronize(self.model.placement.device)  # a GPU works on while this process goes on
         between = time.perf_counter()
         recognitions = self.recognize_encoded(encoded, language, confidence=confidence)
         return RecognitionBatch(recognitions=recognitions, encoder_s=between - began, decoder_s=time.perf_counter() - between)
@@ -268,6 +270,10 @@ class WordlessRecognizer:
 
     def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
         del tokens, values
+        self.refuse_words()
+
+    def refuse_words(self) -> NoReturn:
+        """Raise `ModelError`: this runtime has no word confidences. To be told before any work."""
         raise ModelError(
             f"{self.source}: {self.runtime} does not tell how its tokens make words; take word confidences in the runtime torch or "
             "onnxruntime instead"

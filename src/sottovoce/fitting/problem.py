@@ -30,10 +30,11 @@ START_BITS = 4.75  # stored bits per weight of the operating point where no size
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
-    """`units`: with their menus. `base`: their entries at the operating point, one format near the size. `fixed_bytes`: of the file, what
-    no schedule changes."""
+    """`model`: where it computes; `home`: the same as it was loaded, of which files are written. `units`: with their menus. `base`: their
+    entries at the operating point, one format near the size. `fixed_bytes`: of the file, what no schedule changes."""
 
     model: SpeechModel
+    home: SpeechModel
     backend: Backend
     goal: FitGoal
     units: tuple[Unit, ...]
@@ -54,7 +55,7 @@ class Problem:
         """Return the bytes of the file that some entries give. It is written, without weights, to see."""
         key = tuple(entries)
         if key not in self._real:
-            self._real[key] = file_bytes(self.model, self.plan(key), self.backend)
+            self._real[key] = file_bytes(self.home, self.plan(key), self.backend)
         return self._real[key]
 
     def room(self, schedule: Schedule) -> int:
@@ -96,18 +97,22 @@ class Problem:
         raise RecipeError(f"no file of {self.backend.name} within {self.goal.max_bytes / MEGABYTE:.2f} MB was found; give a larger size")
 
 
-def make_problem(model: SpeechModel, backend: Backend, goal: FitGoal) -> Problem:
-    """List the units of `model` for `backend`. Raises `RecipeError` with the smallest size if the goal's size is too small."""
+def make_problem(model: SpeechModel, backend: Backend, goal: FitGoal, home: SpeechModel | None = None) -> Problem:
+    """List the units of `model` for `backend`; `home`: the model as it was loaded, if `model` is elsewhere than on the CPU.
+
+    Raises `RecipeError` with the smallest size if the goal's size is too small.
+    """
+    home = home or model
     units = make_units(
         model, backend.target, menu_formats(backend.target), lambda f, layer, shape: layer_bytes(backend, f, layer.part, shape)
     )
     start = goal.max_bytes if goal.max_bytes is not None else int(START_BITS / 8 * sum(unit.weights for unit in units))
     base = uniform_entries(units, start)
-    fixed_bytes = file_bytes(model, plan_of(units, base, model, backend.target), backend) - bytes_of(units, base)
+    fixed_bytes = file_bytes(home, plan_of(units, base, model, backend.target), backend) - bytes_of(units, base)
     if goal.max_bytes is not None:
         _refuse_infeasible(units, fixed_bytes, goal.max_bytes, backend.name)
         base = uniform_entries(units, goal.max_bytes - fixed_bytes)
-    return Problem(model=model, backend=backend, goal=goal, units=units, base=base, fixed_bytes=fixed_bytes)
+    return Problem(model=model, home=home, backend=backend, goal=goal, units=units, base=base, fixed_bytes=fixed_bytes)
 
 
 def _refuse_infeasible(units: Sequence[Unit], fixed_bytes: int, most: int, name: str) -> None:

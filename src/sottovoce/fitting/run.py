@@ -58,9 +58,14 @@ class _Guarded:
 class Fit:
     """A fit in progress. Make one, then call `run`, once."""
 
-    def __init__(self, model: SpeechModel, backend: Backend, goal: FitGoal, settings: FitSettings) -> None:
-        """Raises `RecipeError` with the smallest size if the goal's size is too small."""
-        self.problem, self.settings = make_problem(model, backend, goal), settings
+    def __init__(
+        self, model: SpeechModel, backend: Backend, goal: FitGoal, settings: FitSettings, *, home: SpeechModel | None = None
+    ) -> None:
+        """`home`: the model as it was loaded, if `model` computes elsewhere than on the CPU.
+
+        Raises `RecipeError` with the smallest size if the goal's size is too small.
+        """
+        self.problem, self.settings = make_problem(model, backend, goal, home), settings
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -12,6 +12,7 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.schedule import PricedUnit, schedule_of
+from sottovoce.system.devices import in_float64
 from sottovoce.system.progress import Progress
 
 
@@ -103,7 +104,7 @@ def try_swaps(
         }
         with layers_restored(result.model, list(made)):
             _install_all(model, result.model, made)
-            kl = float(speech.divergence(meter.changed(list(made))).double().mean())
+            kl = float(in_float64(speech.divergence(meter.changed(list(made)))).mean())
         if kl < meter.kl:
             _install_all(model, result.model, made)
             accepted += 1

@@ -13,6 +13,7 @@ from sottovoce.fitting.passes import Passes
 from sottovoce.models.block_replay import BlockReplay, blocks_of
 from sottovoce.models.parameters import copy_layer
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.devices import in_float64
 from sottovoce.system.progress import Progress
 
 
@@ -43,7 +44,7 @@ class ChangeMeter:
         with self._decoder.record():
             self._states = speech.states(model, self._encoded)
         self.log_q = speech.log_probabilities(model, self._states)
-        self.kl = float(speech.divergence(self.log_q).double().mean())
+        self.kl = float(in_float64(speech.divergence(self.log_q)).mean())
         passes.add(speech.n_utterances, speech.n_utterances)
 
     @torch.no_grad()
@@ -87,8 +88,8 @@ def measure_unit_losses(
         with at_full_precision(original, meter.model, layers):
             log_other = meter.changed(layers)
         losses[name] = UnitLoss(
-            own=float(half_variance(log_other, meter.log_q).double().mean()),
-            marginal=meter.kl - float(meter.speech.divergence(log_other).double().mean()),
+            own=float(in_float64(half_variance(log_other, meter.log_q)).mean()),
+            marginal=meter.kl - float(in_float64(meter.speech.divergence(log_other)).mean()),
         )
         on_loss(name, losses[name])
     progress("measuring units", len(units), len(units))

@@ -133,7 +133,7 @@ def load_folder(folder: Path, parts: tuple[Path, ...] | None = None) -> tuple[Wh
                 f"{folder}: {name!r} is stored as {value.dtype}, so the original weights are lost. "
                 "Give a float16 or float32 conversion, or the original model."
             )
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = _json_object(folder / "config.json")
     state = to_transformers(variables)
     tokenizer = _tokenizer(folder)
     config = _config(state, tokenizer)
@@ -212,10 +212,20 @@ def _n_layers(variables: dict[str, np.ndarray], half: str) -> int:
     )
 
 
+def _json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `ModelError` if the file is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ModelError(f"{file}: cannot be read as JSON ({exc}); download or convert the model again") from exc
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: holds {type(content).__name__}, and a JSON object is wanted; download or convert the model again")
+    return content
+
+
 def _tokenizer(folder: Path) -> WhisperTokenizer:
-    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    model = backend.get("model", {})
-    if not {"vocab", "merges"} <= model.keys():
+    model = _json_object(folder / "tokenizer.json").get("model", {})
+    if not (isinstance(model, dict) and {"vocab", "merges"} <= model.keys()):
         raise ModelError(f"{folder / 'tokenizer.json'} has no BPE vocabulary and merges")
     tokenizer = WhisperTokenizer.from_pretrained(str(folder))
     if tokenizer.convert_tokens_to_ids("<|startoftranscript|>") == tokenizer.unk_token_id:

@@ -22,15 +22,25 @@ T = TypeVar("T")
 
 
 class Cluster:
-    """A cluster that this process has joined. `threads`: CPU threads of each task, and the CPUs that it reserves."""
+    """A cluster that this process has joined. `threads`: CPU threads of each task, and the CPUs that it reserves; `gpus`: likewise.
 
-    def __init__(self, ray: Any, threads: int) -> None:
+    Raises `MachineError` if GPUs are wanted and it has none.
+    """
+
+    def __init__(self, ray: Any, threads: int, *, gpus: int = 0) -> None:
         self._ray, self._threads, self._references = ray, threads, list[Any]()
         largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         # More than any machine has would never start.
-        options = {"num_cpus": max(1, min(threads, int(largest))), "max_retries": RETRIES, "retry_exceptions": False}
+        cpus = max(1, min(threads, int(largest)))
+        options = {"num_cpus": cpus, "max_retries": RETRIES, "retry_exceptions": False}
+        resources = ray.cluster_resources()
+        self.slots = max(1, int(resources.get("CPU", 1)) // cpus)
+        if gpus:  # in a task, Ray shows those that it reserved, counted from 0
+            if not (free := int(resources.get("GPU", 0)) // gpus):
+                raise MachineError("no machine of the cluster has a GPU that Ray knows of; leave --device out, or --ray")
+            options["num_gpus"] = gpus
+            self.slots = min(self.slots, free)
         self._run: Any = ray.remote(**options)(_run)
-        self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // options["num_cpus"])
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """Start `function(*arguments)` somewhere; both must be importable there. The future raises what it raised, or `MachineError`."""
@@ -86,9 +96,10 @@ def _run(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int,
 
 
 @contextmanager
-def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
+def joined_cluster(address: str | None, *, threads: int | None = None, gpus: int = 0) -> Iterator[Cluster | None]:
     """Join the Ray cluster at `address`, or start one on this machine ("local"); None: there is none, and None is given.
 
+    `threads`: CPU threads of each task (default: those of this process); `gpus`: that each task has to itself.
     Inside of another such block, give that one's cluster. What still runs at the end of the block is cancelled. Raises
     `MissingDependencyError` without the package ray, and `MachineError` if the cluster cannot be reached.
     """
@@ -118,7 +129,7 @@ def joined_cluster(address: str | None) -> Iterator[Cluster | None]:
     finally:
         if in_main_thread:  # Ray sets a handler of its own
             signal.signal(signal.SIGTERM, before)
-    cluster = Cluster(ray, torch.get_num_threads())
+    cluster = Cluster(ray, threads or torch.get_num_threads(), gpus=gpus)
     _joined.append(cluster)
     try:
         yield cluster

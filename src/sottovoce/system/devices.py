@@ -91,6 +91,19 @@ def solving_device(device: torch.device) -> torch.device:
     return CPU if device.type in WITHOUT_FLOAT64 else device
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done all it was given, so that a clock that is read then says what its work took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float64: on its device, or on the CPU if the device has no such numbers."""
+    return tensor.to(solving_device(tensor.device)).double()
+
+
 def placement_of(network: nn.Module) -> Placement:
     """Return where a network computes: as `placed` has put it, or where its first parameter lies."""
     own = getattr(network, "placement", None)

@@ -10,6 +10,7 @@ from sottovoce.evaluation.kl_divergence import head_log_probabilities, predictin
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.tune_record import Look, TunedContext
+from sottovoce.system.devices import in_float64
 from sottovoce.tuning.schedule import MARGIN, short_context
 from sottovoce.tuning.teacher import Lesson
 
@@ -86,9 +87,9 @@ def measure(original: SpeechModel, model: SpeechModel, lessons: Sequence[Lesson]
         (states,) = predicting_states(model, encoded, [lesson.transcripts[0]], lesson.language)
         log_q = head_log_probabilities(model, states)
         log_p = lesson.log_probabilities(original, 0)
-        total += float(token_kl(log_p, log_q).double().sum())
+        total += float(in_float64(token_kl(log_p, log_q)).sum())
         spoken = torch.tensor(lesson.transcripts[0], dtype=torch.int64, device=log_q.device).unsqueeze(1)
-        ratio += float((log_q[: len(spoken)].gather(1, spoken) - log_p[: len(spoken)].gather(1, spoken)).double().sum())
+        ratio += float(in_float64(log_q[: len(spoken)].gather(1, spoken) - log_p[: len(spoken)].gather(1, spoken)).sum())
         words += len(spoken)
         tokens += len(log_q)
         if not listen or lesson.loops:
