@@ -90,6 +90,11 @@ def test_a_heat_map_shows_how_errors_add_up(quantized: Path, tmp_path: Path) -> 
     assert f"{table.half_sum:.5f}" in page
     assert "errors add" in page
     assert page.count("<svg") == folder_page(quantized).count("<svg") + 1
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    images = re.findall(r'href="(data:[^;"]*)', page)
+    assert policy is not None
+    assert "img-src data:" in policy[1].split("; ")
+    assert set(images) == {"data:image/png"}  # the map and its scale: as vectors, the page of a large model would have 50 MB
     for text in ("{", json.dumps(to_plain(table) | {"matrix": [[1.0]]}), json.dumps({"units": []})):
         file.write_text(text)
         result = CliRunner().invoke(main, ["report", str(quantized), "--errors", str(file)])
