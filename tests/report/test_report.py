@@ -111,6 +111,7 @@ def test_figures_equal_the_manifest_and_the_score(quantized: Path) -> None:
     assert len(rows) == len(manifest.layers)
     for row, layer in zip(rows, manifest.layers, strict=True):
         assert layer.name.removeprefix("model.") in row
+        assert '<td class="left">int3</td>' in row
         for key in ("strength", "vulnerability", "inherited_error", "outgoing_error"):
             assert f'data-value="{getattr(layer, key)}"' in row
     assert '<b class="bad">failed</b>; looped: loop' in page
@@ -152,12 +153,17 @@ def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:
     assert EVIL not in page
 
 
-def test_bench_page() -> None:
-    def record(method: str, bits: int, seed: int | None, transcripts: tuple[Transcript, ...], mean: float) -> EvaluationRecord:
-        errors = UtteranceErrors.of([score_utterance(transcript) for transcript in transcripts])
-        divergence = None if method == "none" else Divergence(mean=mean, median=mean, tokens=10)
-        return EvaluationRecord(model=EVIL, method=method, bits=bits, seed=seed, data="set", divergence=divergence, utterances=errors)
+def record(
+    method: str, bits: int, seed: int | None, transcripts: tuple[Transcript, ...], mean: float, number_format: str | None = None
+) -> EvaluationRecord:
+    errors = UtteranceErrors.of([score_utterance(transcript) for transcript in transcripts])
+    divergence = None if method == "none" else Divergence(mean=mean, median=mean, tokens=10)
+    return EvaluationRecord(
+        model=EVIL, method=method, bits=bits, format=number_format, seed=seed, data="set", divergence=divergence, utterances=errors
+    )
 
+
+def test_bench_page() -> None:
     results = BenchResults(
         evaluations=(
             record("none", 16, None, THEIRS, 0.0),
@@ -182,6 +188,14 @@ def test_bench_page() -> None:
     assert EVIL not in page
     assert page.count("<tr data-key=") == 3
     assert page.count("<svg") == 3
+
+
+def test_a_bench_of_named_formats_names_them() -> None:
+    named = ("q4_0", "q4_k", "nf4")
+    rows = [record("none", 16, None, THEIRS, 0.0), *(record("rtn", 4, None, OURS, 0.5, name) for name in named)]
+    page = bench_page("name", BenchResults(evaluations=tuple(rows), layers=()))
+    cells = re.findall(r'<td data-value="(\d+)">([^<]*)</td><td class="left" data-value="(?:none|rtn)"', page)
+    assert sorted(cells) == sorted([("16", "16"), *(("4", name) for name in named)])
 
 
 def test_the_command(quantized: Path, tmp_path: Path) -> None:
@@ -230,9 +244,9 @@ def test_in_a_browser(browser: object, quantized: Path, tmp_path: Path) -> None:
         return [cell.get_attribute("data-value") or cell.text for cell in cells]
 
     browser.find_element(By.XPATH, "//table[@id='layers']//button[text()='vulnerability']").click()
-    assert [float(v) for v in column(4)] == sorted((row.vulnerability for row in layers), reverse=True)
+    assert [float(v) for v in column(5)] == sorted((row.vulnerability for row in layers), reverse=True)
     browser.find_element(By.XPATH, "//table[@id='layers']//button[text()='vulnerability']").click()
-    assert [float(v) for v in column(4)] == sorted(row.vulnerability for row in layers)
+    assert [float(v) for v in column(5)] == sorted(row.vulnerability for row in layers)
     browser.find_element(By.XPATH, "//button[@data-key='decoder cross']").click()
     assert len(column(1)) == sum(row.part == "decoder cross" for row in layers)
     box = browser.find_element(By.CSS_SELECTOR, "input[type=search]")

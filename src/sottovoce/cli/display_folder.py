@@ -17,7 +17,7 @@ from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
 from sottovoce.cli.display_fit import print_fit
 from sottovoce.cli.display_tune import print_tuned
-from sottovoce.core.formats import name_of
+from sottovoce.core.formats import short_title
 from sottovoce.evaluation.certificate_words import sentences
 from sottovoce.models.layers import Part
 from sottovoce.quantization.layer import LayerReport
@@ -123,8 +123,7 @@ def print_folder(manifest: Manifest, folder: Path) -> None:
     table = Table("layer", "format", "bits per weight", "entropy", *DIAGNOSTICS)
     for report in manifest.layers:
         cells = (figure(getattr(report, name)) for name in DIAGNOSTICS.values())
-        number_format = manifest.plan.format(report.name)
-        title = name_of(number_format) or number_format.title
+        title = short_title(manifest.plan.format(report.name))
         sizes = (f"{report.bits_per_weight:.4g}", figure(report.code_entropy))
         table.add_row(report.name.removeprefix("model."), title, *sizes, *cells)
     terminal.print(table)

@@ -55,3 +55,8 @@ def format_named(name: str) -> NumberFormat:
 def name_of(number_format: NumberFormat) -> str | None:
     """Return the name that stands for `number_format`, or None if it has settings of its own."""
     return next((name for name, known in NAMED.items() if known == number_format), None)
+
+
+def short_title(number_format: NumberFormat) -> str:
+    """Return the name that stands for `number_format`, or its title if it has settings of its own."""
+    return name_of(number_format) or number_format.title

@@ -4,7 +4,6 @@ import codecs
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sottovoce.bench.records import BenchResults
 from sottovoce.bench.table import summarize
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
+from sottovoce.core.formats import short_title
 from sottovoce.errors import DataError, MissingDependencyError, OutputError
 from sottovoce.evaluation.certificate_words import assumptions, sentences, statement_row
 from sottovoce.evaluation.confidence import FittedConfidence
@@ -155,7 +155,7 @@ def bench_page(name: str, results: BenchResults) -> str:
     rows = summarize(results.evaluations)
     with tempfile.TemporaryDirectory() as scratch:
         figures = [(title, inline(file.read_text())) for title, file in draw_figures(rows, results.layers, Path(scratch))]
-    return _render("bench.html.j2", title=f"bench {name}", name=name, rows=[asdict(row) for row in rows], figures=figures)
+    return _render("bench.html.j2", title=f"bench {name}", name=name, rows=rows, figures=figures)
 
 
 def write_page(page: str, file: str | Path) -> Path:
@@ -179,7 +179,7 @@ def _layer(report: LayerReport, reports: Sequence[LayerReport], plan: Plan) -> d
         # Shade by how far a value is towards the side that deserves a look.
         cells.append({"value": value, "shade": round(100 * (1 - share if worse is False else share)) if known else 0})
     name = report.name.removeprefix("model.")
-    return {"name": name, "part": report.part, "bits": report.bits, "format": plan.format(report.name).title, "cells": cells}
+    return {"name": name, "part": report.part, "bits": report.bits, "format": short_title(plan.format(report.name)), "cells": cells}
 
 
 def _halves(reports: Sequence[LayerReport]) -> dict[str, list[LayerReport]]:
