@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from sottovoce.evaluation.confidence import ConfidenceMetrics, ConfidenceScaling
 from sottovoce.evaluation.error_statistics import ErrorStatistics, ErrorTable, error_table
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
 from sottovoce.evaluation.wer import score_transcripts, score_utterance
-from sottovoce.quantization.recipe import Recipe
+from sottovoce.models.layers import Part
+from sottovoce.quantization.methods import RTN
+from sottovoce.quantization.recipe import Recipe, Rule
 from sottovoce.report.page import bench_page, folder_page
 from sottovoce.report.words import Word, aligned, worst_first
 from sottovoce.system.plain_data import to_plain
@@ -130,6 +133,26 @@ def test_no_text_becomes_markup_and_nothing_is_fetched(quantized: Path) -> None:
 def test_pages_are_the_same_each_time_and_need_no_transcripts(quantized: Path) -> None:
     assert folder_page(quantized) == folder_page(quantized)
     assert "No transcripts were given" in folder_page(quantized)
+
+
+@pytest.mark.parametrize("against", [None, (heard("a", "", ""), heard("b", "thanks", ""))])
+def test_silence_alone_has_no_rate(quantized: Path, against: tuple[Transcript, ...] | None) -> None:
+    page = folder_page(quantized, (heard("a", "thank you", ""), heard("b", "", "")), against)
+    assert '<b id="wer" data-value="">-</b><span>word error rate, 0 words</span>' in page
+    assert ('<b id="reference" data-value="">-</b>' in page) == (against is not None)
+    assert "2 utterances without words; 2 words recognized in them." in page
+    assert ('<b class="bad">failed</b>; spoken silence: a.' in page) == (against is not None)
+    assert "points against the original" not in page
+    assert "No transcripts were given" not in page
+    assert "nan %" not in page
+
+
+def test_the_head_alone_may_be_quantized(tmp_path: Path) -> None:
+    rules = tuple(Rule(part=part, bits=16) for part in get_args(Part) if part != "head")
+    api.quantize(make_tiny(), tmp_path / "head", recipe=Recipe(method=RTN(), format=Affine(bits=4, group_size=32), rules=rules))
+    page = folder_page(tmp_path / "head")
+    assert page.count("<tr data-key=") == 1
+    assert "Error along the depth" not in page
 
 
 def test_stored_confidences_are_drawn(quantized: Path, tmp_path: Path) -> None:

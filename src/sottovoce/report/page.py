@@ -3,7 +3,7 @@
 import codecs
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.report.charts import depth_chart, heat_map, inline, look_chart, reliability_chart
 from sottovoce.report.words import worst_first
 from sottovoce.system.atomic_files import written_whole
+from sottovoce.system.counting import counted
 from sottovoce.system.outputs import FileKind, check_outputs
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.tuning.words import sentences as tuning_sentences
@@ -105,7 +106,7 @@ def folder_page(
     the errors of its layers add up, if that is."""
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    reports = manifest.layers
+    reports, halves = manifest.layers, _halves(manifest.layers)
     score = None if transcripts is None else score_transcripts(transcripts, against)
     reference = None if against is None else score_transcripts(against)
     fitted = manifest.confidence.fitted if manifest.confidence else None
@@ -120,11 +121,8 @@ def folder_page(
         layers=[_layer(report, reports, manifest.plan) for report in reports],
         parts=list(dict.fromkeys(report.part for report in reports)),
         measures=[measure[:3] for measure in MEASURES],
-        errors=_error_chart(reports),
-        strengths=depth_chart(
-            {half: {"strength": [report.strength for report in own]} for half, own in _halves(reports).items()},
-            "strength",
-        ),
+        errors=_error_chart(halves),
+        strengths=_strength_chart(halves),
         together=together,
         heat_map=None if together is None else _heat_map(together, manifest.plan),
         tuning=None if manifest.tune is None else tuning_sentences(manifest.tune),
@@ -213,11 +211,16 @@ def _heat_map(found: ErrorTable, plan: Plan) -> str:
     return heat_map([[value / 2 for value in row] for row in found.matrix], [parts.get(unit, unit) for unit in found.units])
 
 
-def _error_chart(reports: Sequence[LayerReport]) -> str:
-    halves = {
-        half: {name: [getattr(report, key) for report in own] for name, key in CURVES.items()} for half, own in _halves(reports).items()
-    }
-    return depth_chart(halves, "share of the output's energy", logarithmic=True)
+def _error_chart(halves: Mapping[str, Sequence[LayerReport]]) -> str | None:
+    """The errors along the depth; None where the head alone is quantized."""
+    curves = {half: {name: [getattr(report, key) for report in own] for name, key in CURVES.items()} for half, own in halves.items()}
+    return depth_chart(curves, "share of the output's energy", logarithmic=True) if curves else None
+
+
+def _strength_chart(halves: Mapping[str, Sequence[LayerReport]]) -> str | None:
+    """The strengths along the depth; None where the head alone is quantized."""
+    curves = {half: {"strength": [report.strength for report in own]} for half, own in halves.items()}
+    return depth_chart(curves, "strength") if curves else None
 
 
 def _render(template: str, **values: Any) -> str:
@@ -232,7 +235,8 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f} %"
+    environment.filters["counted"] = counted
+    environment.filters["percent"] = lambda value, digits=2: "-" if value != value else f"{100 * value:.{digits}f} %"
     environment.filters["points"] = lambda value: f"{100 * value:+.2f}"
     environment.filters["figure"] = lambda value, digits=3: "" if value is None or value != value else f"{value:.{digits}f}"
     return environment.get_template(template).render(version=__version__, **values)
