@@ -76,6 +76,20 @@ def test_the_reference_system_must_recognize_words(tmp_path: Path) -> None:
         assert "recognized no word in 1 utterances with words, so a comparison with it proves nothing" in complaint
 
 
+@pytest.mark.parametrize(("ours", "theirs", "metric"), [("zh", "en", "CER"), ("en", "zh", "WER"), (None, "ja", "WER")])
+def test_both_are_scored_in_the_languages_of_the_model(ours: str | None, theirs: str, metric: str, tmp_path: Path) -> None:
+    said = "今天天气很好"
+    file = written(tmp_path / "t.jsonl", (said, "今天天气", ours))
+    other = written(tmp_path / "o.jsonl", (said, "今天", theirs), ("人", "", theirs))
+    content = strict(run("score", file, "--against", other, "--json")[1])
+    reference = content["reference"]
+    assert (content["metric"], reference["metric"]) == (metric, metric)
+    assert (content["languages"], content["words"]) == (reference["languages"], reference["words"])
+    assert content["rate_percent"] - reference["rate_percent"] == pytest.approx(content["paired"]["difference_percent"])
+    (row,) = (line for line in run("score", file, "--against", other)[1].splitlines() if line.startswith("│ original"))
+    assert f"{reference['rate_percent']:.2f} %" in row
+
+
 def test_silence_alone_is_scored_and_gated(tmp_path: Path) -> None:
     file = written(tmp_path / "t.jsonl", ("", "thank you", "en"), ("", "", "en"))
     quiet = written(tmp_path / "o.jsonl", ("", "", "en"), ("", "...", "en"))
@@ -109,6 +123,27 @@ def test_json_has_null_for_what_is_no_number(value: float, capsys: pytest.Captur
 class Deaf(TorchRecognizer):
     def recognize_encoded(self, encoded: Encoded, language: str | None, *, confidence: bool = False) -> list[Recognition]:
         return [Recognition(text="...", tokens=(1,), ended=True) for _ in encoded.states]
+
+
+class Detecting(TorchRecognizer):
+    """Recognizes one text, and finds one language."""
+
+    def __init__(self, text: str, language: str) -> None:
+        super().__init__(make_tiny())
+        self.text, self.language = text, language
+
+    def recognize_encoded(self, encoded: Encoded, language: str | None, *, confidence: bool = False) -> list[Recognition]:
+        return [Recognition(text=self.text, tokens=(1,), ended=True, language=self.language) for _ in encoded.states]
+
+
+def test_an_evaluation_scores_the_original_in_the_languages_of_the_model(speech_folder: Path) -> None:
+    data = load_data(speech_folder).take(2)
+    found = api.evaluate(Detecting("words", "zh"), data, against=Detecting("words of", "en"), language="auto")
+    assert found.reference is not None
+    assert (found.score.metric, found.reference.score.metric) == ("CER", "CER")
+    assert found.score.paired is not None
+    assert found.score.rate - found.reference.score.rate == pytest.approx(found.score.paired.difference)
+    assert [t.language for t in found.reference.transcription.transcripts] == ["en", "en"]
 
 
 def test_an_export_is_not_compared_with_a_model_that_recognizes_nothing(speech_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

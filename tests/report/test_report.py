@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -145,6 +146,14 @@ def test_silence_alone_has_no_rate(quantized: Path, against: tuple[Transcript, .
     assert "points against the original" not in page
     assert "No transcripts were given" not in page
     assert "nan %" not in page
+
+
+def test_the_original_has_the_metric_of_the_model(quantized: Path) -> None:
+    said = "今天天气很好"
+    ours, theirs = (replace(heard("a", text, said), language=code) for text, code in (("今天", "zh"), ("今天天气", "en")))
+    page = folder_page(quantized, [ours], [theirs])
+    assert f'<b id="reference" data-value="{2 / 6}">33.33 %</b>' in page
+    assert "<b>+33.33</b>" in page
 
 
 def test_the_head_alone_may_be_quantized(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sottovoce.evaluation.recognizer import Recognizer, TorchRecognizer, decodin
 from sottovoce.evaluation.transcribe import Elsewhere, Transcription, transcribe_data
 from sottovoce.evaluation.transcript_cache import TranscriptCache
 from sottovoce.evaluation.transcripts import TRANSCRIPTS, read_transcripts
-from sottovoce.evaluation.wer import Score, score_transcripts
+from sottovoce.evaluation.wer import Score, score_pair
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.devices import Placement
@@ -36,7 +36,7 @@ from sottovoce.system.versions import environment
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Score and timing of a model on a data set; `reference`: the same of the model it was compared with.
+    """Score and timing of a model on a data set; `reference`: the same of the model it was compared with, scored as in `score_pair`.
 
     `model_bytes`: the weights on disk, or as float16 would be where they lie elsewhere; `peak_memory_bytes`: of the whole process.
     `context`: of the encoder.
@@ -120,12 +120,13 @@ def evaluate(
         )
     if transcription.unusable and not transcription.transcripts:
         raise DataError(f"{data.name}: none of its recordings can be used; the first: {next(iter(transcription.unusable.values()))}")
+    ours, theirs = score_pair(transcription.transcripts, reference.transcription.transcripts if reference else None, language=language)
     return Evaluation(
-        score=score_transcripts(transcription.transcripts, reference.transcription.transcripts if reference else None, language=language),
+        score=ours,
         transcription=transcription,
         model_bytes=recognizer.stored_bytes,
         peak_memory_bytes=peak_memory_bytes(),
-        reference=reference,
+        reference=replace(reference, score=theirs) if reference and theirs else None,
         context=chosen,
     )
 
@@ -133,13 +134,11 @@ def evaluate(
 def score(transcripts: str | Path, *, against: str | Path | None = None, language: str | None = None) -> tuple[Score, Score | None]:
     """Score a transcript file, and that of the original it is compared with. No model is needed.
 
-    `language`: of transcripts that name none. Raises `DataError` as `score_transcripts` does.
+    `language`: of transcripts that name none. The original is scored in the languages of `transcripts`. Raises `DataError` as
+    `score_transcripts` does.
     """
     reference = None if against is None else read_transcripts(against)
-    return (
-        score_transcripts(read_transcripts(transcripts), reference, language=language),
-        None if reference is None else score_transcripts(reference, language=language),
-    )
+    return score_pair(read_transcripts(transcripts), reference, language=language)
 
 
 def fit_confidence(

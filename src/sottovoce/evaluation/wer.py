@@ -146,6 +146,22 @@ def score_transcripts(
     )
 
 
+def score_pair(
+    transcripts: Sequence[Transcript], against: Sequence[Transcript] | None, *, language: str | None = None
+) -> tuple[Score, Score | None]:
+    """Score transcripts, and those of the original (`against`, None: there is none) of the same utterances by the same rules.
+
+    A model that detects languages may find others than the original does. Both are scored in those of `transcripts`, so both rates have
+    one metric, and their difference is `Paired.difference`. Raises `DataError` as `score_transcripts` does.
+    """
+    score = score_transcripts(transcripts, against, language=language)
+    if against is None:
+        return score, None
+    spoken = {t.id: t.language for t in transcripts}
+    theirs = [replace(t, language=spoken[t.id]) for t in against if t.id in spoken]
+    return score, score_transcripts(theirs, language=language)
+
+
 def combine_utterances(scored: Sequence[UtteranceScore], against: Sequence[UtteranceScore] | None = None, *, seed: int = 0) -> Score:
     """Combine the scores of utterances, each with a reference that has words; `against`: those of the original, in any order.
 

@@ -22,7 +22,7 @@ from sottovoce.evaluation.error_statistics import ErrorTable
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import gate
 from sottovoce.evaluation.transcripts import Transcript, read_transcripts
-from sottovoce.evaluation.wer import score_transcripts
+from sottovoce.evaluation.wer import score_pair
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.tune_record import TuneRecord
@@ -107,8 +107,7 @@ def folder_page(
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     reports, halves = manifest.layers, _halves(manifest.layers)
-    score = None if transcripts is None else score_transcripts(transcripts, against)
-    reference = None if against is None else score_transcripts(against)
+    score, reference = (None, None) if transcripts is None else score_pair(transcripts, against)
     fitted = manifest.confidence.fitted if manifest.confidence else None
     return _render(
         "folder.html.j2",
