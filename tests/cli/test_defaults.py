@@ -12,6 +12,7 @@ from sottovoce.cli.main import main
 from sottovoce.evaluation.context import Context, as_context
 from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.tune_record import TuneSettings
+from sottovoce.report.page import write_report
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "quantize": api.quantize,
@@ -24,6 +25,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "confidence": api.fit_confidence,
     "export": api.export,
     "push": api.push,
+    "report": write_report,
 }
 # One name, two meanings, or a value that the command line writes otherwise.
 OTHERWISE = {

@@ -156,6 +156,21 @@ def test_the_original_has_the_metric_of_the_model(quantized: Path) -> None:
     assert "<b>+33.33</b>" in page
 
 
+def test_transcripts_that_name_no_language_are_of_the_one_given(quantized: Path, tmp_path: Path) -> None:
+    ours, theirs, page = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl", tmp_path / "page.html"
+    write_transcripts(ours, [heard("a", "今天天气好好", "今天天气很好")])
+    write_transcripts(theirs, [heard("a", "今天天气很好", "今天天气很好")])
+    command = ["report", str(quantized), "--html", str(page), "--language", "zh"]
+    result = CliRunner().invoke(main, [*command, "--transcripts", str(ours), "--against", str(theirs)])
+    assert result.exit_code == 0, result.output
+    text = page.read_text(encoding="utf-8")
+    assert "16.67 %</b><span>character error rate" in text
+    assert "1 of 6 words wrong, 0 before" in text
+    assert '<span class="sub">好</span>' in text
+    refused = CliRunner().invoke(main, command)
+    assert (refused.exit_code, "--language has no effect without --transcripts" in refused.stderr) == (2, True)
+
+
 def test_the_head_alone_may_be_quantized(tmp_path: Path) -> None:
     rules = tuple(Rule(part=part, bits=16) for part in get_args(Part) if part != "head")
     api.quantize(make_tiny(), tmp_path / "head", recipe=Recipe(method=RTN(), format=Affine(bits=4, group_size=32), rules=rules))

@@ -28,6 +28,7 @@ from sottovoce.cli.options import (
     set_threads,
     threads_option,
     tokens_option,
+    transcript_language_option,
 )
 from sottovoce.cli.sections import DECODING, SectionedCommand
 
@@ -136,7 +137,7 @@ def evaluate(
     type=click.Path(path_type=Path),
     help="Transcripts of the original (evaluate --save-reference), to compare with.",
 )
-@click.option("--language", help="Language of transcripts that name none (default: en).")
+@transcript_language_option
 @gate_option
 @tolerance_option
 @json_option

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import json_option, print_json, refuse_without, set_threads, threads_option
+from sottovoce.cli.options import json_option, print_json, refuse_without, set_threads, threads_option, transcript_language_option
 
 
 @click.command(short_help="Show what is in a quantized folder.")
@@ -88,8 +88,11 @@ def verify(folder: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="File with what `inspect FOLDER --errors DATA --json` printed, for a heat map of how errors add up.",
 )
+@transcript_language_option
 @click.option("--html", type=click.Path(path_type=Path), help="The page to write (default: FOLDER.html beside FOLDER).")
-def report(folder: Path, transcripts: Path | None, against: Path | None, errors: Path | None, html: Path | None) -> None:
+def report(
+    folder: Path, transcripts: Path | None, against: Path | None, errors: Path | None, language: str | None, html: Path | None
+) -> None:
     """Write one HTML page about a quantized FOLDER, or about the results of a bench.
 
     \b
@@ -99,4 +102,7 @@ def report(folder: Path, transcripts: Path | None, against: Path | None, errors:
 
     if against is not None and transcripts is None:
         raise click.UsageError("--against is compared with --transcripts: give both")
-    click.echo(f"wrote {write_report(folder, transcripts=transcripts, against=against, errors=errors, html=html)}")
+    if transcripts is None:
+        refuse_without("--transcripts", "language")
+    page = write_report(folder, transcripts=transcripts, against=against, errors=errors, language=language, html=html)
+    click.echo(f"wrote {page}")

@@ -113,6 +113,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 language_option = click.option(
     "--language", help="Language of recordings without one of their own, or auto to detect it for each recording (default: en)."
 )
+transcript_language_option = click.option("--language", help="Language of transcripts that name none (default: en).")
 fallback_option = click.option(
     "--fallback",
     is_flag=True,

@@ -55,13 +55,14 @@ def write_report(
     transcripts: str | Path | None = None,
     against: str | Path | None = None,
     errors: str | Path | None = None,
+    language: str | None = None,
     html: str | Path | None = None,
 ) -> Path:
     """Write one HTML page about a quantized folder, or about the results of a bench, and return where it lies.
 
     `transcripts`: file of the model's transcripts; `against`: of the original's, of the same speech. `errors`: file of how the errors of
-    its layers add up (`inspect --errors --json`). `html`: the page (default: beside the folder, with its name). Raises `CheckpointError`,
-    `DataError` or `OutputError`.
+    its layers add up (`inspect --errors --json`). `language`: of transcripts that name none. `html`: the page (default: beside the
+    folder, with its name). Raises `CheckpointError`, `DataError` or `OutputError`.
     """
     folder = Path(folder).expanduser().resolve()
     target, bench = html or folder.with_name(f"{folder.name}.html"), is_bench(folder)
@@ -75,6 +76,7 @@ def write_report(
             None if transcripts is None else read_transcripts(transcripts),
             None if against is None else read_transcripts(against),
             None if errors is None else read_error_table(errors),
+            language=language,
         )
     return write_page(page, target)
 
@@ -101,13 +103,15 @@ def folder_page(
     transcripts: Sequence[Transcript] | None = None,
     against: Sequence[Transcript] | None = None,
     together: ErrorTable | None = None,
+    *,
+    language: str | None = None,
 ) -> str:
     """Return the page of a quantized folder, with the model's transcripts and the original's of the same speech, if given, and with how
-    the errors of its layers add up, if that is."""
+    the errors of its layers add up, if that is. `language`: of transcripts that name none."""
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     reports, halves = manifest.layers, _halves(manifest.layers)
-    score, reference = (None, None) if transcripts is None else score_pair(transcripts, against)
+    score, reference = (None, None) if transcripts is None else score_pair(transcripts, against, language=language)
     fitted = manifest.confidence.fitted if manifest.confidence else None
     return _render(
         "folder.html.j2",
@@ -130,7 +134,7 @@ def folder_page(
         reference=reference,
         gate=gate(score, reference) if score and reference else None,
         failures=FAILURES,
-        utterances=worst_first(transcripts, against)[:WORST] if transcripts is not None else [],
+        utterances=worst_first(transcripts, against, language)[:WORST] if transcripts is not None else [],
         confidence=to_plain(fitted) | {"data": manifest.confidence.data} if fitted and manifest.confidence else None,
         diagram=_reliability(fitted),
         scalings=SCALINGS,

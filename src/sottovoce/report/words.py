@@ -60,25 +60,28 @@ def _shortened(text: str) -> str:
     return f"{' '.join(words[:LONGEST_RUN])} … and {len(words) - LONGEST_RUN} more words"
 
 
-def worst_first(transcripts: Sequence[Transcript], against: Sequence[Transcript] | None) -> list[Compared]:
-    """Utterances with a reference text, those that lost most by quantization first; ties by errors, then by id."""
+def worst_first(transcripts: Sequence[Transcript], against: Sequence[Transcript] | None, language: str | None = None) -> list[Compared]:
+    """Utterances with a reference text, those that lost most by quantization first; ties by errors, then by id.
+
+    `language`: of transcripts that name none.
+    """
     before = {transcript.id: transcript for transcript in against or ()}
     compared = []
     for transcript in transcripts:
-        language = transcript.language
-        if transcript.reference is None or not normalize(transcript.reference, language):
+        spoken = transcript.language or language
+        if transcript.reference is None or not normalize(transcript.reference, spoken):
             continue
-        said, original = normalize(transcript.reference, language), before.get(transcript.id)
-        score = score_utterance(transcript)
+        said, original = normalize(transcript.reference, spoken), before.get(transcript.id)
+        score = score_utterance(transcript, language)
         compared.append(
             Compared(
                 id=transcript.id,
                 said=said,
-                heard=aligned(said, normalize(transcript.text, language)),
-                before=None if original is None else aligned(said, normalize(original.text, language)),
+                heard=aligned(said, normalize(transcript.text, spoken)),
+                before=None if original is None else aligned(said, normalize(original.text, spoken)),
                 words=score.words,
                 errors=score.errors,
-                errors_before=None if original is None else score_utterance(replace(original, language=language)).errors,
+                errors_before=None if original is None else score_utterance(replace(original, language=spoken)).errors,
             )
         )
     return sorted(compared, key=lambda c: (-c.added, -c.errors, c.id))
