@@ -231,6 +231,7 @@ CERTIFY = ("certify", "Q", "--against", "MODEL", "--audio", "SPEECH")
         (("transcribe", "MODEL", "a.wav", "--context", "some"), "is no context"),
         (("transcribe", "MODEL", "a.wav", "--seed", 1), "--seed has no effect without --fallback"),
         (("inspect", "Q", "--utterances", 16), "--utterances has no effect without --errors"),
+        (("inspect", "Q", "--language", "de"), "--language has no effect without --errors"),
         (("inspect", "Q", "--alone"), "--alone has no effect without --errors"),
         (("export", "Q", "onnxruntime", "OUT", "--no-verify", "--speech", "SPEECH"), "--speech has no effect without --verify"),
         (("push", "Q", "a/b/c"), "is no name of a repository"),
@@ -417,6 +418,17 @@ def test_what_is_no_quantized_folder(command: str, tmp_path: Path) -> None:
     code, _, shown = run(command, tmp_path / "t.bin")
     assert code == 1
     assert "in place of an exported file give the folder that it was made from" in shown
+
+
+def test_inspect_tells_the_original_the_language_of_the_speech(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
+    errors = ("inspect", out, "--errors", speech_folder, "--utterances", 2, "--language")
+    code, _, shown = run(*errors, "en")
+    assert code == 0, shown
+    code, _, shown = run(*errors, "de")
+    assert code == 1
+    assert "transcribes English (en) only, and language 'de' was asked for" in shown
 
 
 def test_an_exported_file_takes_no_options_of_pytorch(tmp_path: Path, speech_folder: Path) -> None:

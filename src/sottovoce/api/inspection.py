@@ -33,8 +33,8 @@ def inspect_errors(
     """Return how the errors of a quantized folder's layers add up on `audio` (its first `limit` utterances; no transcripts needed).
 
     `against`: the original, if it no longer is where the folder says it came from. `alone`: each layer on its own in the original, in place
-    of one after the other. Use speech that calibration has not seen. Raises `CheckpointError`, `DataError`,
-    `ModelError` for an original that is missing or another model.
+    of one after the other. `language`: of recordings without one of their own. Use speech that calibration has not seen. Raises
+    `CheckpointError`, `DataError`, `ModelError` for an original that is missing or another model.
     """
     opened = open_folder(folder)
     original = loaded_original_of(opened.model, against, opened.manifest.source, folder)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from sottovoce.cli.options import json_option, print_json, refuse_without, set_threads, threads_option, transcript_language_option
+from sottovoce.cli.options import (
+    json_option,
+    language_option,
+    print_json,
+    refuse_without,
+    set_threads,
+    threads_option,
+    transcript_language_option,
+)
 
 
 @click.command(short_help="Show what is in a quantized folder.")
@@ -16,10 +24,18 @@ from sottovoce.cli.options import json_option, print_json, refuse_without, set_t
 @click.option("--against", metavar="MODEL", help="With --errors: the original model (default: what the folder was quantized from).")
 @click.option("--utterances", type=click.IntRange(1), default=16, show_default=True, help="With --errors: utterances of DATA.")
 @click.option("--alone", is_flag=True, help="With --errors: each layer on its own, in place of one after the other.")
+@language_option
 @threads_option
 @json_option
 def inspect(
-    folder: Path, errors: str | None, against: str | None, utterances: int, alone: bool, threads: int | None, as_json: bool
+    folder: Path,
+    errors: str | None,
+    against: str | None,
+    utterances: int,
+    alone: bool,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Show what is in a quantized FOLDER: formats, sizes, diagnostics of every layer; or how their errors add up.
 
@@ -32,9 +48,9 @@ def inspect(
     from sottovoce.system.plain_data import to_plain
 
     if errors is not None:
-        _inspect_errors(folder, errors, against, utterances, alone, threads, as_json)
+        _inspect_errors(folder, errors, against, utterances, alone, language, threads, as_json)
         return
-    refuse_without("--errors", "against", "alone", "utterances")
+    refuse_without("--errors", "against", "alone", "utterances", "language")
     manifest = api.inspect(folder)
     if as_json:
         print_json(to_plain(manifest))
@@ -42,7 +58,16 @@ def inspect(
         print_folder(manifest, folder)
 
 
-def _inspect_errors(folder: Path, data: str, against: str | None, utterances: int, alone: bool, threads: int | None, as_json: bool) -> None:
+def _inspect_errors(
+    folder: Path,
+    data: str,
+    against: str | None,
+    utterances: int,
+    alone: bool,
+    language: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     from sottovoce import api
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_errors import print_errors
@@ -52,7 +77,7 @@ def _inspect_errors(folder: Path, data: str, against: str | None, utterances: in
     set_threads(threads)
     parts = {layer.name: layer.part for layer in api.inspect(folder).plan.layers}
     with progress_bar() as progress:
-        found = api.inspect_errors(folder, data, against=against, limit=utterances, alone=alone, progress=progress)
+        found = api.inspect_errors(folder, data, against=against, limit=utterances, alone=alone, language=language, progress=progress)
     if as_json:
         print_json(to_plain(error_table(found, parts)))
     else:
