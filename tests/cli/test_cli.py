@@ -232,8 +232,10 @@ CERTIFY = ("certify", "Q", "--against", "MODEL", "--audio", "SPEECH")
         (("transcribe", "MODEL", "a.wav", "--seed", 1), "--seed has no effect without --fallback"),
         (("inspect", "Q", "--utterances", 16), "--utterances has no effect without --errors"),
         (("inspect", "Q", "--language", "de"), "--language has no effect without --errors"),
+        (("inspect", "Q", "--threads", 2), "--threads has no effect without --errors"),
         (("inspect", "Q", "--alone"), "--alone has no effect without --errors"),
         (("export", "Q", "onnxruntime", "OUT", "--no-verify", "--speech", "SPEECH"), "--speech has no effect without --verify"),
+        (("export", "Q", "onnxruntime", "OUT", "--no-verify", "--language", "de"), "--language has no effect without --verify"),
         (("push", "Q", "a/b/c"), "is no name of a repository"),
     ],
 )

@@ -50,7 +50,7 @@ def inspect(
     if errors is not None:
         _inspect_errors(folder, errors, against, utterances, alone, language, threads, as_json)
         return
-    refuse_without("--errors", "against", "alone", "utterances", "language")
+    refuse_without("--errors", "against", "alone", "utterances", "language", "threads")
     manifest = api.inspect(folder)
     if as_json:
         print_json(to_plain(manifest))

@@ -259,7 +259,7 @@ def export(
     from sottovoce.cli.display_folder import print_exported
 
     if not verify:
-        refuse_without("--verify", "speech")
+        refuse_without("--verify", "speech", "language")
     set_threads(threads)
     with progress_bar() as progress:
         done = api.export(
