@@ -19,6 +19,7 @@ from sottovoce.bench.records import BenchResults, EvaluationRecord, LayerStrengt
 from sottovoce.checkpoint.manifest import ConfidenceRecord, read_manifest, store_confidence
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
+from sottovoce.errors import DataError
 from sottovoce.evaluation.confidence import ConfidenceMetrics, ConfidenceScaling, FittedConfidence
 from sottovoce.evaluation.error_statistics import ErrorStatistics, ErrorTable, error_table
 from sottovoce.evaluation.transcripts import Transcript, write_transcripts
@@ -26,7 +27,7 @@ from sottovoce.evaluation.wer import score_transcripts, score_utterance
 from sottovoce.models.layers import Part
 from sottovoce.quantization.methods import RTN
 from sottovoce.quantization.recipe import Recipe, Rule
-from sottovoce.report.page import bench_page, folder_page
+from sottovoce.report.page import bench_page, folder_page, write_report
 from sottovoce.report.words import Word, aligned, worst_first
 from sottovoce.system.plain_data import to_plain
 from tests.conftest import make_tiny
@@ -104,6 +105,18 @@ def test_a_heat_map_shows_how_errors_add_up(quantized: Path, tmp_path: Path) -> 
         result = CliRunner().invoke(main, ["report", str(quantized), "--errors", str(file)])
         assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
         assert "inspect FOLDER --errors DATA --json" in result.stderr
+
+
+def test_errors_of_another_folder_are_refused(quantized: Path, tmp_path: Path) -> None:
+    table = table_of_errors(quantized)
+    file, page, last = tmp_path / "errors.json", tmp_path / "page.html", table.units[-2]
+    renamed = [*table.units[:-2], "proj", table.units[-1]]
+    fewer = to_plain(table) | {"units": [*table.units[:-2], table.units[-1]], "matrix": [row[1:] for row in table.matrix[1:]]}
+    for content, others in ((to_plain(table) | {"units": renamed}, f"'{min('proj', last)}' (and 1 more)"), (fewer, f"'{last}'")):
+        file.write_text(json.dumps(content))
+        result = CliRunner().invoke(main, ["report", str(quantized), "--errors", str(file), "--html", str(page)])
+        assert (result.exit_code, result.stderr.count("\n"), page.exists()) == (1, 1, False)
+        assert f"the errors are of another model than {quantized.name}: only one of the two has the layer {others};" in result.stderr
 
 
 def test_figures_equal_the_manifest_and_the_score(quantized: Path) -> None:
@@ -243,6 +256,14 @@ def test_a_bench_of_named_formats_names_them() -> None:
     page = bench_page("name", BenchResults(evaluations=tuple(rows), layers=()))
     cells = re.findall(r'<td data-value="(\d+)">([^<]*)</td><td class="left" data-value="(?:none|rtn)"', page)
     assert sorted(cells) == sorted([("16", "16"), *(("4", name) for name in named)])
+
+
+@pytest.mark.parametrize("name", ["transcripts", "against", "errors", "language"])
+def test_a_bench_takes_nothing_of_one_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "bench" / "cells").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"results of a bench, and only the page of a quantized folder shows {name}; leave that"):
+        write_report(tmp_path / "bench", **{name: "x"})
+    assert [file.name for file in tmp_path.iterdir()] == ["bench"]
 
 
 def test_the_command(quantized: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from sottovoce.bench.table import summarize
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.core.formats import short_title
-from sottovoce.errors import DataError, MissingDependencyError, OutputError
+from sottovoce.errors import DataError, MissingDependencyError, OutputError, first_of
 from sottovoce.evaluation.certificate_words import assumptions, sentences, statement_row
 from sottovoce.evaluation.confidence import FittedConfidence
-from sottovoce.evaluation.error_statistics import ErrorTable
+from sottovoce.evaluation.error_statistics import ROUNDING, ErrorTable
 from sottovoce.evaluation.failures import FAILURES
 from sottovoce.evaluation.gate import gate
 from sottovoce.evaluation.transcripts import Transcript, read_transcripts
@@ -61,11 +61,17 @@ def write_report(
     """Write one HTML page about a quantized folder, or about the results of a bench, and return where it lies.
 
     `transcripts`: file of the model's transcripts; `against`: of the original's, of the same speech. `errors`: file of how the errors of
-    its layers add up (`inspect --errors --json`). `language`: of transcripts that name none. `html`: the page (default: beside the
-    folder, with its name). Raises `CheckpointError`, `DataError` or `OutputError`.
+    its layers add up (`inspect --errors --json`). `language`: of transcripts that name none. All these are of a quantized folder,
+    not of a bench. `html`: the page (default: beside the folder, with its name). Raises `CheckpointError`, `DataError` or `OutputError`.
     """
     folder = Path(folder).expanduser().resolve()
     target, bench = html or folder.with_name(f"{folder.name}.html"), is_bench(folder)
+    of_one_model = {"transcripts": transcripts, "against": against, "errors": errors, "language": language}
+    if bench and (given := [name for name, value in of_one_model.items() if value is not None]):
+        raise DataError(
+            f"{folder}: holds the results of a bench, and only the page of a quantized folder shows {', '.join(given)}; leave that out, or "
+            "give the quantized folder that it is of"
+        )
     read = [Path(file).expanduser() for file in (transcripts, against, errors) if file is not None]
     check_outputs([(target, PAGE)], reserved=read, folders=[] if bench else [folder])
     if bench:
@@ -111,6 +117,8 @@ def folder_page(
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     reports, halves = manifest.layers, _halves(manifest.layers)
+    if together is not None:
+        _check_units(together, manifest.plan, folder)
     score, reference = (None, None) if transcripts is None else score_pair(transcripts, against, language=language)
     fitted = manifest.confidence.fitted if manifest.confidence else None
     return _render(
@@ -206,6 +214,15 @@ def _look_chart(record: TuneRecord) -> str:
             "seen": [look.seen_short_kl or 0.0 for look in record.looks],
         }
     return look_chart([look.step for look in record.looks], panels, record.chosen)
+
+
+def _check_units(found: ErrorTable, plan: Plan, folder: Path) -> None:
+    """Raise `DataError` if these are the errors of other layers than the plan's."""
+    if others := sorted({layer.name for layer in plan.layers} ^ (set(found.units) - {ROUNDING})):
+        raise DataError(
+            f"the errors are of another model than {folder.name}: only one of the two has the layer {first_of(others)}; write them with "
+            f"`inspect {folder} --errors DATA --json`"
+        )
 
 
 def _heat_map(found: ErrorTable, plan: Plan) -> str:
