@@ -114,6 +114,15 @@ def test_evaluate_writes_the_language_it_scored_in(model_folder: Path, tmp_path:
     assert [transcript.language for transcript in read_transcripts(saved)] == ["en"]
 
 
+def test_transcripts_from_a_file_took_no_time(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+    command = ("evaluate", model_folder, speech_folder, "--limit", 2, "--json", "--save", tmp_path / "t.jsonl")
+    made, read = (strict(run(*command)[1]) for _ in range(2))
+    times = ("rtfx", "encoder_s", "decoder_s")
+    assert all(made[name] > 0 for name in times)
+    assert [read[name] for name in times] == [None] * 3
+    assert (made["wer_percent"], read["audio_s"]) == (read["wer_percent"], 0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_has_null_for_what_is_no_number(value: float, capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": [1.5, value, {"b": (value, "NaN", 3)}], "c": True})

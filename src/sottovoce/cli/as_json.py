@@ -54,16 +54,16 @@ def gate_to_dict(result: Gate) -> dict[str, Any]:
 
 
 def evaluation_to_dict(result: Evaluation) -> dict[str, Any]:
-    """Return scores and transcripts."""
+    """Return scores and transcripts; None for times that were not measured: of transcripts read from a file, of a runtime's parts."""
     transcription = result.transcription
     return {
         **score_to_dict(result.score),
         "model_bytes": result.model_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "rtfx": result.rtfx,
+        "rtfx": result.rtfx or None,
         "audio_s": transcription.audio_s,
-        "encoder_s": transcription.encoder_s,
-        "decoder_s": transcription.decoder_s,
+        "encoder_s": transcription.encoder_s or None,
+        "decoder_s": transcription.decoder_s or None,
         "context": str(result.context),
         "unusable": dict(transcription.unusable),
         "transcripts": [
