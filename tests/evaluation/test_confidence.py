@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def sampled_confidences(n: int, slope: float, offset: float, seed: int = 0) -> t
     generator = np.random.default_rng(seed)
     confidences = generator.beta(4, 1.5, n)
     return confidences, generator.random(n) < ConfidenceScaling(slope, offset).apply(confidences)
+
+
+def sampled_labels(words: list[WordConfidence], *_: object) -> tuple[np.ndarray, np.ndarray]:
+    """Stands in for the alignment: a random model gets no word right."""
+    return sampled_confidences(50, 0.5, -1.0, seed=len(words))
 
 
 def test_metrics_by_hand() -> None:
@@ -83,7 +89,7 @@ def test_nothing_to_learn_from_is_refused() -> None:
 
 
 def test_loops_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: sampled_confidences(50, 0.5, -1.0, seed=len(words)))
+    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", sampled_labels)
     model = make_tiny()
 
     def hypothesis(name: str, text: str, logs: bool = True) -> Transcript:
@@ -114,6 +120,40 @@ def test_right_and_wrong_words() -> None:
     assert confidences.tolist() == [0.9, 0.8, 0.7, 0.6]
     assert right.tolist() == [True, True, True, False]
     assert not label_words(words, "")[1].any()
+
+
+@pytest.mark.parametrize(
+    ("language", "heard", "said", "right"),
+    [
+        ("zh", "今天|天气|很好", "今天天气很好", [True, True, True]),
+        ("yue", "今天|，|天气|很坏", "今天天气，很好。", [True, True, False]),
+        ("ja", "今|日", "", [False, False]),
+        ("th", "ที่|นี่|ดี", "ที่นี่ดี", [True, True, True]),
+        ("en", "今天|天气|很好", "今天天气很好", [False, False, False]),
+    ],
+)
+def test_without_spaces_characters_are_aligned(language: str, heard: str, said: str, right: list[bool]) -> None:
+    assert label_words([WordConfidence(text, 0.5) for text in heard.split("|")], said, language)[1].tolist() == right
+
+
+def test_words_without_spaces_are_what_tokens_hold() -> None:
+    recognizer = TorchRecognizer(make_tiny())
+
+    def hypothesis(text: str, said: str, language: str | None = "zh") -> Transcript:
+        tokens = tuple(recognizer.model.tokens(text))
+        logs = tuple(-0.1 * i for i in range(len(tokens)))
+        return Transcript(id=text, text=text, tokens=tokens, duration_s=1.0, reference=said, language=language, log_probabilities=logs)
+
+    # A space of the tokenizer's own, then three tokens for each of the two characters: their bytes.
+    found = word_confidences(recognizer, hypothesis("今天b", "今天"))
+    assert [word.text for word in found] == ["今", "天", "b"]
+    assert [word.confidence for word in found] == pytest.approx([math.exp(-0.2), math.exp(-0.5), math.exp(-0.7)])
+    assert [word.text for word in word_confidences(recognizer, hypothesis("今天b", "今天", None))] == ["今天b"]
+    whole = hypothesis("今天", "今天")
+    cut = replace(whole, tokens=whole.tokens[:-1], log_probabilities=whole.log_probabilities[:-1])
+    assert [word.text for word in word_confidences(recognizer, cut)] == ["今", "\ufffd"]
+    fitted = fit_to_transcripts(recognizer, [hypothesis("今天好", "今天坏"), hypothesis("天气坏", "天气好")], [0, 1])
+    assert (fitted.fitted_words, fitted.raw_metrics.accuracy) == (3, pytest.approx(2 / 3))
 
 
 def test_word_confidences_are_those_of_a_plain_forward_pass(speech_folder: Path) -> None:
@@ -172,8 +212,7 @@ def test_the_command_fits_stores_and_applies(
 
     out = tmp_path / "out"
     assert run("quantize", model_folder, out, "--method", "rtn", "--group-size", 32)[0] == 0
-    # A random model gets no word right: stand in for the alignment.
-    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", lambda words, _: sampled_confidences(50, 0.5, -1.0, seed=len(words)))
+    monkeypatch.setattr("sottovoce.evaluation.confidence.label_words", sampled_labels)
     code, _, complaint = run("transcribe", out, speech_folder / "u0.wav", "--json", "--confidence", "platt")
     assert code == 1
     assert "carries no scaling" in complaint

@@ -1,8 +1,9 @@
 """The confidence in each recognized word, how well it agrees with what is right, and two scalings that improve it.
 
 A word's confidence is the geometric mean of its tokens' probabilities. It is compared with whether the word is right, after an
-alignment with the reference. Both scalings work on its log-odds `z`: temperature scaling (Guo et al., arXiv 1706.04599, for two
-classes) gives `sigmoid(z / T)`, Platt scaling (Platt 1999) `sigmoid(a z + b)`.
+alignment with the reference. In languages without spaces a word is what one token holds (or several, where they share a character);
+characters are aligned, and a word is right if all of its own are. Both scalings work on a confidence's log-odds `z`: temperature
+scaling (Guo et al., arXiv 1706.04599, for two classes) gives `sigmoid(z / T)`, Platt scaling (Platt 1999) `sigmoid(a z + b)`.
 """
 
 import math
@@ -14,13 +15,14 @@ import numpy as np
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.failures import text_loops
-from sottovoce.evaluation.normalize import plain_word
+from sottovoce.evaluation.normalize import counts_characters, plain_word
 from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.evaluation.transcripts import Transcript
 
 BINS = 10  # of equal width, in reliability diagrams and the expected calibration error
 SMALLEST = 1e-6  # confidences are kept so far from 0 and 1
 NEWTON_STEPS = 100
+HALF_CHARACTER = "\ufffd"  # what tokenizers write for the bytes of a character that go on in the next token
 RIDGE = 1e-6  # keeps the fit finite where right and wrong words separate perfectly
 
 
@@ -91,7 +93,7 @@ def fit_to_transcripts(recognizer: Recognizer, transcripts: Sequence[Transcript]
     labeled, used = [], []
     for transcript, half in zip(transcripts, halves, strict=True):
         if transcript.has_confidences and not text_loops(transcript.text, transcript.language):
-            labeled.append(label_words(word_confidences(recognizer, transcript), transcript.reference or ""))
+            labeled.append(label_words(word_confidences(recognizer, transcript), transcript.reference or "", transcript.language))
             used.append(half)
     return replace(fit_scalings(labeled, used), left_out=len(transcripts) - len(used))
 
@@ -131,24 +133,43 @@ def word_confidences(recognizer: Recognizer, transcript: Transcript, scaling: Co
             f"{transcript.id}: {len(transcript.tokens)} tokens with {len(transcript.log_probabilities)} log-probabilities; "
             "transcribe with confidences, and recordings that fit one pass"
         )
-    words = recognizer.split_words(transcript.tokens, transcript.log_probabilities)
+    words = _split(recognizer, transcript)
     raw = np.array([math.exp(sum(logs) / len(logs)) for _, logs in words])
     scaled = raw if scaling == UNSCALED else scaling.apply(raw)
     return [WordConfidence(text, float(confidence)) for (text, _), confidence in zip(words, scaled, strict=True)]
 
 
-def label_words(words: Sequence[WordConfidence], reference: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out."""
-    spoken = [(plain_word(word.text), word.confidence) for word in words]
-    spoken = [(text, confidence) for text, confidence in spoken if text]
-    right = np.zeros(len(spoken), dtype=bool)
+def _split(recognizer: Recognizer, transcript: Transcript) -> list[tuple[str, list[float]]]:
+    """Split a transcript into words, each with the log-probabilities of its tokens."""
+    tokens, logs = transcript.tokens, transcript.log_probabilities
+    if not counts_characters(transcript.language):
+        return recognizer.split_words(tokens, logs)
+    words, start = list[tuple[str, list[float]]](), 0
+    for end in range(1, len(tokens) + 1):
+        found = recognizer.split_words(tokens[start:end], logs[start:end])
+        if end == len(tokens) or not (found and found[-1][0].endswith(HALF_CHARACTER)):
+            words, start = words + found, end
+    return words
+
+
+def label_words(words: Sequence[WordConfidence], reference: str, language: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidences `[n]` and whether each word is right, bool `[n]`; words that are only punctuation are left out.
+
+    `language`: of the reference; without spaces, characters are aligned in place of words.
+    """
+    by_character = counts_characters(language)
+    spoken = [(text, word.confidence) for word in words if (text := plain_word(word.text))]
     wanted = [text for text in map(plain_word, reference.split()) if text]
+    units = [list(text) if by_character else [text] for text, _ in spoken]
+    equal = np.zeros(sum(map(len, units)), dtype=bool)
     if spoken and wanted:
-        output = jiwer.process_words(" ".join(wanted), " ".join(text for text, _ in spoken))
+        output = jiwer.process_words(" ".join("".join(wanted) if by_character else wanted), " ".join(unit for own in units for unit in own))
         for chunk in output.alignments[0]:
             if chunk.type == "equal":
-                right[chunk.hyp_start_idx : chunk.hyp_end_idx] = True
-    return np.array([confidence for _, confidence in spoken]), right
+                equal[chunk.hyp_start_idx : chunk.hyp_end_idx] = True
+    ends = np.cumsum([len(own) for own in units], dtype=int)
+    right = [bool(equal[end - len(own) : end].all()) for own, end in zip(units, ends, strict=True)]
+    return np.array([confidence for _, confidence in spoken]), np.array(right, dtype=bool)
 
 
 def log_odds(confidences: np.ndarray) -> np.ndarray:
