@@ -10,6 +10,7 @@ import pytest
 from sottovoce import api
 from sottovoce.api import recognition
 from sottovoce.checkpoint.load import load
+from sottovoce.core.formats import format_named
 from sottovoce.data.load import load_sources
 from sottovoce.errors import DataError, ModelError, RecipeError
 from sottovoce.quantization.methods import METHODS
@@ -98,3 +99,10 @@ def test_confidences_are_fitted_without_a_recording_that_cannot_be_used(
     assert fitted == [(3, 3)]
     assert "broken.wav" in caplog.text
     assert "it is left out" in caplog.text
+
+
+def test_the_manifest_names_the_format_of_a_plan_that_was_given(model_folder: Path, tmp_path: Path) -> None:
+    plan = api.make_plan(model_folder, Recipe(method=METHODS["rtn"], format=format_named("q4_0")), target="transcribe.cpp")
+    api.quantize(model_folder, tmp_path / "out", recipe=RTN, plan=plan)
+    assert plan.formats == (format_named("q4_0"),)
+    assert api.inspect(tmp_path / "out").recipe == Recipe(method=METHODS["rtn"], format=format_named("q4_0"))

@@ -84,6 +84,12 @@ def test_quantizing_within_a_limit_gives_the_same_bytes(
     assert files[0] == files[1]
 
 
+def test_a_system_that_tells_no_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sottovoce.api.quantization.tells_memory", lambda: False)
+    with pytest.raises(MachineError, match="a limit of memory needs Linux"):
+        api.quantize(tmp_path / "no model", tmp_path / "out", calibration=tmp_path, max_memory=1 << 30)
+
+
 def test_bad_limits_are_refused(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="leave out --max-memory or --device"):
         api.quantize(model_folder, tmp_path / "out", max_memory=1 << 30, placement=Placement(device=torch.device("meta")))

@@ -16,7 +16,7 @@ from sottovoce.checkpoint.save import output_folder, refuse_existing, save_quant
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
-from sottovoce.errors import RecipeError
+from sottovoce.errors import MachineError, RecipeError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
 from sottovoce.quantization.memory_plan import MemoryPlan, check_method, plan_memory
@@ -29,6 +29,7 @@ from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.tune_record import TuneSettings
 from sottovoce.quantization.windows import make_windows
 from sottovoce.system.devices import Placement
+from sottovoce.system.memory import tells_memory
 from sottovoce.system.notices import notice
 from sottovoce.system.plain_data import from_plain, to_plain
 from sottovoce.system.progress import Progress, silent
@@ -186,8 +187,13 @@ def quantize(
 
 
 def check_settings(recipe: Recipe | None, *, placement: Placement, max_memory: int | None, tune: TuneSettings | None) -> None:
-    """Raise `RecipeError` for settings of `quantize` that exclude each other, `MachineError` for tuning under torchrun."""
+    """Raise `RecipeError` for settings of `quantize` that exclude each other, `MachineError` for tuning under torchrun, and for a
+    limit of memory where the system does not tell how much a process has."""
     method = (recipe or Recipe()).method
+    if max_memory is not None and not tells_memory():
+        raise MachineError(
+            "a limit of memory needs Linux, which tells what a process has; leave out --max-memory, and give smaller batches"
+        )
     if max_memory is not None and placement.device.type != "cpu":
         raise RecipeError("a limit is for main memory, and here the activations are on another device; leave out --max-memory or --device")
     if max_memory is not None:

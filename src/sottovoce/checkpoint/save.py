@@ -7,7 +7,7 @@ file.
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save, save_file
@@ -85,10 +85,13 @@ def _write_files(result: QuantizedModel, folder: Path, history: History) -> None
     write_generation_config(network.generation_config, folder)
     result.model.processor.save_pretrained(folder)
     (folder / CARD).write_text(model_card(result, history.tune), encoding="utf-8")
+    plan, recipe = result.plan, result.recipe
+    if recipe.format not in plan.formats:  # the plan was given, or a fit chose the formats
+        recipe = replace(recipe, format=plan.main_format)
     manifest = Manifest(
         source=result.model.source,
-        recipe=result.recipe,
-        plan=result.plan,
+        recipe=recipe,
+        plan=plan,
         calibration=result.calibration,
         environment=environment(),
         layers=result.reports,

@@ -61,6 +61,14 @@ class Plan:
         return tuple(dict.fromkeys(layer.format for layer in self.layers))
 
     @property
+    def main_format(self) -> NumberFormat:
+        """The format of most weights."""
+        weights = dict.fromkeys(self.formats, 0)
+        for layer in self.layers:
+            weights[layer.format] += layer.weights
+        return max(weights, key=weights.__getitem__)
+
+    @property
     def weights(self) -> int:
         """How many weights are quantized."""
         return sum(layer.weights for layer in self.layers)

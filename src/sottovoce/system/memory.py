@@ -17,6 +17,11 @@ AFTERWARDS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 2
 _depth = 0
 
 
+def tells_memory() -> bool:
+    """Tell whether this system says what a process has now, by which a peak can be foreseen (Linux)."""
+    return Path("/proc/self/status").is_file()
+
+
 def memory_bytes() -> int:
     """The memory the process has resident now (Linux)."""
     return _status("VmRSS")
