@@ -24,6 +24,7 @@ from sottovoce.core.formats import COMMON_WIDTH, NAMED
 ROOT = Path(__file__).resolve().parent.parent
 WITH_TABLES = (
     "results", "calibration", "certificates", "contexts", "tuning", "devices", "number_systems", "fit", "error_statistics", "runtimes",
+    "formats",
 )  # fmt: skip
 PAGES = (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in WITH_TABLES))
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
@@ -38,6 +39,12 @@ METHODS = {
     "qep-tuned": "GPTQ + QEP, tuned",
     "fade-diagnostic": "FADE, diagnostic",
     "fade": "**FADE, cross-fit**",
+}
+FORMAT_METHODS = {
+    "rtn": "RTN, ggml's fit",
+    "rtn-imatrix": "RTN, importance matrix",
+    "gptq": "GPTQ, unweighted grid",
+    "fade": "**FADE**",
 }
 OPTIONS = {
     "fade": "default",
@@ -310,18 +317,40 @@ def tuned(name: str) -> str:
     return _markdown(head, table)
 
 
-def formats(folder: str) -> str:
-    """Show the number formats of a bench, by falling faithfulness: bits per weight, divergence and capped error rate on every set."""
-    found = {(row["format"], row["data"]): row for row in _results(folder)}
-    names = sorted({name for name, _ in found}, key=lambda name: sum(float(found[name, data]["mean_kl"]) for data in SETS))
+def formats(folder: str, runtime: str) -> str:
+    """Show the number formats of a bench, and the methods where there are several, by falling faithfulness.
+
+    Bits per weight, the size of the file in `runtime` (none: it does not hold the format), divergence and capped error rate on every set.
+    """
+    found = {(row["format"], row["method"], row["data"]): row for row in _results(folder)}
+    kinds = sorted({key[:2] for key in found}, key=lambda kind: sum(float(found[*kind, data]["mean_kl"]) for data in SETS))
+    several = len({method for name, method in kinds if name}) > 1
+    (model,) = {row["model"] for row in found.values()}
+    sizes = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"][model.removeprefix("bundled:")][runtime]
     table = []
-    for name in names:
-        row = [f"`{name}`" if name else "the original", f"{NAMED[name].bits_per_weight(COMMON_WIDTH):g}" if name else "32"]
+    for name, method in kinds:
+        row = [f"`{name}`" if name else "the original"]
+        if several:
+            row.append(FORMAT_METHODS[method] if name else "")
+        row += [f"{NAMED[name].bits_per_weight(COMMON_WIDTH):.4g}" if name else "32", f"{sizes[name] / 1e6:.1f}" if name in sizes else ""]
         for data in SETS:
-            own = found[name, data]
+            own = found[name, method, data]
             row += [f"{float(own['mean_kl']):.3f}" if name else "", _rate(100 * float(own["capped"]), round(float(own["looped"])))]
         table.append(row)
-    return _markdown(["format", "bits", *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))], table)
+    head = ["format", *(["method"] if several else []), "bits", "MB"]
+    return _markdown([*head, *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))], table, words=1 + several)
+
+
+def format_sizes() -> str:
+    """Show how large the files of models are in each named format, by runtime."""
+    found = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"]
+    columns = {f"{model}, {runtime}": sizes for model, own in found.items() for runtime, sizes in own.items()}
+    bits = {name: NAMED[name].bits_per_weight(COMMON_WIDTH) for sizes in columns.values() for name in sizes}
+    table = []
+    for name in sorted(bits, key=lambda name: (bits[name], name)):
+        megabytes = [f"{sizes[name] / 1e6:.1f}" if name in sizes else "" for sizes in columns.values()]
+        table.append([f"`{name}`", f"{bits[name]:.4g}", *megabytes])
+    return _markdown(["format", "bits", *columns], table)
 
 
 def loops() -> str:
@@ -456,6 +485,7 @@ TABLES: dict[str, Callable[..., str]] = {
         certificates,
         tuned,
         formats,
+        format_sizes,
         loops,
         growth,
         joined,
