@@ -15,6 +15,7 @@ from sottovoce.backends import agreement as verify
 from sottovoce.backends import export as run
 from sottovoce.backends.agreement import agree
 from sottovoce.backends.backend import StoredType
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.backends.registry import BACKENDS, runtime_of, target_named
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
@@ -199,6 +200,8 @@ class TestExport:
         (tmp_path / "a.gguf").touch()
         (tmp_path / "a.bin").touch()
         (tmp_path / "a" / "onnx").mkdir(parents=True)
+        for file in (ENCODER, DECODER):
+            (tmp_path / "a" / file).touch()
         for name, extra in (("a.gguf", "gguf"), ("a.bin", "ggml"), ("a", "onnx")):
             with pytest.raises(MissingDependencyError, match=rf"pip install 'sottovoce\[{extra}\]'"):
                 api.open_recognizer(tmp_path / name)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sottovoce import api
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.errors import MissingDependencyError, ModelError
 from sottovoce.models import bundled
 from sottovoce.models.ctranslate2 import load_folder, read_variables
@@ -198,6 +199,8 @@ def test_a_file_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_pat
         with pytest.raises(ModelError, match=words):
             api.load(name)
     (tmp_path / "o" / "onnx").mkdir(parents=True)
+    for file in (ENCODER, DECODER):
+        (tmp_path / "o" / file).touch()
     with pytest.raises(ModelError, match="o: is an export for onnxruntime"):
         api.load("o")
     assert not asked

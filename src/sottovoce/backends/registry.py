@@ -15,6 +15,7 @@ from sottovoce.backends.sherpa_onnx import SHERPA_ONNX
 from sottovoce.backends.transcribe_cpp import TRANSCRIBE_CPP
 from sottovoce.backends.whisper_cpp import WHISPER_CPP
 from sottovoce.errors import ModelError, RecipeError
+from sottovoce.models.weight_files import holds_model
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.recognizer import Recognizer
@@ -61,6 +62,11 @@ def refuse_export(model: str | Path) -> None:
 
 
 def runtime_of(model: str | Path) -> str | None:
-    """Return the name of the backend whose file `model` is, or None if it is no export."""
+    """Return the name of the backend whose file `model` is, or None if it is no export.
+
+    A folder with weights that PyTorch loads is a model, whatever lies beside them: repositories of the Hub have an `onnx` folder too.
+    """
     path = Path(model).expanduser()
+    if holds_model(path):
+        return None
     return next((name for name, backend in BACKENDS.items() if backend.recognizes(path)), None)

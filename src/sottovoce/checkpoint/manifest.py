@@ -18,7 +18,7 @@ from sottovoce.errors import CheckpointError, DataError, OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.confidence import FittedConfidence
 from sottovoce.evaluation.context import ShortContext
-from sottovoce.models.load import MANIFEST as MANIFEST  # known there, since it tells a folder of ours from other models
+from sottovoce.models.weight_files import MANIFEST as MANIFEST  # known there, since it tells a folder of ours from other models
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.pipeline import CalibrationRecord

@@ -15,12 +15,12 @@ from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.qwen3_asr import Qwen3ASR
 from sottovoce.models.readiness import make_ready, refuse_broken_settings, refuse_giant, refuse_other_tensors, tokenizer_files
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.weight_files import CTRANSLATE2, MANIFEST
 from sottovoce.models.whisper import Whisper
 
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
 
 ADAPTER = "adapter_config.json"
-MANIFEST = "sottovoce.json"  # of a folder that sottovoce wrote
 HUB_ID = r"[A-Za-z0-9][\w.-]*/\w[\w.-]*"  # OWNER/NAME; `./x`, `~/x` and `a/b/c` are paths
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # a folder with none of them has no words
 QuantizedLoader = Callable[[Path], tuple[Any, Any]]
@@ -42,7 +42,7 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         network, processor = ctranslate2.load_folder(*bundled.locate(name.removeprefix(bundled.PREFIX)))
     elif quantized_loader is not None and (quantized := _quantized_folder(name, folder)) is not None:
         network, processor = quantized_loader(quantized)
-    elif (folder / "model.bin").is_file():
+    elif (folder / CTRANSLATE2).is_file():
         network, processor = ctranslate2.load_folder(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{name}: the folder has no config.json; a transformers or faster-whisper model folder is wanted")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import ORIGIN, Backend, StoredType
-from sottovoce.backends.onnx_runtime.layout import ENCODER
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -87,6 +87,6 @@ ONNX_RUNTIME = Backend(
     find_library=_find_library,
     write_page=_write_page,
     activations=("int8", "float32"),
-    recognizes=lambda path: (path / "onnx").is_dir(),
+    recognizes=lambda path: (path / ENCODER).is_file() and (path / DECODER).is_file(),
     origin=lambda path: origin(path / ENCODER),
 )

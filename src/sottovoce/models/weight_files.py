@@ -1,0 +1,36 @@
+"""Which files of a model's folder hold the weights that are loaded. Imports nothing heavy."""
+
+import json
+from pathlib import Path
+
+CONFIG = "config.json"
+MANIFEST = "sottovoce.json"  # of a folder that sottovoce wrote
+CTRANSLATE2 = "model.bin"  # of faster-whisper
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as the loader of transformers looks for them, each before its index
+INDEX = ".index.json"  # names the files of weights in several
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that are loaded of `folder`: one, or those that an index names; none if there are none."""
+    if (folder / CTRANSLATE2).is_file() and not (folder / MANIFEST).is_file():
+        return [folder / CTRANSLATE2]
+    named = _read(folder / CONFIG).get("transformers_weights")
+    wanted = [named] if isinstance(named, str) else [name for weights in WEIGHTS for name in (weights, f"{weights}{INDEX}")]
+    found = next((folder / name for name in wanted if (folder / name).is_file()), None)
+    if found is None:
+        return []
+    index = _read(found).get("weight_map") if found.name.endswith(INDEX) else None
+    return [folder / name for name in sorted(set(map(str, index.values())))] if isinstance(index, dict) and index else [found]
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether `folder` holds a model that PyTorch loads: its description and weights."""
+    return (folder / CONFIG).is_file() and bool(weight_files(folder))
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
