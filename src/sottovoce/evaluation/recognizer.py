@@ -21,6 +21,7 @@ from sottovoce.evaluation.transcripts import GREEDY, LONG_FORM
 from sottovoce.models.batching import Encoded, batches_by_language
 from sottovoce.models.languages import DETECT, choose_language, default_language
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.models.weight_files import weight_files
 from sottovoce.system.atomic_files import sha256
 from sottovoce.system.devices import synchronize
 
@@ -145,8 +146,8 @@ class TorchRecognizer:
 
     @property
     def stored_bytes(self) -> int:
-        """Return the size of the weights on disk, or as float16 would be where they lie elsewhere."""
-        files = list(Path(self.source).expanduser().glob("*.safetensors"))
+        """Return the size of the files of weights that were loaded, or as float16 would be where it is not known where they lie."""
+        files = [] if self.model.folder is None else weight_files(self.model.folder)
         if files:
             return sum(file.stat().st_size for file in files)
         return sum(2 * parameter.numel() for parameter in self.model.network.parameters())

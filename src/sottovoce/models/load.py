@@ -34,6 +34,7 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
     """
     name = str(source)
     folder = Path(name).expanduser()
+    place = folder if folder.is_dir() else None
     if (folder / ADAPTER).is_file():
         raise ModelError(_merge_first(name, folder / ADAPTER))
     if name.startswith(bundled.PREFIX) and (recovered := bundled.RECOVERED.get(name.removeprefix(bundled.PREFIX))):
@@ -42,6 +43,7 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         network, processor = ctranslate2.load_folder(*bundled.locate(name.removeprefix(bundled.PREFIX)))
     elif quantized_loader is not None and (quantized := _quantized_folder(name, folder)) is not None:
         network, processor = quantized_loader(quantized)
+        place = quantized
     elif (folder / CTRANSLATE2).is_file():
         network, processor = ctranslate2.load_folder(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
@@ -54,7 +56,9 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
         network, processor = _from_transformers(folder if folder.is_dir() else name)
     _check_weights(network, name)
     family = FAMILIES.get(network.config.model_type, Generic)
-    return make_ready(family(network.eval().requires_grad_(False), processor, name))
+    model = family(network.eval().requires_grad_(False), processor, name)
+    model.folder = place
+    return make_ready(model)
 
 
 def names_hub_model(name: str) -> bool:

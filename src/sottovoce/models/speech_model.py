@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ class SpeechModel(ABC):
     """Run an encoder-decoder speech recognizer: the interface that every family implements.
 
     `network`: the `transformers` model, in evaluation mode. `processor`: its tokenizer and feature extractor.
-    `source`: the name it was loaded under. `head`, `encoder`, `embedding`: the names of the output head, the encoder and the token
-    embedding in the network, which every family gives.
+    `source`: the name it was loaded under; `folder`: where its files lie, None where that is not known. `head`, `encoder`, `embedding`:
+    the names of the output head, the encoder and the token embedding in the network, which every family gives.
     """
 
     head: str
@@ -39,6 +40,7 @@ class SpeechModel(ABC):
         self.network: Any = network
         self.processor: Any = processor
         self.source = source
+        self.folder: Path | None = None
         self.quantized_from: str | None = None  # the original of a model that was read from a quantized folder
 
     @property
@@ -254,7 +256,7 @@ class SpeechModel(ABC):
     def with_network(self, network: nn.Module) -> "SpeechModel":
         """Return the same processor and source around another network."""
         other = type(self)(network, self.processor, self.source)
-        other.quantized_from = self.quantized_from
+        other.folder, other.quantized_from = self.folder, self.quantized_from
         return other
 
     def digest(self) -> str:

@@ -29,4 +29,6 @@ def open_in_transformers(folder: str | Path) -> TorchRecognizer:
     if missing := sorted(report["missing_keys"]):
         raise ExportError(f"{folder}: transformers finds no weight {missing[0]!r} in it; run it with --runtime {PYTORCH}")
     family = FAMILIES.get(network.config.model_type, Generic)
-    return TorchRecognizer(family(network.eval().requires_grad_(False), processor, str(folder)))
+    model = family(network.eval().requires_grad_(False), processor, str(folder))
+    model.folder = path
+    return TorchRecognizer(model)
