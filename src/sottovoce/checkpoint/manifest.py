@@ -149,6 +149,18 @@ def _parsed(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
     return content, version
 
 
+def written_files(folder: Path) -> set[str]:
+    """Return the names of the files that sottovoce wrote into a folder of ours, without checking them. Raises `CheckpointError`."""
+    path = folder / MANIFEST
+    try:
+        content, _ = _parsed(path.read_bytes(), path)
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+    if not isinstance(files := content.get("files"), dict):
+        raise CheckpointError(f"{path}: is damaged (it lists no files)")
+    return {MANIFEST, *files}
+
+
 def read_short_context(model: Path | str) -> ShortContext | None:
     """Return the contexts that a folder of ours was tuned for, without checking its files; None for any other model.
 

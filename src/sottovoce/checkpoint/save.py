@@ -14,15 +14,16 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from sottovoce.checkpoint.layout import CARD, CONFIG, WEIGHTS, layer_tensors, quantization_config, stored_name
-from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest
+from sottovoce.checkpoint.manifest import MANIFEST, FileRecord, Manifest, write_manifest, written_files
 from sottovoce.checkpoint.model_card import model_card
-from sottovoce.errors import OutputError
+from sottovoce.errors import CheckpointError, OutputError
 from sottovoce.evaluation.context import ShortContext
 from sottovoce.models.readiness import write_generation_config
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.system.atomic_files import built_beside, sha256, swap_in
+from sottovoce.system.other_files import other_files
 from sottovoce.system.versions import environment
 
 METADATA = {"format": "pt"}  # of the file of weights
@@ -67,13 +68,26 @@ def weights_digest(result: QuantizedModel) -> str:
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` if `target` exists and must not be replaced; only folders of ours and empty ones ever are."""
+    """Raise `OutputError` if `target` exists and must not be replaced; only folders of ours and empty ones ever are.
+
+    A folder of ours that also holds files of others is not replaced, since they would go with it.
+    """
     if not target.exists():
         return
     if not overwrite:
         raise OutputError(f"{target} exists already; give another folder, or --overwrite to replace it")
     if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
         raise OutputError(f"{target} is not a folder written by sottovoce, so it is not replaced; remove it yourself")
+    if not (target / MANIFEST).is_file():
+        return
+    try:
+        written = written_files(target)
+    except CheckpointError as exc:
+        raise OutputError(f"{target} is not replaced, since it is not known which of its files are yours ({exc}); remove it") from exc
+    if others := other_files(target, written):
+        raise OutputError(
+            f"{target} holds {others[0]}, which sottovoce did not write, so it is not replaced; move that away, or give another folder"
+        )
 
 
 def _write_files(result: QuantizedModel, folder: Path, history: History) -> None:

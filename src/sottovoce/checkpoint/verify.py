@@ -8,6 +8,7 @@ from sottovoce.checkpoint.layout import CONFIG, quantization_config
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
 from sottovoce.errors import CheckpointError
+from sottovoce.system.other_files import other_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,5 +50,5 @@ def verify(folder: str | Path) -> Verification:
         files=len(listed),
         layers=len(plan.layers),
         weights=plan.weights,
-        unlisted=tuple(sorted(file.name for file in folder.iterdir() if file.name not in listed)),
+        unlisted=tuple(other_files(folder, listed)),
     )

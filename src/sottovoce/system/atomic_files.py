@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from sottovoce.errors import OutputError
 
 LEFTOVER = "sottovoce-"  # in the names of what is beside an output while it is made
+PARTIAL = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # what a text file is called until all of it is written
 EXCHANGE, AT_CURRENT = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
 
 
