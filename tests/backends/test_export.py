@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -14,8 +15,9 @@ from sottovoce import api
 from sottovoce.backends import agreement as verify
 from sottovoce.backends import export as run
 from sottovoce.backends.agreement import agree
-from sottovoce.backends.backend import StoredType
+from sottovoce.backends.backend import ORIGIN, StoredType
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
+from sottovoce.backends.own_files import CARD_MARK
 from sottovoce.backends.registry import BACKENDS, runtime_of, target_named
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
@@ -138,7 +140,10 @@ class TestExport:
         file.write_bytes(b"precious")
         with pytest.raises(OutputError, match="exists already"):
             api.export(folder, "gguf", file, verify=False)
+        with pytest.raises(OutputError, match=r"is not an export for transcribe\.cpp"):
+            api.export(folder, "gguf", file, verify=False, overwrite=True)
         assert file.read_bytes() == b"precious"
+        file.write_bytes(b"GGUF of another export")
         api.export(folder, "gguf", file, verify=False, overwrite=True)
         assert file.read_bytes()[:4] == b"GGUF"
         (tmp_path / "things").mkdir()
@@ -197,11 +202,9 @@ class TestExport:
         for kind, extra in (("gguf", "gguf"), ("onnx", "onnx")):
             with pytest.raises(MissingDependencyError, match=rf"pip install 'sottovoce\[{extra}\]'"):
                 api.export(folder, kind, tmp_path / "x", verify=False)
-        (tmp_path / "a.gguf").touch()
-        (tmp_path / "a.bin").touch()
-        (tmp_path / "a" / "onnx").mkdir(parents=True)
-        for file in (ENCODER, DECODER):
-            (tmp_path / "a" / file).touch()
+        (tmp_path / "a.gguf").write_bytes(b"GGUF")
+        (tmp_path / "a.bin").write_bytes(b"lmgg")
+        made(tmp_path / "a", ENCODER, DECODER)
         for name, extra in (("a.gguf", "gguf"), ("a.bin", "ggml"), ("a", "onnx")):
             with pytest.raises(MissingDependencyError, match=rf"pip install 'sottovoce\[{extra}\]'"):
                 api.open_recognizer(tmp_path / name)
@@ -211,6 +214,55 @@ def _crash(*_: object) -> None:
     import os
 
     os.abort()
+
+
+class TestReplacing:
+    @pytest.mark.parametrize(
+        ("backend", "names"),
+        [
+            ("onnxruntime", (ENCODER, DECODER, "config.json", "page/main.js", "original/config.json")),
+            ("sherpa-onnx", ("tokens.txt", "encoder.onnx", "decoder.onnx")),
+            ("mlx", ("config.json", "weights.safetensors")),
+        ],
+    )
+    def test_a_folder_with_a_file_that_no_export_writes_stays(self, tmp_path: Path, backend: str, names: tuple[str, ...]) -> None:
+        target = made(tmp_path / "mine", *names, "onnx/notes.md", "src/a.py")
+        with pytest.raises(OutputError, match=rf"mine holds onnx/notes\.md, which no export for {backend} writes, so it is not replaced"):
+            run.refuse_existing_export(target, BACKENDS[backend], overwrite=True)
+
+    def test_a_folder_must_say_that_sottovoce_wrote_it(self, tmp_path: Path) -> None:
+        target = made(tmp_path / "mine", "config.json", DECODER, ".gitattributes")
+        model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+        (target / ENCODER).write_bytes(model.SerializeToString())
+        for content in (model.SerializeToString(), b"damaged"):
+            (target / ENCODER).write_bytes(content)
+            with pytest.raises(OutputError, match="mine does not say that sottovoce wrote it, so it is not replaced"):
+                run.refuse_existing_export(target, BACKENDS["onnxruntime"], overwrite=True)
+        onnx.helper.set_model_props(model, {ORIGIN: "0" * 64})
+        (target / ENCODER).write_bytes(model.SerializeToString())
+        run.refuse_existing_export(target, BACKENDS["onnxruntime"], overwrite=True)
+        (target / "README.md").write_text("# mine")
+        with pytest.raises(OutputError, match=r"holds README\.md"):
+            run.refuse_existing_export(target, BACKENDS["onnxruntime"], overwrite=True)
+        (target / "README.md").write_text(f"A quantized speech recognizer, {CARD_MARK}.")
+        run.refuse_existing_export(target, BACKENDS["onnxruntime"], overwrite=True)
+
+    def test_a_name_makes_no_file_an_export(self, tmp_path: Path) -> None:
+        for name, backend in (("pytorch_model.bin", "whisper.cpp"), ("t.gguf", "transcribe.cpp")):
+            (tmp_path / name).write_bytes(b"PK\3\4")
+            assert runtime_of(tmp_path / name) is None
+            with pytest.raises(OutputError, match=f"is not an export for {backend}"):
+                run.refuse_existing_export(tmp_path / name, BACKENDS[backend], overwrite=True)
+        made(tmp_path / "crisp", "model.gguf", "tokenizer.bin")
+        assert runtime_of(tmp_path / "crisp") is None
+
+
+def made(folder: Path, *names: str) -> Path:
+    """A folder with empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
 
 
 class TestAgreement:

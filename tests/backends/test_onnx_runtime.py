@@ -14,7 +14,7 @@ import torch
 
 from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, cache_names
 from sottovoce.backends.onnx_runtime.writer import write_onnx
-from sottovoce.backends.registry import open_runtime, target_named
+from sottovoce.backends.registry import BACKENDS, open_runtime, target_named
 from sottovoce.backends.source import Source, open_source
 from sottovoce.core.affine import Affine
 from sottovoce.core.nf4 import NF4
@@ -25,6 +25,7 @@ from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.recipe import Recipe, encoder_rule
+from sottovoce.system.other_files import other_files
 from sottovoce.system.versions import Processor, processor, sums_of_bytes_saturate
 from tests.conftest import make_tiny, quantized
 from tests.models.test_languages import make_multilingual
@@ -277,6 +278,11 @@ def test_no_path_of_this_machine_is_in_the_files(lowbit: tuple[QuantizedModel, P
         data = (folder / name).read_bytes()
         assert b".py" not in data
         assert b"/site-packages" not in data
+
+
+def test_the_names_of_all_files_are_known(lowbit: tuple[QuantizedModel, Path]) -> None:
+    """Others are neither replaced nor uploaded."""
+    assert other_files(lowbit[1], BACKENDS["onnxruntime"].files()) == []
 
 
 def test_what_is_no_export_is_refused(tmp_path: Path, floats: tuple[Whisper, Path]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sottovoce.backends.registry import BACKENDS, exporting_backends
 from sottovoce.backends.source import Source
+from sottovoce.system.other_files import other_files
 from tests.backends.conftest import small_openai
 from tests.conftest import make_tiny, make_tiny_moonshine
 
@@ -31,6 +32,7 @@ def test_the_digest_comes_back(name: str, tmp_path: Path) -> None:
             (tmp_path / file).mkdir()
         backend.write(source, tmp_path / file, backend.activations[0] if backend.activations else "")
         assert backend.origin(tmp_path / file) == (DIGEST if file == "of" else None)
+        assert not backend.is_folder or other_files(tmp_path / file, backend.files()) == []
 
 
 def test_one_kind_of_file_has_no_place_for_it() -> None:

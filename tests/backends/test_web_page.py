@@ -14,10 +14,11 @@ import soundfile
 
 from sottovoce.backends.onnx_runtime.web_page import LIBRARY, find_library, write_page
 from sottovoce.backends.onnx_runtime.writer import write_onnx
-from sottovoce.backends.registry import open_runtime
+from sottovoce.backends.registry import BACKENDS, open_runtime
 from sottovoce.backends.source import Source
 from sottovoce.data.audio import split_at_silence
 from sottovoce.errors import ExportError, MissingDependencyError
+from sottovoce.system.other_files import other_files
 from tests.conftest import make_tiny, make_tiny_moonshine
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -163,5 +164,6 @@ def test_the_folder_carries_all_that_it_needs(tmp_path: Path) -> None:
     write_page(tmp_path / "out", "q4", find_library(package))
     assert (tmp_path / "out" / "index.html").is_file()
     assert {f.name for f in (tmp_path / "out" / "page" / "onnxruntime-web").iterdir()} == {*LIBRARY, "package.json"}
+    assert other_files(tmp_path / "out", BACKENDS["onnxruntime"].files()) == []
     for script in [tmp_path / "out" / "index.html", *(tmp_path / "out" / "page").glob("*.js")]:
         assert "https://" not in script.read_text()

@@ -6,7 +6,7 @@ backend is a folder with a writer and a runtime, a record, and a line in `backen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 
 ORIGIN = "sottovoce.weights_sha256"  # in a file's metadata: sha256 of the weights of the quantized folder that it was written from
+
+
+GGUF = b"GGUF"  # what a file of that kind begins with
 
 
 class StoredType(NamedTuple):
@@ -58,6 +61,7 @@ class Backend:
     tensor_bytes: Callable[[QuantizedTensor, str], int] = packed_bytes  # of a weight in its file; the second is the part of the model
     file_name: str = "{}"  # of an export, from the name of the quantized folder
     is_folder: bool = False
+    files: Callable[[], Collection[str]] = tuple  # names of all that `write` and `write_page` ever make in a folder, with "/"
     find_library: Callable[[str | Path | None], Path] | None = None  # what a page needs: the package for browsers, given or found
     write_page: Callable[[Path, str, Path, Source | None], None] | None = None  # adds a page for browsers; None: there is none
     keeps_token_limit: bool = False  # its file says after how many tokens a transcript ends
@@ -75,11 +79,9 @@ class Backend:
                 raise MissingDependencyError(f"running {self.name} needs the package {package}; {command}") from exc
 
 
-def looks_like(path: Path, suffix: str, magic: bytes) -> bool:
-    """Whether a file has this suffix, or begins with these bytes: a file keeps its kind when its name is changed."""
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with these bytes: what it is called tells nothing, other programs use the same endings."""
     if not path.is_file():
         return False
-    if path.suffix == suffix:
-        return True
     with path.open("rb") as file:
         return file.read(len(magic)) == magic

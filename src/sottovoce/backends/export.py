@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sottovoce.backends.agreement import Agreement, compare
 from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.own_files import names_its_origin, own_files
 from sottovoce.backends.registry import backend_named, exporting_backends
 from sottovoce.backends.source import Source, UnheldError, open_source
 from sottovoce.data.dataset import DataSet
@@ -15,6 +16,7 @@ from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.system.atomic_files import built_beside, swap_in
 from sottovoce.system.notices import notice
+from sottovoce.system.other_files import other_files
 from sottovoce.system.progress import Progress, silent
 
 CLIPS = Path(__file__).parent / "clips"  # English sentences by a synthetic voice
@@ -164,7 +166,10 @@ def _activations(runtime: Backend, asked: str | None) -> str:
 
 
 def refuse_existing_export(target: Path, runtime: Backend, *, overwrite: bool) -> None:
-    """Raise `OutputError` if `target` exists and must not be replaced; only exports for this runtime and what is empty ever are."""
+    """Raise `OutputError` if `target` exists and must not be replaced; only exports for this runtime and what is empty ever are.
+
+    A folder must say that sottovoce wrote it, and hold nothing that no export writes: that would go with it.
+    """
     if not target.exists():
         return
     if not overwrite:
@@ -172,3 +177,12 @@ def refuse_existing_export(target: Path, runtime: Backend, *, overwrite: bool) -
     holds_something = any(target.iterdir()) if target.is_dir() else target.stat().st_size > 0
     if runtime.is_folder != target.is_dir() or (holds_something and not runtime.recognizes(target)):
         raise OutputError(f"{target} is not an export for {runtime.name}, so it is not replaced; remove it yourself")
+    if not (holds_something and runtime.is_folder):
+        return
+    if others := other_files(target, own_files(target, runtime)):
+        raise OutputError(
+            f"{target} holds {others[0]}, which no export for {runtime.name} writes, so it is not replaced; move that away, or give "
+            "another name"
+        )
+    if not names_its_origin(target, runtime):
+        raise OutputError(f"{target} does not say that sottovoce wrote it, so it is not replaced; remove it yourself")

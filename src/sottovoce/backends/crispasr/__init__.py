@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType
+from sottovoce.backends.backend import GGUF, Backend, StoredType
 from sottovoce.backends.crispasr.layout import HEADER, MODEL, NAME, QWEN, TOKENIZER
 from sottovoce.backends.ggml_record import origin, refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
@@ -37,7 +37,8 @@ def _recognizes(path: Path) -> bool:
     if not (path / MODEL).is_file():
         return False
     with (path / MODEL).open("rb") as file:
-        return (path / TOKENIZER).is_file() or QWEN.encode() in file.read(HEADER)
+        header = file.read(HEADER)
+    return header.startswith(GGUF) and ((path / TOKENIZER).is_file() or QWEN.encode() in header)
 
 
 CRISPASR = Backend(
@@ -52,6 +53,7 @@ CRISPASR = Backend(
     tensor_bytes=tensor_bytes,
     file_name="{}-crispasr",
     is_folder=True,
+    files=lambda: (MODEL, TOKENIZER),
     recognizes=_recognizes,
     origin=lambda path: origin(path / MODEL),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import ORIGIN, Backend, StoredType
-from sottovoce.backends.mlx.layout import NAME, WEIGHTS
+from sottovoce.backends.mlx.layout import CONFIG, NAME, WEIGHTS
 from sottovoce.quantization.target import Target
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ MLX = Backend(
     tensor_bytes=_tensor_bytes,
     file_name="{}-mlx",
     is_folder=True,
+    files=lambda: (CONFIG, WEIGHTS),
     recognizes=lambda path: (path / WEIGHTS).is_file(),
     origin=_origin,
 )

@@ -70,6 +70,12 @@ def _write_page(folder: Path, name: str, library: Path, original: Source | None)
     write_page(folder, name, library, original)
 
 
+def _files() -> set[str]:
+    from sottovoce.backends.onnx_runtime.web_page import file_names
+
+    return file_names()
+
+
 ONNX_RUNTIME = Backend(
     name=NAME,
     title="ONNX Runtime (a folder)",
@@ -84,6 +90,7 @@ ONNX_RUNTIME = Backend(
     file_name="{}-onnx",
     keeps_token_limit=True,
     is_folder=True,
+    files=_files,
     find_library=_find_library,
     write_page=_write_page,
     activations=("int8", "float32"),

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
+from sottovoce.backends.onnx_runtime.layout import BESIDE, DATA, DECODER, ENCODER
 from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError, OutputError
@@ -46,7 +46,7 @@ def write_page(folder: Path, name: str, library: Path, original: Source | None =
         models.append({"name": f"{original.name}, original", "folder": f"{ORIGINAL}/"})
     for model in models:
         for file in (ENCODER, DECODER):
-            if (folder / model["folder"] / f"{file}_data").exists():
+            if (folder / model["folder"] / f"{file}{DATA}").exists():
                 raise ExportError(f"{model['name']}: its weights exceed 2 GB, and browsers load no such file; export it without --page")
     try:
         assets = folder / ASSETS
@@ -59,6 +59,14 @@ def write_page(folder: Path, name: str, library: Path, original: Source | None =
         (assets / "models.json").write_text(json.dumps(models, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as exc:
         raise OutputError(f"{folder}: the page cannot be written ({exc})") from exc
+
+
+def file_names() -> set[str]:
+    """Return the names of all files of an ONNX folder with its page and an original."""
+    model = {*BESIDE, *(name for graph in (ENCODER, DECODER) for name in (graph, f"{graph}{DATA}"))}
+    page = {file.name for file in SCRIPTS.iterdir() if file.name != INDEX} | {"models.json"}
+    page |= {f"{PACKAGE}/{name}" for name in (*LIBRARY, "package.json")}
+    return model | {f"{ORIGINAL}/{name}" for name in model} | {f"{ASSETS}/{name}" for name in page} | {INDEX}
 
 
 def _package(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sottovoce.backends.onnx_runtime.graph import (
     merge_decoders,
 )
 from sottovoce.backends.onnx_runtime.layers import head_and_embedding, low_bit_linear
-from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER, SHORT_CONTEXT
+from sottovoce.backends.onnx_runtime.layout import DATA, DECODER, ENCODER, SHORT_CONTEXT
 from sottovoce.backends.onnx_runtime.operators import stored_type
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError
@@ -118,14 +118,14 @@ def halved(onnx: Any, model: Any) -> Any:
 
 
 def save_graph(onnx: Any, model: Any, file: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a graph without the exporter's own notes, with `metadata`; weights that one file cannot hold go into `FILE_data`."""
+    """Write a graph without the exporter's own notes, with `metadata`; weights that one file cannot hold go into a file beside."""
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata or {}))
     _drop_traces(model.graph)
     if model.ByteSize() < LARGEST_PROTOBUF:
         file.write_bytes(model.SerializeToString(deterministic=True))
     else:
-        onnx.save(model, str(file), save_as_external_data=True, location=f"{file.name}_data")
+        onnx.save(model, str(file), save_as_external_data=True, location=f"{file.name}{DATA}")
 
 
 def _drop_traces(graph: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sottovoce.backends.backend import Backend, StoredType
 from sottovoce.backends.onnx_runtime import origin, stored, tensor_bytes
+from sottovoce.backends.onnx_runtime.layout import DATA
 from sottovoce.backends.sherpa_onnx.layout import FILES, NAME, TOKENS
 from sottovoce.quantization.target import Target
 
@@ -35,7 +36,7 @@ def _open(model: str, threads: int) -> Recognizer:
 
 
 def _recognizes(path: Path) -> bool:
-    return (path / TOKENS).is_file() and any((path / encoder).is_file() for encoder, _ in FILES.values())
+    return (path / TOKENS).is_file() and any(all((path / graph).is_file() for graph in graphs) for graphs in FILES.values())
 
 
 def _origin(path: Path) -> str | None:
@@ -55,6 +56,7 @@ SHERPA_ONNX = Backend(
     tensor_bytes=tensor_bytes,
     file_name="{}-sherpa",
     is_folder=True,
+    files=lambda: (TOKENS, *(name for graphs in FILES.values() for graph in graphs for name in (graph, f"{graph}{DATA}"))),
     activations=("int8", "float32"),
     recognizes=_recognizes,
     origin=_origin,

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType, looks_like
+from sottovoce.backends.backend import GGUF, Backend, StoredType, begins_with
 from sottovoce.backends.ggml_record import origin, refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
 
@@ -42,6 +42,6 @@ TRANSCRIBE_CPP = Backend(
     write=_write,
     tensor_bytes=tensor_bytes,
     file_name="{}.gguf",
-    recognizes=lambda path: looks_like(path, ".gguf", b"GGUF"),
+    recognizes=lambda path: begins_with(path, GGUF),
     origin=origin,
 )

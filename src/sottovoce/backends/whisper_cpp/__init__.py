@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.backends.backend import Backend, StoredType, looks_like
+from sottovoce.backends.backend import Backend, StoredType, begins_with
 from sottovoce.backends.ggml_record import refusal, stored, tensor_bytes
 from sottovoce.quantization.target import Target
 
@@ -46,5 +46,5 @@ WHISPER_CPP = Backend(
     write=_write,
     tensor_bytes=tensor_bytes,
     file_name="{}.bin",
-    recognizes=lambda path: looks_like(path, ".bin", b"lmgg"),
+    recognizes=lambda path: begins_with(path, b"lmgg"),
 )
