@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 import sottovoce
 from sottovoce import api
+from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.backends.registry import target_named
 from sottovoce.checkpoint.verify import verify
 from sottovoce.core.affine import Affine
@@ -178,6 +179,33 @@ def test_an_export_is_opened_in_its_runtime_and_gets_a_card(
     assert code == 1
     assert "transcribe.cpp cannot load it" in shown
     assert "models/me/other" not in hub.repositories
+
+
+ONNX_FILES = (ENCODER, DECODER, "config.json", "page/main.js", "original/vocab.json")
+OTHERS = (".env", ".git/config", "notes.txt", "onnx/notes.txt", "original/a.wav", "README.md")
+
+
+@pytest.fixture
+def onnx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of an export, all of them empty, which its runtime is said to load, and with others."""
+    monkeypatch.setattr(staged, "open_runtime", lambda *_: None)
+    folder = tmp_path / "tiny-onnx"
+    for name in (*ONNX_FILES, *OTHERS):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_other_files_beside_an_export_stay_and_are_named(onnx_folder: Path, hub: FakeHub) -> None:
+    done = sottovoce.push(onnx_folder, "me/tiny-onnx", public=True)
+    assert done.left_out == tuple(sorted(OTHERS))
+    files = hub.repositories["models/me/tiny-onnx"].files
+    assert set(files) == {*ONNX_FILES, "README.md"}
+    card = files["README.md"].decode()
+    assert "# tiny-onnx\n" in card
+    (onnx_folder / "README.md").write_text(f"{card}\nmy words")  # as fetched from the Hub, and added to
+    assert "README.md" not in sottovoce.push(onnx_folder, "me/again").left_out
+    assert hub.repositories["models/me/again"].files["README.md"].endswith(b"my words")
 
 
 def test_public_repositories_are_made_and_used_only_on_request(folder: Path, hub: FakeHub) -> None:

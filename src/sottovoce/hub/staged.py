@@ -9,12 +9,14 @@ import torch
 from huggingface_hub import ModelCardData
 
 from sottovoce.backends.backend import Backend
+from sottovoce.backends.own_files import CARD_MARK, own_files
 from sottovoce.backends.registry import backend_named, open_runtime, runtime_of
 from sottovoce.checkpoint.layout import CARD
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_sealed
 from sottovoce.checkpoint.model_card import FOLDER_IN_CARD
 from sottovoce.checkpoint.verify import verify
 from sottovoce.errors import CheckpointError
+from sottovoce.system.other_files import other_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,12 @@ def stage(source: Path, runtime: str | None, repo: str, folder: Path) -> Staged:
     `runtime`: as `runtime_to_push` tells it. A quantized folder must pass `verify`, an export must load in its runtime. Raises
     `CheckpointError`, `ExportError` or `MissingDependencyError`.
     """
-    left_out: tuple[str, ...] = ()
     if runtime is None:
         left_out = verify(source).unlisted
         _stage_quantized(source, repo, folder)
     else:
         open_runtime(runtime, source, torch.get_num_threads())
-        _stage_export(source, backend_named(runtime), repo, folder)
+        left_out = _stage_export(source, backend_named(runtime), repo, folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
     return Staged(folder=folder, files=len(files), bytes=sum(file.stat().st_size for file in files), left_out=left_out)
 
@@ -68,15 +69,19 @@ def _stage_quantized(source: Path, repo: str, folder: Path) -> None:
     write_sealed(folder, content)
 
 
-def _stage_export(source: Path, backend: Backend, repo: str, folder: Path) -> None:
-    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.is_file())
-    root = source.parent if source.is_file() else source
-    for file in files:
-        link = folder / file.relative_to(root)
+def _stage_export(source: Path, backend: Backend, repo: str, folder: Path) -> tuple[str, ...]:
+    """Link what the export wrote, with a card where it has none of ours. Return the names of other files in its folder."""
+    root, names, left_out = source.parent, {source.name}, tuple[str, ...]()
+    if source.is_dir():
+        root, names = source, own_files(source, backend)
+        left_out = tuple(other_files(source, names))
+    for name in sorted(name for name in names if (root / name).is_file()):
+        link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(file.absolute())
+        link.symlink_to((root / name).absolute())
     if not (folder / CARD).exists():
         (folder / CARD).write_text(_export_card(source, backend, repo), encoding="utf-8")
+    return left_out
 
 
 def _export_card(source: Path, backend: Backend, repo: str) -> str:
@@ -90,7 +95,7 @@ def _export_card(source: Path, backend: Backend, repo: str) -> str:
         "",
         f"# {source.stem if source.is_file() else source.name}",
         "",
-        f"A quantized speech recognizer for {backend.title}, written by [sottovoce](https://pypi.org/project/sottovoce/).",
+        f"A quantized speech recognizer for {backend.title}, {CARD_MARK}.",
         "",
         "```",
         fetch,
