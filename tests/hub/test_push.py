@@ -208,6 +208,14 @@ def test_other_files_beside_an_export_stay_and_are_named(onnx_folder: Path, hub:
     assert hub.repositories["models/me/again"].files["README.md"].endswith(b"my words")
 
 
+def test_the_folder_one_stands_in_has_its_name_in_the_card(onnx_folder: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(onnx_folder)
+    sottovoce.push(".", "me/tiny-onnx")
+    card = hub.repositories["models/me/tiny-onnx"].files["README.md"].decode()
+    assert "# tiny-onnx\n" in card
+    assert "hf download me/tiny-onnx --local-dir tiny-onnx\nsottovoce transcribe tiny-onnx speech.wav" in card
+
+
 def test_public_repositories_are_made_and_used_only_on_request(folder: Path, hub: FakeHub) -> None:
     hub.repositories["models/me/open"] = Repository(private=False)
     code, _, shown = run("push", folder, "me/open")

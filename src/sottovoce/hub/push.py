@@ -46,6 +46,7 @@ def push(source: str | Path, repo: str, *, public: bool = False, token: str | No
     path = Path(source).expanduser()
     check_name(repo)
     runtime = runtime_to_push(path)
+    path = path.resolve() if path.is_dir() else path  # "." has no name for the card
     own_token = token or get_token()
     if own_token is None:
         raise OutputError("there is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN to a token that may write")
