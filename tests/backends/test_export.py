@@ -247,6 +247,14 @@ class TestReplacing:
         (target / "README.md").write_text(f"A quantized speech recognizer, {CARD_MARK}.")
         run.refuse_existing_export(target, BACKENDS["onnxruntime"], overwrite=True)
 
+    def test_a_link_to_a_file_stays_a_link(self, folder: Path, tmp_path: Path) -> None:
+        api.export(folder, "gguf", tmp_path / "t.gguf", verify=False)
+        (tmp_path / "latest.gguf").symlink_to("t.gguf")
+        (tmp_path / "t.gguf").write_bytes(b"GGUF of another export")
+        assert api.export(folder, "gguf", tmp_path / "latest.gguf", verify=False, overwrite=True).file == tmp_path / "t.gguf"
+        assert (tmp_path / "latest.gguf").is_symlink()
+        assert (tmp_path / "t.gguf").stat().st_size > 1000
+
     def test_a_name_makes_no_file_an_export(self, tmp_path: Path) -> None:
         for name, backend in (("pytorch_model.bin", "whisper.cpp"), ("t.gguf", "transcribe.cpp")):
             (tmp_path / name).write_bytes(b"PK\3\4")

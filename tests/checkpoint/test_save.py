@@ -2,17 +2,20 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sottovoce import api
-from sottovoce.checkpoint.manifest import MANIFEST
+from sottovoce.checkpoint.certificates import store_certificate
+from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
 from sottovoce.checkpoint.save import refuse_existing
 from sottovoce.core.affine import Affine
 from sottovoce.errors import OutputError
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
+from tests.evaluation.test_certificate import certified, some_losses
 
 RECIPE = Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32))
 
@@ -44,6 +47,21 @@ def test_what_the_hub_adds_is_replaced_with_the_folder(model_folder: Path, folde
     (folder / ".cache" / "huggingface" / "CACHEDIR.TAG").touch()
     api.quantize(model_folder, folder, recipe=RECIPE, overwrite=True)
     assert not (folder / ".cache").exists()
+
+
+@pytest.mark.parametrize("write", ["quantize", "certificate"])
+def test_a_link_to_a_folder_stays_a_link(model_folder: Path, folder: Path, write: str) -> None:
+    latest = folder.parent / "latest"
+    latest.symlink_to("four")
+    before = read_manifest(folder)
+    if write == "quantize":
+        api.quantize(model_folder, latest, recipe=replace(RECIPE, format=Affine(bits=3, group_size=32)), overwrite=True)
+    else:
+        store_certificate(latest, certified(some_losses(20)))
+    assert latest.is_symlink()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["four", "latest"]
+    assert read_manifest(folder) != before
+    assert api.verify(folder).unlisted == ()
 
 
 @pytest.mark.parametrize(

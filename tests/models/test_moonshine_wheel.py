@@ -227,6 +227,15 @@ def test_who_comes_at_the_same_time_waits(little: list[Path], tmp_path: Path) ->
     assert found == [tmp_path / "cache" / moonshine_wheel.FOLDER] * 4
 
 
+def test_a_folder_of_the_cache_that_is_a_link_stays_one(little: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache" / moonshine_wheel.FOLDER).symlink_to("../elsewhere")
+    assert recovered_folder(lambda: tmp_path) == tmp_path / "elsewhere"
+    assert (tmp_path / "cache" / moonshine_wheel.FOLDER).is_symlink()
+    assert little == [tmp_path]
+
+
 def test_a_recovery_that_fails_leaves_nothing(little: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_models: Path, out: Path) -> None:
         out.mkdir()

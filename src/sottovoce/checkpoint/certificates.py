@@ -11,7 +11,7 @@ from sottovoce.checkpoint.manifest import FileRecord, read_manifest, write_manif
 from sottovoce.errors import OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
-from sottovoce.system.atomic_files import built_beside, sha256, swap_in
+from sottovoce.system.atomic_files import built_beside, place_of, sha256, swap_in
 
 BEGIN, END = "<!-- certificates -->", "<!-- end of certificates -->"
 
@@ -22,7 +22,7 @@ def store_certificate(folder: Path | str, certificate: Certificate, *, chosen_on
     It takes the place of one of the same file on the same speech. `chosen_on`: hashes of the recordings by which the folder was chosen
     from others (see `data.audio.recording_hash`); they are never certified on again. Raises `CheckpointError`, `OutputError`.
     """
-    target = Path(folder).expanduser().absolute()
+    target = place_of(folder)
     manifest = read_manifest(target)
     others = tuple(other for other in manifest.certificates if _place(other) != _place(certificate))
     kept = (*others, certificate)

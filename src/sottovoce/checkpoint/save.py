@@ -22,7 +22,7 @@ from sottovoce.models.readiness import write_generation_config
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.tune_record import TuneRecord
-from sottovoce.system.atomic_files import built_beside, sha256, swap_in
+from sottovoce.system.atomic_files import built_beside, place_of, sha256, swap_in
 from sottovoce.system.other_files import other_files
 from sottovoce.system.versions import environment
 
@@ -45,7 +45,7 @@ def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: boo
 
     Raises `OutputError` if the folder exists (unless `overwrite`) or cannot be written; what was there then stays.
     """
-    target = Path(folder).expanduser().absolute()
+    target = place_of(folder)
     refuse_existing(target, overwrite=overwrite)
     with built_beside(target) as build:
         content = build / target.name
@@ -59,7 +59,7 @@ def output_folder(out: str | Path) -> Path:
     """Return the whole path of a folder that is to be written. Raises `OutputError` for an empty name."""
     if not str(out).strip():
         raise OutputError("the name of the output is empty; give the name of a folder")
-    return Path(out).expanduser().absolute()
+    return place_of(out)
 
 
 def weights_digest(result: QuantizedModel) -> str:

@@ -21,6 +21,12 @@ PARTIAL = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # what a text file is called unti
 EXCHANGE, AT_CURRENT = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
 
 
+def place_of(output: str | Path) -> Path:
+    """Return the whole path of an output. Of a link that is the place it points to: exchanged by its name, it would be a link no more."""
+    path = Path(output).expanduser().absolute()
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextlib.contextmanager
 def built_beside(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` to build it in; gone afterwards, whatever happens. Raises `OutputError`."""
