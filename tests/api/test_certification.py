@@ -101,8 +101,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory, quantized: Path, model
     return certify(quantized, held_out, against=model_folder, ledger=ledger)
 
 
-def test_a_certificate_of_a_folder(certificate: Certificate, quantized: Path, tmp_path: Path) -> None:
+def test_a_certificate_of_a_folder(certificate: Certificate, quantized: Path, model_folder: Path, tmp_path: Path) -> None:
     assert (certificate.runtime, certificate.calibration, certificate.earlier_looks) == ("torch", "disjoint", 0)
+    assert (certificate.checkpoint, certificate.reference) == (quantized.name, model_folder.name)  # paths would be published
     assert certificate.digest == read_manifest(quantized).files["model.safetensors"].sha256
     assert certificate.shared_speakers == ("s1",)
     (corpus,) = certificate.corpora

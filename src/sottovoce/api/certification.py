@@ -36,6 +36,7 @@ from sottovoce.evaluation.ledger import add_look, default_ledger, earlier_looks,
 from sottovoce.evaluation.recognizer import Recognizer, recognizer_digest
 from sottovoce.evaluation.transcripts import TRANSCRIPTS, Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, utterance_losses
+from sottovoce.models.load import public_name
 from sottovoce.system.counting import counted
 from sottovoce.system.devices import Placement
 from sottovoce.system.notices import notice
@@ -305,12 +306,12 @@ def _certificate(
     by_id = {loss.id: loss for loss in losses}
     packages = ("jiwer", "whisper-normalizer", *backend_named(file.runtime).packages)
     return Certificate(
-        checkpoint=file.name,
+        checkpoint=public_name(file.name),
         digest=file.digest,
         bytes=file.bytes,
         runtime=file.runtime if _placement(file, settings).is_plain else f"{file.runtime} ({settings.placement})",
         context=str(file.context),
-        reference=settings.against,
+        reference=public_name(settings.against),
         confidence=settings.confidence,
         seed=settings.seed,
         statements=make_statements(losses, speakers, confidence=settings.confidence, seed=settings.seed),

@@ -9,8 +9,7 @@ from pathlib import Path
 from sottovoce.api.inputs import Sources
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash
 from sottovoce.data.dataset import DataSet, Utterance, need_texts
-from sottovoce.data.hub import PREFIX
-from sottovoce.data.load import load_data, load_each
+from sottovoce.data.load import corpus_name, load_data, load_each
 from sottovoce.errors import AudioError, DataError
 
 
@@ -50,7 +49,7 @@ def read_speech(audio: Sources, *, labelled: Sequence[str] = ()) -> CertifiedSpe
         if (other := known.setdefault(digest, utterance.id)) != utterance.id:
             raise DataError(f"{utterance.id} is the same recording as {other}; give every recording once, since bounds count draws")
         hashes[utterance.id], seconds[utterance.id] = digest, len(samples) / SAMPLE_RATE
-    usable = [(_corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
+    usable = [(corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
     usable = [(name, utterances) for name, utterances in usable if utterances]
     if not usable:
         reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
@@ -58,8 +57,3 @@ def read_speech(audio: Sources, *, labelled: Sequence[str] = ()) -> CertifiedSpe
     chosen = tuple(utterance for _, utterances in usable for utterance in utterances)
     name = " + ".join(name for name, _ in usable)
     return CertifiedSpeech(data=DataSet(name, chosen), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
-
-
-def _corpus_name(name: str) -> str:
-    """The last part of a path, which says nothing of the machine; a data set of the Hub as it is called."""
-    return name if name.startswith(PREFIX) else Path(name).name

@@ -11,6 +11,7 @@ from sottovoce.checkpoint.manifest import FileRecord, read_manifest, write_manif
 from sottovoce.errors import OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
+from sottovoce.models.load import public_name
 from sottovoce.system.atomic_files import built_beside, place_of, sha256, swap_in
 
 BEGIN, END = "<!-- certificates -->", "<!-- end of certificates -->"
@@ -77,7 +78,7 @@ def certificate_markdown(certificate: Certificate) -> str:
 
 
 def _place(certificate: Certificate) -> tuple[str, str, str, str, str]:
-    return certificate.runtime, certificate.digest, certificate.speech, certificate.reference, certificate.context
+    return certificate.runtime, certificate.digest, certificate.speech, public_name(certificate.reference), certificate.context
 
 
 def _link(source: str, target: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sottovoce.checkpoint.manifest_v1 import upgrade
+from sottovoce.data.load import corpus_name
 from sottovoce.errors import CheckpointError, DataError, OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.confidence import FittedConfidence
@@ -179,9 +180,12 @@ def read_short_context(model: Path | str) -> ShortContext | None:
 
 
 def store_confidence(folder: Path | str, confidence: ConfidenceRecord) -> None:
-    """Put what was fitted to the words of held-out speech into the folder's manifest. Raises `CheckpointError`, `OutputError`."""
+    """Put what was fitted to the words of held-out speech into the folder's manifest, `data` by name, without the path to it.
+
+    Raises `CheckpointError`, `OutputError`.
+    """
     folder = Path(folder).expanduser()
     try:
-        write_manifest(folder, replace(read_manifest(folder), confidence=confidence))
+        write_manifest(folder, replace(read_manifest(folder), confidence=replace(confidence, data=corpus_name(confidence.data))))
     except OSError as exc:
         raise OutputError(f"{folder / MANIFEST}: cannot be written ({exc})") from exc

@@ -166,6 +166,7 @@ def certify(
                 _check_folder(Path(checkpoint))
             choice = certification.choose_smallest(checkpoints, audio, **settings, progress=progress)
             certificate = choice.chosen.certificate if choice.chosen else None
+            home = Path(choice.chosen.checkpoint) if choice.chosen else home
         else:
             certificate = certification.certify(checkpoints[0], audio, folder=folder, save=save, **settings, progress=progress)
     if as_json:
@@ -175,7 +176,7 @@ def certify(
     elif certificate is not None:
         print_certificate(certificate)
     if certificate is not None:  # after the figures are shown: a folder may not be writable
-        _keep(certificate, audio if choose else (), (Path(certificate.checkpoint) if choose else home) if store else None)
+        _keep(certificate, audio if choose else (), home if store else None)
     _finish(certificate)
 
 

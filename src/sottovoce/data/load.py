@@ -13,6 +13,7 @@ from sottovoce.data.hub import PREFIX, read_hub
 from sottovoce.data.manifest import JSON_SUFFIXES, TABLE_SUFFIXES, read_manifest, table_columns
 from sottovoce.errors import DataError, first_of
 from sottovoce.system.notices import notice
+from sottovoce.system.paths import last_part
 
 __all__ = ["DataSet", "Utterance", "load_data", "load_sources"]
 
@@ -40,6 +41,11 @@ def load_data(source: str | Path, *, at_most: int | None = None) -> DataSet:
     if not utterances:
         raise DataError(f"{source}: holds no utterances; sound files ({', '.join(SUFFIXES)}) or a manifest.jsonl are wanted")
     return DataSet(name, tuple(_with_unique_ids(utterances, source)[:at_most]), left_out)
+
+
+def corpus_name(source: str) -> str:
+    """Return what a data set is called in what is published: the last part of its path; one of the Hub as it is named."""
+    return source if source.startswith(PREFIX) else last_part(source)
 
 
 def load_sources(sources: Sequence[str | Path | DataSet]) -> DataSet:

@@ -65,12 +65,12 @@ class Corpus:
 class Certificate:
     """What holds of the transcripts of one file.
 
-    `checkpoint`, `digest`, `bytes`, `runtime`: the file that was run; `reference`: the model it is compared with. `confidence`: of each
-    statement by itself. `seed`: of the order in which the losses were bet on. `speech`: digest of all recordings. `calibration`: whether
-    the calibration speech was compared with this speech ("disjoint"), there was none ("none"), or it is not known ("unknown");
-    `shared_speakers`: names of speakers in both. `earlier_looks`: how many other settings had been tried on this speech before.
-    `left_out`: recordings that could not be used, each with the reason. `chosen_among`: how many candidates stood to choice, if any did;
-    `limits`: what the choice or the check demanded, by loss. `context`: of the file's encoder, as `--context` takes it.
+    `checkpoint`, `digest`, `bytes`, `runtime`: the file that was run; `reference`: the model it is compared with; both by name, without the
+    path to them. `confidence`: of each statement by itself. `seed`: of the order in which the losses were bet on. `speech`: digest of all
+    recordings. `calibration`: whether the calibration speech was compared with this speech ("disjoint"), there was none ("none"), or it is
+    not known ("unknown"); `shared_speakers`: names of speakers in both. `earlier_looks`: how many other settings had been tried on this
+    speech before. `left_out`: recordings that could not be used, each with the reason. `chosen_among`: how many candidates stood to choice,
+    if any did; `limits`: what the choice or the check demanded, by loss. `context`: of the file's encoder, as `--context` takes it.
     """
 
     checkpoint: str

@@ -17,6 +17,7 @@ from sottovoce.models.readiness import make_ready, refuse_broken_settings, refus
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.weight_files import CTRANSLATE2, MANIFEST
 from sottovoce.models.whisper import Whisper
+from sottovoce.system.paths import last_part
 
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
 
@@ -64,6 +65,11 @@ def load_model(source: str | Path, *, quantized_loader: QuantizedLoader | None =
 def names_hub_model(name: str) -> bool:
     """Whether a name stands for a model on the Hub: OWNER/NAME, and there is no such path here."""
     return re.fullmatch(HUB_ID, name) is not None and not Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """Return what a model is called in what is published: the last part of its path; one of the Hub or a bundled one as it is named."""
+    return name if names_hub_model(name) or name.startswith(bundled.PREFIX) else last_part(name)
 
 
 def _quantized_folder(name: str, folder: Path) -> Path | None:
