@@ -5,7 +5,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from sottovoce.hub import staged
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule
 from tests.cli.test_cli import run
-from tests.hub.fake_hub import TOKEN, FakeHub, Repository, serving
+from tests.hub.fake_hub import FakeHub, Repository
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +29,6 @@ def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("pushed") / "tiny-4bit"
     api.quantize(model_folder, out, recipe=Recipe(method=method_named("rtn"), format=Affine(bits=4, group_size=32)))
     return out
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub that the client is pointed at, large files by LFS (whose calls it speaks; the client's other way is its own storage)."""
-    with serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
 
 
 def test_a_folder_arrives_whole_private_and_with_its_card(folder: Path, hub: FakeHub, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sottovoce.errors import AudioError, DataError, RecipeError
 from sottovoce.evaluation.context import Context
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import recognizer_digest, window_of
+from sottovoce.models.load import local_folder
 from sottovoce.quantization.pipeline import CalibrationRecord
 
 Calibration = Literal["disjoint", "none", "unknown"]
@@ -47,7 +48,7 @@ def open_file(
 
     Raises `AudioError` if the context is shorter than a recording.
     """
-    origin = Path(folder or checkpoint).expanduser()
+    origin = local_folder(folder or checkpoint)
     if folder is not None and not (origin / MANIFEST).is_file():
         raise RecipeError(f"{folder}: is not a folder written by sottovoce, so it tells nothing of {checkpoint}; leave --folder out")
     manifest = read_manifest(origin) if (origin / MANIFEST).is_file() else None

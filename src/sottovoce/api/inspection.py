@@ -11,13 +11,14 @@ from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.data.dataset import DataSet
 from sottovoce.evaluation.error_statistics import ErrorStatistics, error_statistics
 from sottovoce.fitting.speech import held_out_speech
+from sottovoce.models.load import local_folder
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.progress import Progress, silent
 
 
 def inspect(folder: str | Path) -> Manifest:
     """Return what a quantized folder is: plan, recipe, calibration, diagnostics, files. Raises `CheckpointError`."""
-    return read_manifest(folder)
+    return read_manifest(local_folder(folder))
 
 
 def inspect_errors(

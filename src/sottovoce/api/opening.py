@@ -17,6 +17,7 @@ from sottovoce.checkpoint.manifest import read_short_context
 from sottovoce.errors import RecipeError
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import LimitedRecognizer, Recognizer, TorchRecognizer, WindowedRecognizer
+from sottovoce.models.load import local_folder
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.system.devices import Placement
 
@@ -74,20 +75,23 @@ def _open(model: str | Path | SpeechModel, runtime: str | None, fallback: Fallba
             raise RecipeError(f"{model} is made for the runtime {made_for}, and {asked.name} was asked for; leave --runtime out")
         return open_runtime(made_for, str(model), torch.get_num_threads())
     if asked is None or asked.name == DEFAULT_RUNTIME:
-        return _with_tuned_context(TorchRecognizer(loaded(model).placed(placement), fallback=fallback), model)
+        speech_model = loaded(model)
+        recognizer = TorchRecognizer(speech_model.placed(placement), fallback=fallback)
+        return recognizer if isinstance(model, SpeechModel) else _with_tuned_context(recognizer, speech_model.folder)
     if isinstance(model, SpeechModel):
         raise RecipeError(f"a loaded model does not run in {asked.name}; export it, and name the file")
+    quantized = local_folder(model)
     if asked.write is None:
-        return _with_tuned_context(asked.open(str(model), torch.get_num_threads()), model)
+        return _with_tuned_context(asked.open(str(quantized), torch.get_num_threads()), quantized)
     folder = Path(tempfile.mkdtemp(prefix="sottovoce."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     exported = export(model, asked.name, folder / asked.file_name.format("model"), verify=False)
-    return _with_tuned_context(asked.open(str(exported.file), torch.get_num_threads()), model)
+    return _with_tuned_context(asked.open(str(exported.file), torch.get_num_threads()), quantized)
 
 
-def _with_tuned_context(recognizer: Recognizer, model: str | Path | SpeechModel) -> Recognizer:
+def _with_tuned_context(recognizer: Recognizer, folder: Path | None) -> Recognizer:
     """Tell a recognizer which shorter contexts its model was tuned for, as the manifest of its folder says."""
-    tuned = None if isinstance(model, SpeechModel) else read_short_context(model)
+    tuned = None if folder is None else read_short_context(folder)
     if tuned is not None and isinstance(recognizer, WindowedRecognizer):
         recognizer.window = replace(recognizer.window, tuned=tuned)
     return recognizer

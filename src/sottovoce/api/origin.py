@@ -10,6 +10,7 @@ from sottovoce.backends.registry import BACKENDS, runtime_of
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import Manifest
 from sottovoce.errors import ExportError, MissingDependencyError, RecipeError, SottovoceError, first_line
+from sottovoce.models.load import local_folder
 from sottovoce.system.atomic_files import sha256
 from sottovoce.system.notices import notice
 
@@ -20,7 +21,7 @@ def check_origin(checkpoint: str | Path, folder: Path, manifest: Manifest) -> No
     A file says by the hash of the folder's weights where it comes from. A file of a kind that has no place for that is compared with
     a new export of the folder. A file that could say so and does not is taken at the user's word, with a notice.
     """
-    path = Path(checkpoint).expanduser()
+    path = local_folder(checkpoint)
     runtime = runtime_of(path)
     if runtime is None:
         if path.resolve() != folder.resolve():

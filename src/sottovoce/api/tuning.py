@@ -19,6 +19,7 @@ from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
 from sottovoce.errors import CheckpointError, MachineError, ModelError
 from sottovoce.evaluation.context import ShortContext
+from sottovoce.models.load import local_folder
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import prepare_speech
 from sottovoce.quantization.pipeline import CalibrationRecord, QuantizedModel, Timing, brought_home, calibration_record
@@ -119,7 +120,7 @@ def tune(
 
 def open_quantized(checkpoint: str | Path) -> tuple[QuantizedModel, History]:
     """Open a quantized folder to tune it. Raises `CheckpointError` if it is none, or tuned already."""
-    folder = Path(checkpoint).expanduser()
+    folder = local_folder(checkpoint)
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(
             f"{checkpoint}: is not a folder written by `sottovoce quantize`, and only such a folder is tuned; in place of an exported file "

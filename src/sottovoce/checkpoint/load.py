@@ -13,7 +13,7 @@ from sottovoce.checkpoint.layout import WEIGHTS, stored_name
 from sottovoce.checkpoint.manifest import Manifest, read_manifest
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.errors import CheckpointError, ModelError
-from sottovoce.models.load import load_model
+from sottovoce.models.load import load_model, local_folder
 from sottovoce.models.readiness import refuse_giant
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.plan import Plan
@@ -33,8 +33,11 @@ class OpenedFolder:
 
 
 def open_folder(folder: str | Path) -> OpenedFolder:
-    """Open a folder written by sottovoce, with its files hashed and its codes unpacked once. Raises `CheckpointError`, `ModelError`."""
-    folder = Path(folder).expanduser()
+    """Open a folder written by sottovoce, here or on the Hub, with its files hashed and its codes unpacked once.
+
+    Raises `CheckpointError`, `ModelError`.
+    """
+    folder = local_folder(folder)
     manifest = read_manifest(folder)
     weights = read_weights(folder, manifest.plan)
     model = load_model(folder, quantized_loader=lambda _: _network(folder, weights))

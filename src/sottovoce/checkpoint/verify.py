@@ -8,6 +8,7 @@ from sottovoce.checkpoint.layout import CONFIG, quantization_config
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
 from sottovoce.errors import CheckpointError
+from sottovoce.models.load import local_folder
 from sottovoce.system.other_files import other_files
 
 
@@ -27,7 +28,7 @@ def verify(folder: str | Path) -> Verification:
     Codes and parameters must be as the plan's number format stores them, the plan must name the model's layers, and what stays in
     floating point must be finite. Raises `CheckpointError` for the first that fails.
     """
-    folder = Path(folder).expanduser()
+    folder = local_folder(folder)
     opened = open_folder(folder)
     manifest, plan = opened.manifest, opened.manifest.plan
     named = {layer.name for layer in plan.layers} | set(plan.ignored)

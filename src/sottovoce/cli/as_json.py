@@ -18,6 +18,7 @@ from sottovoce.evaluation.gate import Gate
 from sottovoce.evaluation.recognizer import Recognizer
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_to_dict
+from sottovoce.models.load import local_folder
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.versions import environment, processor
@@ -75,10 +76,13 @@ def evaluation_to_dict(result: Evaluation) -> dict[str, Any]:
 
 
 def stored_scaling(model: str, name: str) -> ConfidenceScaling:
-    """Return the scaling called `name` ("raw": none) that a quantized folder carries. Raises `CheckpointError` if it carries none."""
+    """Return the scaling called `name` ("raw": none) that a quantized folder, here or on the Hub, carries.
+
+    Raises `CheckpointError` if it carries none.
+    """
     if name == "raw":
         return UNSCALED
-    stored = read_manifest(Path(model)).confidence
+    stored = read_manifest(local_folder(model)).confidence
     if stored is None:
         raise CheckpointError(f"{model}: carries no scaling of confidences; fit one with `sottovoce confidence --store`")
     return stored.fitted.temperature if name == "temperature" else stored.fitted.platt

@@ -72,6 +72,15 @@ def public_name(name: str) -> str:
     return name if names_hub_model(name) or name.startswith(bundled.PREFIX) else last_part(name)
 
 
+def local_folder(source: str | Path) -> Path:
+    """Return where a quantized folder lies: `source`, or, of a quantized repository on the Hub, what is fetched of it into the cache.
+
+    A name that is neither comes back as a path. Raises `ModelError` if the repository cannot be fetched whole.
+    """
+    folder = Path(source).expanduser()
+    return _quantized_folder(str(source), folder) or folder
+
+
 def _quantized_folder(name: str, folder: Path) -> Path | None:
     """Return the folder of ours that `name` means, fetched if it is on the Hub; None if it is no folder of ours."""
     if (folder / MANIFEST).is_file():
