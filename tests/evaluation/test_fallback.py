@@ -129,5 +129,5 @@ def test_the_command_decodes_with_fallback_and_says_so(model_folder: Path, speec
 
 
 def test_a_recognizer_that_is_open_takes_no_fallback(speech_folder: Path) -> None:
-    with pytest.raises(RecipeError, match="give fallback, tokens_per_second and placement to open_recognizer"):
+    with pytest.raises(RecipeError, match="give runtime, fallback, tokens_per_second and placement to open_recognizer"):
         api.transcribe(TorchRecognizer(make_tiny()), [speech_folder], fallback=Fallback())

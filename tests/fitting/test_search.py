@@ -28,9 +28,8 @@ class StubMeasuring:
     """Knows the KL of every format, and the words it costs; models are numbers of the menu."""
 
     def __init__(self, goal: FitGoal, kl: Sequence[float], points: Sequence[float] = ()) -> None:
-        self.problem = Problem(
-            model=make_tiny(layers=1), backend=BACKENDS["whisper.cpp"], goal=goal, units=(UNIT,), base=(0,), fixed_bytes=0
-        )
+        model = make_tiny(layers=1)
+        self.problem = Problem(model=model, home=model, backend=BACKENDS["whisper.cpp"], goal=goal, units=(UNIT,), base=(0,), fixed_bytes=0)
         words = None
         if goal.max_wer_increase is not None:
             words = WordGoal(points=goal.max_wer_increase, choice=DataSet("a", ()), report=DataSet("b", ()), original={})
