@@ -14,13 +14,14 @@ import soundfile
 from click.testing import CliRunner
 
 from sottovoce import api
-from sottovoce.api import certification
+from sottovoce.api import certification, certified_speech
 from sottovoce.api.certification import certify, choose_smallest
 from sottovoce.api.certified_speech import recording_hashes
 from sottovoce.checkpoint.certificates import BEGIN, store_certificate
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_manifest, write_sealed
 from sottovoce.cli.main import main
 from sottovoce.core.affine import Affine
+from sottovoce.data.dataset import Utterance
 from sottovoce.data.load import load_data
 from sottovoce.errors import DataError, OutputError, RecipeError
 from sottovoce.evaluation.certificate import Certificate, read_certificate, write_certificate
@@ -226,6 +227,30 @@ def test_speech_that_is_none(quantized: Path, model_folder: Path, held_out: Path
     (broken / "c.wav").unlink()
     found = certify(quantized, broken, against=model_folder)
     assert (found.utterances, list(found.left_out)) == (1, ["a"])
+    assert str(tmp_path) not in str(found.left_out)
+    assert "a.wav" in found.left_out["a"]
+
+
+def test_what_cannot_be_used_is_named_without_its_path(tmp_path: Path) -> None:
+    left_out = dict[str, str]()
+    for folder in ("one", "two"):
+        file = tmp_path / folder / "a.wav"
+        certified_speech._leave_out(left_out, Utterance(id=str(file), audio=file), f"{file}: cannot be read")
+    assert left_out == {"a.wav": "a.wav: cannot be read", "a.wav (2)": "a.wav: cannot be read"}
+    assert certified_speech._corpus_name("openslr/librispeech_asr:clean:test") == "openslr/librispeech_asr:clean:test"
+    assert certified_speech._corpus_name("/home/me/speech") == "speech"
+
+
+@pytest.mark.usefixtures("scripted")
+def test_certificates_against_two_originals_of_one_name_are_two(
+    quantized: Path, model_folder: Path, rounded: Path, held_out: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(quantized, tmp_path / "kept"))
+    for version, model in (("v1", model_folder), ("v2", rounded)):
+        shutil.copytree(model, tmp_path / version / "original")
+        for _ in range(2):
+            store_certificate(folder, certify(folder, held_out, against=tmp_path / version / "original"))
+    assert [certificate.reference for certificate in read_manifest(folder).certificates] == ["original", "original"]
 
 
 @pytest.mark.usefixtures("scripted")

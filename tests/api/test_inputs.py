@@ -1,7 +1,7 @@
 """What the verbs are given: a quantized folder is no original."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from sottovoce.checkpoint.load import load
 from sottovoce.core.formats import format_named
 from sottovoce.data.load import load_sources
 from sottovoce.errors import DataError, ModelError, RecipeError
+from sottovoce.evaluation.confidence import FittedConfidence, fit_scalings
 from sottovoce.quantization.methods import METHODS
-from sottovoce.quantization.recipe import Recipe
+from sottovoce.quantization.recipe import Recipe, Rule
+from tests.cli.test_cli import run
+from tests.evaluation.test_confidence import sampled_confidences
 
 RTN = Recipe(method=METHODS["rtn"])
 
@@ -74,14 +77,16 @@ def test_a_recognizer_has_its_runtime(model_folder: Path, speech_folder: Path) -
         lambda model, speech, _out: api.evaluate(model, speech, limit=0),
         lambda model, speech, _out: api.evaluate(model, speech, limit=-3),
         lambda model, speech, out: api.quantize(model, out, calibration=speech, utterances=-1),
+        lambda model, speech, out: api.fit(model, out, max_kl=1.0, calibration=speech, utterances=-5, held_out=8),
+        lambda model, speech, out: api.tune(model, out, calibration=speech, held_out=0),
         lambda model, _speech, _out: api.transcribe(model, ""),
     ],
-    ids=["no recordings", "a negative limit", "a negative sample", "an empty name"],
+    ids=["no recordings", "a negative limit", "a negative sample", "a negative sample of a fit", "nothing held out", "an empty name"],
 )
 def test_counts_below_one_and_empty_names_are_refused(
     verb: Callable[..., Any], model_folder: Path, speech_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="give 1 or more|at least 1|name of a data set is empty"):
+    with pytest.raises(DataError, match="give 1 or more|give at least 1|name of a data set is empty"):
         verb(model_folder, speech_folder, tmp_path / "out")
 
 
@@ -93,10 +98,17 @@ def test_confidences_are_fitted_without_a_recording_that_cannot_be_used(
     (tmp_path / "broken.wav").write_text("no sound")
     lines[1]["audio"] = "broken.wav"
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    fitted = list[tuple[int, int]]()
-    monkeypatch.setattr(recognition, "fit_to_transcripts", lambda _, heard, halves: fitted.append((len(heard), len(halves))))
-    api.fit_confidence(model_folder, tmp_path)
-    assert fitted == [(3, 3)]
+    seen = list[tuple[int, int]]()
+
+    def fit(_: object, heard: Sequence[object], halves: Sequence[int]) -> FittedConfidence:
+        seen.append((len(heard), len(halves)))
+        return fit_scalings([sampled_confidences(400, 0.5, -1.0, seed=seed) for seed in (0, 1)], (0, 1))
+
+    monkeypatch.setattr(recognition, "fit_to_transcripts", fit)
+    assert api.fit_confidence(model_folder, tmp_path).unusable == 1
+    assert seen == [(3, 3)]
+    code, printed, _ = run("confidence", model_folder, tmp_path, "--json")
+    assert (code, json.loads(printed)["unusable"]) == (1, 1)
     assert "broken.wav" in caplog.text
     assert "it is left out" in caplog.text
 
@@ -106,3 +118,10 @@ def test_the_manifest_names_the_format_of_a_plan_that_was_given(model_folder: Pa
     api.quantize(model_folder, tmp_path / "out", recipe=RTN, plan=plan)
     assert plan.formats == (format_named("q4_0"),)
     assert api.inspect(tmp_path / "out").recipe == Recipe(method=METHODS["rtn"], format=format_named("q4_0"))
+
+
+def test_the_manifest_keeps_a_recipe_whose_rules_name_every_layer(model_folder: Path, tmp_path: Path) -> None:
+    rules = (Rule(part="encoder", bits=8, group_size=None), Rule(match="decoder", bits=2))
+    recipe = Recipe(method=METHODS["rtn"], rules=rules)
+    api.quantize(model_folder, tmp_path / "out", recipe=recipe)
+    assert api.inspect(tmp_path / "out").recipe == recipe

@@ -30,6 +30,7 @@ from sottovoce.bench.table import Row
 from sottovoce.core.affine import Affine
 from sottovoce.errors import DataError
 from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.quantization.layer import LayerReport
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
 
@@ -58,17 +59,43 @@ class Bench:
         self.clock += 1
         return Made(finished=self.clock)
 
-    def original(self, data: str = "test", **of: object) -> None:
-        key = ReferenceKey(model="m", weights="w", data=data, recordings="r", language=None, environment=MACHINE)
-        self.store.write(ReferenceCell(key=key, result=ReferenceResult(transcripts=transcripts(0, **of)), made=self.made()))  # type: ignore[arg-type]
+    def original(self, data: str = "test", *, weights: str = "w", wrong: int = 0, **of: object) -> str:
+        """Add the original on a set; return the name of the cell."""
+        key = ReferenceKey(model="m", weights=weights, data=data, recordings="r", language=None, environment=MACHINE)
+        heard = transcripts(wrong, **of)  # type: ignore[arg-type]
+        self.store.write(ReferenceCell(key=key, result=ReferenceResult(transcripts=heard), made=self.made()))
+        return cell_name(key)
 
-    def quantized(self, recipe: Recipe, seed: int, wrong: int, *, name: str = "fade", utterances: int = 8, target: str = "torch") -> str:
+    def quantized(
+        self,
+        recipe: Recipe,
+        seed: int,
+        wrong: int,
+        *,
+        name: str = "fade",
+        utterances: int = 8,
+        target: str = "torch",
+        strengths: Sequence[float] = (),
+    ) -> str:
         """Add a quantized model and its evaluation; return the name of the latter."""
+        layers = tuple(
+            LayerReport(
+                name=f"layer{i}",
+                part="decoder mlp",
+                bits=4,
+                bits_per_weight=4.5,
+                weights=64,
+                vulnerability=0.1,
+                outlier_ratio=2.0,
+                strength=own,
+            )
+            for i, own in enumerate(strengths)
+        )
         drawn = CalibrationKey(data="calibration", seed=seed, utterances=utterances, recordings=f"{seed}", language=None, batch_size=8)
         key = QuantizationKey(
             model="m", weights="w", method=name, bits=4, recipe=recipe, target=target, calibration=drawn, environment=MACHINE
         )
-        self.store.write(QuantizationCell(key=key, result=QuantizationResult(layers=()), made=self.made()))
+        self.store.write(QuantizationCell(key=key, result=QuantizationResult(layers=layers), made=self.made()))
         own = EvaluationKey(quantization=cell_name(key), data="test", recordings="r", language=None, environment=MACHINE)
         result = EvaluationResult(transcripts=transcripts(wrong), divergence=Divergence(mean=0.1, median=0.1, tokens=8))
         self.store.write(EvaluationCell(key=own, result=result, made=self.made()))
@@ -132,6 +159,35 @@ def test_records_of_other_settings_go_with_their_row(bench: Bench) -> None:
     assert (bench.row().seeds, bench.row().wer) == (1, 4 / 8)
 
 
+def test_strengths_of_other_settings_go_with_their_row(bench: Bench) -> None:
+    for seed in (0, 1):
+        bench.quantized(FLOAT_HEAD, seed, wrong=2, strengths=(0.1, 0.2))
+    write_summary(bench.folder)
+    for file in bench.store.folder.iterdir():
+        file.unlink()
+    assert {record.seed for record in read_results(bench.folder).layers} == {0, 1}
+    bench.original()
+    bench.quantized(SAME_HEAD, 0, wrong=4, strengths=(0.5, 0.6, 0.7))
+    assert [record.strengths for record in read_results(bench.folder).layers] == [(0.5, 0.6, 0.7)]
+
+
+def test_an_original_that_is_asked_for_again_counts_again(bench: Bench) -> None:
+    first = [bench.original(), bench.quantized(FLOAT_HEAD, 0, wrong=2)]
+    bench.original(weights="changed", wrong=3)
+    assert {row.method: row.wer for row in summarize(read_results(bench.folder).evaluations)} == {"none": 3 / 8}
+    prefer(bench.store, first)
+    assert {row.method: row.wer for row in summarize(read_results(bench.folder).evaluations)} == {"none": 0, "fade": 2 / 8}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target"), [(replace(SAME_HEAD, method=METHODS["rtn"]), "torch"), (replace(FLOAT_HEAD, method=METHODS["rtn"]), "mlx")]
+)
+def test_there_is_no_gain_over_rounding_of_another_head_or_target(bench: Bench, recipe: Recipe, target: str) -> None:
+    bench.quantized(recipe, 0, wrong=4, name="rtn", target=target)
+    bench.quantized(FLOAT_HEAD, 0, wrong=2)
+    assert (bench.row().gain, bench.row().reliability) == (None, None)
+
+
 def test_a_method_on_a_grid_of_its_own_has_no_gain_over_another_grid(bench: Bench) -> None:
     rounded = replace(FLOAT_HEAD, method=METHODS["rtn"])
     bench.quantized(rounded, 0, wrong=4, name="rtn")
@@ -145,7 +201,7 @@ def test_a_set_without_texts_is_named_and_leaves_the_others(bench: Bench) -> Non
     bench.original("silent", texts=[None, None])
     summary = write_summary(bench.folder)
     assert {row.data for row in summary.rows} == {"test"}
-    assert summary.notes[0] == "silent: no utterance has a text, so it has no word error rate and no row"
+    assert summary.notes[0] == "silent: no utterance has a text with words, so it has no word error rate and no row"
 
 
 def test_nothing_but_sets_without_texts_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sottovoce.backends.registry import BACKENDS
 from sottovoce.bench import plan_from, read_results, run_bench
 from sottovoce.bench import run as bench_run
 from sottovoce.bench.plan import BenchPlan
-from sottovoce.errors import MachineError, MissingDependencyError, OutputError
+from sottovoce.errors import MachineError, MissingDependencyError, OutputError, RecipeError
 
 PATIENCE_S = 60.0
 
@@ -79,6 +79,12 @@ def test_two_benches_in_one_folder_are_refused(plan: BenchPlan, data_root: Path)
     (data_root / "out" / "cache").mkdir(parents=True)
     with filelock.FileLock(data_root / "out" / "cache" / "lock"), pytest.raises(OutputError, match="another bench is writing there"):
         run_bench(plan, data_root / "out", data=data_root, threads=1)
+    assert not (data_root / "out" / "bench.json").exists()  # which is the other one's
+
+
+def test_no_process_is_refused(plan: BenchPlan, data_root: Path) -> None:
+    with pytest.raises(RecipeError, match="0 processes cannot run a bench; give 1 or more"):
+        run_bench(plan, data_root / "out", data=data_root, jobs=0)
 
 
 def test_a_finished_cell_is_not_replaced_by_an_error(plan: BenchPlan, data_root: Path) -> None:

@@ -207,6 +207,9 @@ CERTIFY = ("certify", "Q", "--against", "MODEL", "--audio", "SPEECH")
         ((*QUANTIZE, "--method", "rtn"), "--calibration has no effect with --method rtn, which uses no speech"),
         (("quantize", "MODEL", "OUT", "--method", "rtn", "--joined", 1), "--joined has no effect with --method rtn, which uses no speech"),
         (("quantize", "MODEL", "OUT", "--calibration", ""), "a word of the command is empty"),
+        (("inspect", ""), "a word of the command is empty"),
+        (("push", "", "me/tiny"), "a word of the command is empty"),
+        (("evaluate", "MODEL", "SPEECH", "--save="), "the value of --save is empty"),
         (("bench", "R.toml", "--out", "OUT", "--tables-only", "--jobs", 3), "--jobs has no effect with --tables-only"),
         (("bench", "R.toml", "--out", "OUT", "--tables-only", "--ray"), "--ray has no effect with --tables-only"),
         ((*QUANTIZE, "--device", "tpu"), "choose cpu, cuda, cuda:N, mps or auto"),
@@ -470,7 +473,8 @@ def test_a_stop_says_what_is_kept(words: tuple[str, ...], said: str, monkeypatch
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError(), "memory is exhausted"),
+        (MemoryError(), "memory is exhausted (MemoryError); give"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 TB"), "memory is exhausted ([enforce fail]"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the memory of the device is exhausted"),
         (OSError(errno.ENOSPC, "No space left on device"), "the result cannot be written (No space left on device)"),
     ],

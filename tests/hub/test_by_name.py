@@ -76,3 +76,14 @@ def test_it_runs_in_other_runtimes(folder: Path, tmp_path: Path) -> None:
     assert api.export(NAME, "transcribe.cpp", tmp_path / "there.gguf", verify=False).bytes == wanted
     pytest.importorskip("transcribe_cpp")
     assert api.open_recognizer(NAME, "transcribe.cpp").stored_bytes == wanted
+
+
+@pytest.mark.parametrize("place", [Path("out/tiny"), "./out/tiny", "/out/tiny"])
+def test_a_path_is_never_asked_of_the_hub(place: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *words: asked.append(words))
+    assert local_folder(place) == Path(place)
+    for command in (("inspect",), ("verify",), ("export",)):
+        more = ("onnxruntime", "x") if command == ("export",) else ()
+        assert run(*command, str(place) if isinstance(place, str) else f"./{place}", *more)[0] == 1
+    assert not asked

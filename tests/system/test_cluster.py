@@ -193,6 +193,16 @@ class StandIn:
         return lambda function: function
 
 
+def test_a_cluster_without_a_gpu_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, ended = StandIn(CPU=16.0), list[str]()
+    monkeypatch.setattr(ray, "init", lambda **_: None, raising=False)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append("shutdown"), raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    with pytest.raises(MachineError, match="no machine of the cluster has a GPU"), joined_cluster("local", gpus=1):
+        pass
+    assert ended == ["shutdown"]
+
+
 def test_a_task_on_a_gpu_has_it_to_itself() -> None:
     ray = StandIn(CPU=16.0, GPU=2.0)
     assert (Cluster(ray, 2, gpus=1).slots, ray.options["num_cpus"], ray.options["num_gpus"]) == (2, 2, 1)

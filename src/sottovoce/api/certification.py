@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from sottovoce.api.certified_file import Calibration, CertifiedFile, check_folds, open_file
 from sottovoce.api.certified_speech import CertifiedSpeech, read_speech
@@ -138,8 +139,8 @@ def certify(
     calibration, shared = check_folds(file, speech)
     if save is not None:  # what another run made is refused before any work
         transcript_cache(_opened(file, settings), speech.data, save, language=language, context=file.context)
-    looks, originals = _originals([file], speech, settings, ledger, save_reference, progress)
-    certificate = _certificate(file, speech, originals, settings, calibration, shared, looks, save, progress)
+    originals = _originals([file], speech, settings, ledger, save_reference, progress)
+    certificate = _certificate(file, speech, originals, settings, calibration, shared, save, progress)
     if out is not None:
         write_certificate(out, certificate)
     return certificate
@@ -178,12 +179,12 @@ def choose_smallest(
     files = [open_file(checkpoint, None, runtime, fallback, asked, speech) for checkpoint in checkpoints]
     folds = {file.name: check_folds(file, speech) for file in files}
     files.sort(key=lambda file: -file.bytes)
-    looks, originals = _originals(files, speech, settings, ledger, save_reference, progress)
+    originals = _originals(files, speech, settings, ledger, save_reference, progress)
     candidates, chosen, going_on = list[Candidate](), None, True
     for file in files:
         certificate, exceeded = None, tuple[Loss, ...]()
         if going_on:
-            made = _certificate(file, speech, originals, settings, *folds[file.name], looks, None, progress)
+            made = _certificate(file, speech, originals, settings, *folds[file.name], None, progress)
             certificate = replace(made, chosen_among=len(files))
             exceeded = certificate.exceeded(limits)
         candidate = Candidate(checkpoint=file.name, bytes=file.bytes, certificate=certificate, exceeded=exceeded)
@@ -193,6 +194,14 @@ def choose_smallest(
     if out is not None and chosen is not None and chosen.certificate is not None:
         write_certificate(out, chosen.certificate)
     return Choice(candidates=tuple(candidates), chosen=chosen)
+
+
+class _Originals(NamedTuple):
+    """What is known of the original: the looks before this one, its transcripts, and the digest of its weights."""
+
+    looks: int
+    transcripts: tuple[Transcript, ...]
+    digest: str
 
 
 def _settings(
@@ -268,12 +277,12 @@ def _originals(
     ledger: str | Path | None,
     save: str | Path | None,
     progress: Progress,
-) -> tuple[int, tuple[Transcript, ...]]:
+) -> _Originals:
     """Count the earlier looks, and listen to the original. What another run saved is refused before this one is a look."""
     reference = open_recognizer(settings.against, fallback=settings.fallback, placement=settings.placement_of_reference)
     transcript_cache(reference, speech.data, save, language=settings.language, context=FULL)
     looks = _look(ledger, settings.hash(files, reference), speech)
-    return looks, _transcripts(reference, speech, settings, FULL, save, progress)
+    return _Originals(looks, _transcripts(reference, speech, settings, FULL, save, progress), recognizer_digest(reference))
 
 
 def _transcripts(
@@ -289,17 +298,16 @@ def _transcripts(
 def _certificate(
     file: CertifiedFile,
     speech: CertifiedSpeech,
-    originals: Sequence[Transcript],
+    originals: _Originals,
     settings: _Settings,
     calibration: Calibration,
     shared: tuple[str, ...],
-    looks: int,
     save: str | Path | None,
     progress: Progress,
 ) -> Certificate:
     recognizer = _opened(file, settings)
     transcripts = _transcripts(recognizer, speech, settings, file.context, save, progress)
-    losses = utterance_losses(transcripts, originals, settings.language)
+    losses = utterance_losses(transcripts, originals.transcripts, settings.language)
     places = {utterance.id: number for number, (_, own) in enumerate(speech.corpora) for utterance in own}
     # Speakers of two corpora may have one name.
     speakers = [None if u.speaker is None else f"{places[u.id]}:{u.speaker}" for u in speech.data]
@@ -316,15 +324,16 @@ def _certificate(
         seed=settings.seed,
         statements=make_statements(losses, speakers, confidence=settings.confidence, seed=settings.seed),
         corpora=tuple(_corpus(name, own, by_id, speech.seconds) for name, own in speech.corpora),
-        languages=tuple(sorted({str(t.language) for t in originals})),
-        decodings=tuple(sorted({t.decoding for t in (*transcripts, *originals)})),
+        languages=tuple(sorted({str(t.language) for t in originals.transcripts})),
+        decodings=tuple(sorted({t.decoding for t in (*transcripts, *originals.transcripts)})),
         speech=hashlib.sha256("".join(sorted(speech.hashes.values())).encode()).hexdigest()[:32],
         calibration=calibration,
         shared_speakers=shared,
-        earlier_looks=looks,
+        earlier_looks=originals.looks,
         environment=environment() | {name: version(name) for name in packages},
         left_out=speech.left_out,
         limits=settings.limits or None,
+        reference_digest=originals.digest,
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from sottovoce.api.inputs import Sources
 from sottovoce.data.audio import SAMPLE_RATE, recording_hash
 from sottovoce.data.dataset import DataSet, Utterance, need_texts
-from sottovoce.data.load import corpus_name, load_data, load_each
+from sottovoce.data.load import load_data, load_each
 from sottovoce.errors import AudioError, DataError
+from sottovoce.system.paths import last_part
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,13 +44,13 @@ def read_speech(audio: Sources, *, labelled: Sequence[str] = ()) -> CertifiedSpe
         try:
             samples = utterance.samples()
         except AudioError as exc:
-            left_out[utterance.id] = str(exc)
+            _leave_out(left_out, utterance, str(exc))
             continue
         digest = recording_hash(samples)
         if (other := known.setdefault(digest, utterance.id)) != utterance.id:
             raise DataError(f"{utterance.id} is the same recording as {other}; give every recording once, since bounds count draws")
         hashes[utterance.id], seconds[utterance.id] = digest, len(samples) / SAMPLE_RATE
-    usable = [(corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
+    usable = [(_corpus_name(data.name), tuple(utterance for utterance in data if utterance.id in hashes)) for data in sets]
     usable = [(name, utterances) for name, utterances in usable if utterances]
     if not usable:
         reasons = "".join(f"; the first: {reason}" for reason in list(left_out.values())[:1])
@@ -57,3 +58,17 @@ def read_speech(audio: Sources, *, labelled: Sequence[str] = ()) -> CertifiedSpe
     chosen = tuple(utterance for _, utterances in usable for utterance in utterances)
     name = " + ".join(name for name, _ in usable)
     return CertifiedSpeech(data=DataSet(name, chosen), corpora=tuple(usable), hashes=hashes, seconds=seconds, left_out=left_out)
+
+
+def _leave_out(left_out: dict[str, str], utterance: Utterance, reason: str) -> None:
+    """Note that a recording cannot be used, by names that say nothing of the machine: certificates are published."""
+    if isinstance(utterance.audio, Path):
+        reason = reason.replace(str(utterance.audio), utterance.audio.name)
+    name = last_part(utterance.id) if Path(utterance.id).is_absolute() else utterance.id
+    same = sum(other.partition(" (")[0] == name for other in left_out)
+    left_out[f"{name} ({same + 1})" if same else name] = reason
+
+
+def _corpus_name(name: str) -> str:
+    """Return the name of a data set without a path; one of the Hub (OWNER/NAME) as it is."""
+    return last_part(name) if Path(name).is_absolute() else name

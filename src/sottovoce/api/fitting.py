@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, check_written, drawn_count, loaded_original
+from sottovoce.api.inputs import Sources, calibration_sets, check_counts, check_written, drawn_count, loaded_original
 from sottovoce.backends.export import export, refuse_existing_export
 from sottovoce.backends.registry import DEFAULT_TARGET, backend_named
 from sottovoce.checkpoint.resume import exclusive_run, has_unfinished_run
@@ -82,12 +82,14 @@ def fit(
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     refuse_ranks("a fit")
+    check_counts(utterances=utterances, held_out=held_out)
     folder = output_folder(out)
     refuse_existing(folder, overwrite=overwrite)
     goal = fit_goal(max_size, max_kl, max_wer_increase)
     backend = backend_named(target)
     replaces = overwrite or (resume and has_unfinished_run(folder))  # which may have been stopped after its file was written
-    file = folder if backend.write is None else folder.parent / backend.file_name.format(folder.name)
+    named = Path(out).expanduser().absolute()  # the file stands beside this name, even if that is a link to a folder elsewhere
+    file = folder if backend.write is None else named.parent / backend.file_name.format(named.name)
     if file != folder:
         refuse_existing_export(file, backend, overwrite=replaces)
     check_written([(save_plan, PLAN)], models=[model, folder], data=calibration, others=[folder, file])
@@ -138,7 +140,7 @@ def fit(
             progress=progress,
         )
         result, record = fitting.run(quantizer, speech, state, progress)
-        result = brought_home(result, speech_model)
+        result = brought_home(replace(result, recipe=replace(recipe, format=result.plan.main_format)), speech_model)
         if file != folder:
             written = export(result, backend.name, file, verify=verify, overwrite=replaces, language=language, progress=progress)
             record = replace(record, bytes=written.bytes)

@@ -58,11 +58,16 @@ def loaded_original_of(
 
 
 def calibration_sets(calibration: Sources, utterances: int | None) -> list[DataSet]:
-    """Load one data set or several, of which `utterances` will be drawn. Raises `DataError`, also for less than one."""
-    if utterances is not None and utterances < 1:
-        raise DataError(f"{utterances} utterances cannot be drawn; at least 1 is")
+    """Load one data set or several, of which `utterances` will be drawn."""
     sources = [calibration] if isinstance(calibration, str | Path | DataSet) else calibration
     return load_each(sources, lambda source: _enough_of(source, utterances))
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise `DataError` for a number of utterances below 1, by the name of its argument; None: all there are."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise DataError(f"{name} = {count}: so many cannot be drawn; give at least 1")
 
 
 def drawn_count(sets: Sequence[DataSet], wanted: int) -> int | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, loaded_original
+from sottovoce.api.inputs import Sources, calibration_sets, check_counts, loaded_original
 from sottovoce.api.tuning import DEFAULT_HELD_OUT, DEFAULT_UTTERANCES, draw, refuse_context, tune_quantized
 from sottovoce.backends.registry import DEFAULT_TARGET, target_named
 from sottovoce.checkpoint.resume import StoredRun, exclusive_run
@@ -16,7 +17,7 @@ from sottovoce.checkpoint.save import output_folder, refuse_existing, save_quant
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.mixture import Weighting, mix
-from sottovoce.errors import MachineError, RecipeError
+from sottovoce.errors import MachineError, RecipeError, SottovoceError
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.calibration_set import CalibrationSpeech, prepare_speech
 from sottovoce.quantization.memory_plan import MemoryPlan, check_method, plan_memory
@@ -99,7 +100,8 @@ def quantize(
     `calibration`: speech to calibrate on, of which `utterances` are sampled by `seed`; transcripts are not needed. Of several
     data sets each gives utterances by its hours, or all as many (`weighting`). `augmentation`: vary the speech (see `data.augment`).
     `target`: the runtime ("compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp", "torch") that must hold the result.
-    `plan`: which layer gets which format, in place of what `recipe` and `target` say of that. `resume`: go on where an earlier run of
+    `plan`: which layer gets which format, in place of what `recipe` and `target` say of that; the stored recipe then has the format of most
+    weights. `resume`: go on where an earlier run of
     the same inputs was stopped, if there is one. `tune`: also tune what is no code, on up to 192 utterances of `calibration` and looking
     at up to 48 others by other speakers (see `tune`). `placement`: where the forward passes and the solves run (see `find_placement`);
     the result is on the CPU in any case; tuning computes on the device in float32. `max_memory`: bytes of main memory that each process may
@@ -107,6 +109,7 @@ def quantize(
     share the utterances, and rank 0 writes; the others return the same codes. Same inputs and seed give the same bytes.
     Raises a `SottovoceError` (see `sottovoce.errors`) and leaves `out` as it was.
     """
+    check_counts(utterances=utterances)
     folder = check_request(
         out, recipe=recipe, calibration=calibration, overwrite=overwrite, placement=placement, max_memory=max_memory, tune=tune
     )
@@ -114,6 +117,8 @@ def quantize(
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
     plan = checked_plan(speech_model, recipe, plan, target=wanted.name, language=language, tune=tune)
+    if not _is_plan_of(plan, recipe, speech_model):
+        recipe = replace(recipe, format=plan.main_format)
     speech_given = () if calibration is None else calibration
     sample, tuned_on = None, list[DataSet]()
     if recipe.method.n_networks:
@@ -184,6 +189,14 @@ def quantize(
             )
         save_quantized(result, folder, overwrite=overwrite, history=history)
     return result
+
+
+def _is_plan_of(plan: Plan, recipe: Recipe, model: SpeechModel) -> bool:
+    """Tell whether `recipe` says what `plan` does, or the plan was given in place of what it says."""
+    try:
+        return plan_from_recipe(model, recipe, target_named(plan.target)) == plan
+    except SottovoceError:
+        return False
 
 
 def check_settings(recipe: Recipe | None, *, placement: Placement, max_memory: int | None, tune: TuneSettings | None) -> None:

@@ -154,7 +154,8 @@ def fit_confidence(
     """Fit temperature and Platt scaling of word confidences on one half of `data` (with texts) and measure them on the other.
 
     The halves share no speaker where speakers are known. Use speech the model was not calibrated on. Recordings that cannot be used are
-    left out, with a notice. `placement`: as for `open_recognizer`. Raises `DataError` if there are too few words to fit or to judge.
+    left out, counted and named in notices. `placement`: as for `open_recognizer`. Raises `DataError` if there are too few words to fit
+    or to judge.
     """
     data = limited(data, limit)
     need_texts(data, "a fit of confidences", "without texts there are raw confidences: `sottovoce transcribe --json --confidence raw`")
@@ -168,7 +169,8 @@ def fit_confidence(
     for reason in transcription.unusable.values():
         notice(f"{reason}; it is left out")
     speakers = [utterance.speaker for utterance in known if utterance.id not in transcription.unusable]
-    return fit_to_transcripts(recognizer, transcription.transcripts, assign_folds(speakers))
+    fitted = fit_to_transcripts(recognizer, transcription.transcripts, assign_folds(speakers))
+    return replace(fitted, unusable=len(transcription.unusable))
 
 
 def transcribe(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.api.inputs import Sources, calibration_sets, drawn_count, loaded_original_of
+from sottovoce.api.inputs import Sources, calibration_sets, check_counts, drawn_count, loaded_original_of
 from sottovoce.checkpoint.layout import stored_name
 from sottovoce.checkpoint.load import open_folder
 from sottovoce.checkpoint.manifest import MANIFEST
@@ -80,6 +80,7 @@ def tune(
     refuse_ranks("tuning")
     if placement != Placement(device=placement.device):
         raise MachineError(f"tuning trains float32 numbers that stay on the device, and the placement is {placement}; give a device alone")
+    check_counts(utterances=utterances, held_out=held_out)
     folder, settings = output_folder(out), settings or TuneSettings()
     refuse_existing(folder, overwrite=overwrite)
     start, history = open_quantized(checkpoint)

@@ -14,7 +14,7 @@ from sottovoce.errors import ExportError, OutputError, RecipeError
 from sottovoce.models.load import load_model
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.pipeline import QuantizedModel
-from sottovoce.system.atomic_files import built_beside, place_of, swap_in
+from sottovoce.system.atomic_files import built_beside, real_place, swap_in
 from sottovoce.system.notices import notice
 from sottovoce.system.other_files import other_files
 from sottovoce.system.progress import Progress, silent
@@ -68,7 +68,7 @@ def export(
     runtime = _exporting(backend)
     assert runtime.write is not None  # noqa: S101 - as `_exporting` has made sure
     rounding = _activations(runtime, activations)
-    target = place_of(file)
+    target = real_place(file)
     refuse_existing_export(target, runtime, overwrite=overwrite)
     found = _library(runtime, page, original, library)
     opened = open_source(source)

@@ -85,6 +85,12 @@ class QuantizationKey:
         return None if self.calibration is None else self.calibration.seed
 
     @property
+    def grid(self) -> str:
+        """A digest of what can be stored: the formats of all layers, and the target."""
+        own = self.recipe
+        return _digest([to_plain(part) for part in (own.format, own.head_bits, own.rules)] + [self.target])
+
+    @property
     def settings(self) -> str:
         """A digest of all that a reader would call the settings: recipe, target, and how speech was drawn, but for the seed."""
         calibration = None if self.calibration is None else {**to_plain(self.calibration), "seed": None, "recordings": None}

@@ -86,7 +86,12 @@ def read_results(out: str | Path) -> BenchResults:
         return record.settings is None or settings.get(_row(record), record.settings) == record.settings
 
     evaluations = {_place(record): record for record in kept.evaluations if holds(record.model, record.data) and agrees(record)}
-    layers = {_layers_place(record): record for record in kept.layers if holds(record.model)}
+    of_series = {_layers_place(strengths)[:-1]: strengths.settings for strengths in map(_strengths, finished)}
+    layers = {
+        _layers_place(record): record
+        for record in kept.layers
+        if holds(record.model) and record.settings in (None, of_series.get(_layers_place(record)[:-1], record.settings))
+    }
     silent = set[str]()
     for evaluation in finished:
         record = _record(evaluation)
@@ -160,10 +165,11 @@ def prefer(store: CellStore, names: Collection[str]) -> None:
     """Make finished cells, by name, count as the newest where others have taken their places in the tables."""
     cells = store.all()
     shown = {evaluation.cell for evaluation in finished_evaluations(cells)}
-    for name in sorted(set(names) & cells.keys() - shown):
-        cell = cells[name]
-        if isinstance(cell, EvaluationCell):
-            store.write(replace(cell, made=replace(cell.made, finished=round(time.time(), 3))))
+    hidden = [cells[name] for name in sorted(set(names) & cells.keys() - shown)]
+    for kind in (ReferenceCell, EvaluationCell):  # in this order: originals say which weights and recordings are today's
+        for cell in hidden:
+            if isinstance(cell, kind):
+                store.write(replace(cell, made=replace(cell.made, finished=round(time.time(), 3))))
 
 
 def _of_original(name: str, cell: ReferenceCell) -> FinishedEvaluation | None:
@@ -199,7 +205,7 @@ def _of_quantized(name: str, cell: EvaluationCell, made: QuantizationCell) -> Fi
         divergence=cell.result.divergence,
         layers=made.result.layers,
         settings=made.key.settings,
-        grid=made.key.recipe.format.title,
+        grid=made.key.grid,
         cell=name,
     )
 
@@ -233,6 +239,7 @@ def _strengths(evaluation: FinishedEvaluation) -> LayerStrengths:
         names=tuple(layer.name for layer in evaluation.layers),
         parts=tuple(layer.part for layer in evaluation.layers),
         strengths=tuple(layer.strength for layer in evaluation.layers),
+        settings=evaluation.settings,
     )
 
 

@@ -107,7 +107,7 @@ def _strengths(model: str, layers: Sequence[LayerStrengths]) -> dict[str, dict[s
     groups = defaultdict[str, list[LayerStrengths]](list)
     for record in layers:
         series = f"{record.method}, {record.format or f'{record.bits} bits'}"
-        # Models of one series have the same layers; one of an older recipe, whose record has lost its cells, may not.
+        # Of a version that did not say its settings, there may be one of other layers.
         if record.model == model and all(other.names == record.names for other in groups[series][:1]):
             groups[series].append(record)
     found: dict[str, dict[str, list[float]]] = {}

@@ -105,8 +105,8 @@ class UtteranceErrors:
 class EvaluationRecord:
     """One model on one data set. The original has the method "none" and 16 bits; `format`: its name, if the bench asked for it by name;
     `seed`: None where no speech was used to calibrate; `settings`: a digest of recipe, target and draw of speech, by which seeds of one
-    row are known to belong together; `grid`: the number format of its layers in words (both None: the original, or of a version that did
-    not say)."""
+    row are known to belong together; `grid`: one of the formats of all layers and the target, by which methods compare (both None: the
+    original, or of a version that did not say)."""
 
     model: str
     method: str
@@ -123,7 +123,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStrengths:
-    """The strength of the correction in every layer of one quantized model, in the order of the model."""
+    """The strength of the correction in every layer of one quantized model, in the order of the model; `settings`: as in evaluations."""
 
     model: str
     method: str
@@ -133,6 +133,7 @@ class LayerStrengths:
     parts: tuple[str, ...]
     strengths: tuple[float, ...]
     format: str | None = None
+    settings: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from sottovoce.bench.plan import BenchPlan, plan_from, read_plan
 from sottovoce.bench.records import EVALUATIONS, LAYERS, read_records, write_manifest
 from sottovoce.bench.summary import TABLES, BenchSummary, write_summary
 from sottovoce.bench.worker import BenchWorker, CellOutcome, Job, LabelsJob, ReferenceJob
-from sottovoce.errors import MachineError, OutputError
+from sottovoce.errors import MachineError, OutputError, RecipeError
 from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.progress import Progress, silent
 
@@ -70,6 +70,8 @@ def run_bench(
     if data is None:
         data = Path(recipe).expanduser().parent if isinstance(recipe, (str, Path)) else "."
     out = Path(out).expanduser().absolute()
+    if jobs < 1:
+        raise RecipeError(f"{jobs} processes cannot run a bench; give 1 or more")
     for runtime in plan.runtimes:
         backend_named(runtime).need_packages()
     threads = threads or max(1, usable_cores() // jobs)
@@ -78,11 +80,12 @@ def run_bench(
         for outcome in _compute(plan, (plan, out, Path(data).expanduser().absolute(), threads), jobs, ray, progress):
             outcomes += outcome
         prefer(CellStore(out), [outcome.name for outcome in outcomes if outcome.state == "found"])
+        summary = write_summary(out)
     return BenchOutcome(
         computed=tuple(outcome.name for outcome in outcomes if outcome.state == "computed"),
         found=tuple(outcome.name for outcome in outcomes if outcome.state == "found"),
         failed=tuple(outcome for outcome in outcomes if outcome.state == "failed"),
-        summary=write_summary(out),
+        summary=summary,
     )
 
 
@@ -95,11 +98,12 @@ def usable_cores() -> int:
 def _alone_in(out: Path, plan: BenchPlan) -> Iterator[None]:
     """Hold the folder of results for this process, and put the recipe into its manifest.
 
-    Raises `OutputError`: two benches in one folder would drop each other's models and replace each other's finished cells.
+    Raises `OutputError` if `out` is no folder of a bench, or another process holds it: two benches in one folder would drop each other's
+    models and replace each other's finished cells.
     """
-    _record_recipe(out, plan)
+    _refuse_foreign(out)
     try:
-        (out / "cache").mkdir(exist_ok=True)
+        (out / "cache").mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(out / "cache" / LOCK, timeout=0)
         lock.acquire()
     except filelock.Timeout as exc:
@@ -107,6 +111,7 @@ def _alone_in(out: Path, plan: BenchPlan) -> Iterator[None]:
     except OSError as exc:
         raise OutputError(f"{out}: cannot be written ({exc}); choose another folder") from exc
     try:
+        _record_recipe(out, plan)
         yield
     finally:
         lock.release()
@@ -126,15 +131,16 @@ def _compute(plan: BenchPlan, arguments: WorkerArguments, jobs: int, ray: str | 
                 yield outcome
 
 
-def _record_recipe(out: Path, plan: BenchPlan) -> None:
-    """Put the recipe into the manifest of `out` before any work, so that a stopped bench says what it was.
-
-    Raises `OutputError` if `out` is no folder, or holds files that are no bench's and that the results would replace.
-    """
+def _refuse_foreign(out: Path) -> None:
+    """Raise `OutputError` if `out` is no folder, or holds files that are no bench's and that the results would replace."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file, and results are written to a folder; give another --out")
     if not is_bench(out) and (foreign := [name for name in RESULT_FILES if (out / name).exists()]):
         raise OutputError(f"{out}: holds {foreign[0]}, which is of no bench and would be replaced; give another --out")
+
+
+def _record_recipe(out: Path, plan: BenchPlan) -> None:
+    """Put the recipe into the manifest of `out` before any work, so that a stopped bench says what it was. Raises `OutputError`."""
     manifest = read_records(out).manifest
     if plan.content not in manifest.recipes or not is_bench(out):
         try:

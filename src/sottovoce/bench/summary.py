@@ -32,7 +32,7 @@ def write_summary(out: str | Path) -> BenchSummary:
     """
     folder = Path(out).expanduser()
     results = read_results(folder)
-    silent = [f"{data}: no utterance has a text, so it has no word error rate and no row" for data in results.without_texts]
+    silent = [f"{data}: no utterance has a text with words, so it has no word error rate and no row" for data in results.without_texts]
     if silent and not results.evaluations:
         raise DataError(f"{silent[0]}; give data with texts")
     rows = summarize(results.evaluations)

@@ -12,7 +12,7 @@ from sottovoce.errors import OutputError
 from sottovoce.evaluation.certificate import Certificate
 from sottovoce.evaluation.certificate_words import assumptions, sentences
 from sottovoce.models.load import public_name
-from sottovoce.system.atomic_files import built_beside, place_of, sha256, swap_in
+from sottovoce.system.atomic_files import built_beside, real_place, sha256, swap_in
 
 BEGIN, END = "<!-- certificates -->", "<!-- end of certificates -->"
 
@@ -23,9 +23,9 @@ def store_certificate(folder: Path | str, certificate: Certificate, *, chosen_on
     It takes the place of one of the same file on the same speech. `chosen_on`: hashes of the recordings by which the folder was chosen
     from others (see `data.audio.recording_hash`); they are never certified on again. Raises `CheckpointError`, `OutputError`.
     """
-    target = place_of(folder)
+    target = real_place(folder)
     manifest = read_manifest(target)
-    others = tuple(other for other in manifest.certificates if _place(other) != _place(certificate))
+    others = tuple(other for other in manifest.certificates if not _renews(certificate, other))
     kept = (*others, certificate)
     try:
         with built_beside(target) as build:
@@ -77,8 +77,13 @@ def certificate_markdown(certificate: Certificate) -> str:
     )
 
 
-def _place(certificate: Certificate) -> tuple[str, str, str, str, str]:
-    return certificate.runtime, certificate.digest, certificate.speech, public_name(certificate.reference), certificate.context
+def _renews(one: Certificate, other: Certificate) -> bool:
+    """Tell whether two certificates are of the same file against the same original on the same speech."""
+    if one.reference_digest and other.reference_digest:
+        same = one.reference_digest == other.reference_digest
+    else:
+        same = public_name(one.reference) == public_name(other.reference)
+    return same and all(getattr(one, name) == getattr(other, name) for name in ("runtime", "digest", "speech", "context"))
 
 
 def _link(source: str, target: str) -> None:

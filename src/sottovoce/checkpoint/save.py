@@ -7,7 +7,7 @@ file.
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save, save_file
@@ -22,7 +22,7 @@ from sottovoce.models.readiness import write_generation_config
 from sottovoce.quantization.fit_record import FitRecord
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.tune_record import TuneRecord
-from sottovoce.system.atomic_files import built_beside, place_of, sha256, swap_in
+from sottovoce.system.atomic_files import built_beside, real_place, sha256, swap_in
 from sottovoce.system.other_files import other_files
 from sottovoce.system.versions import environment
 
@@ -45,7 +45,7 @@ def save_quantized(result: QuantizedModel, folder: Path | str, *, overwrite: boo
 
     Raises `OutputError` if the folder exists (unless `overwrite`) or cannot be written; what was there then stays.
     """
-    target = place_of(folder)
+    target = real_place(folder)
     refuse_existing(target, overwrite=overwrite)
     with built_beside(target) as build:
         content = build / target.name
@@ -59,7 +59,7 @@ def output_folder(out: str | Path) -> Path:
     """Return the whole path of a folder that is to be written. Raises `OutputError` for an empty name."""
     if not str(out).strip():
         raise OutputError("the name of the output is empty; give the name of a folder")
-    return place_of(out)
+    return real_place(out)
 
 
 def weights_digest(result: QuantizedModel) -> str:
@@ -99,13 +99,10 @@ def _write_files(result: QuantizedModel, folder: Path, history: History) -> None
     write_generation_config(network.generation_config, folder)
     result.model.processor.save_pretrained(folder)
     (folder / CARD).write_text(model_card(result, history.tune), encoding="utf-8")
-    plan, recipe = result.plan, result.recipe
-    if recipe.format not in plan.formats:  # the plan was given, or a fit chose the formats
-        recipe = replace(recipe, format=plan.main_format)
     manifest = Manifest(
         source=result.model.source,
-        recipe=recipe,
-        plan=plan,
+        recipe=result.recipe,
+        plan=result.plan,
         calibration=result.calibration,
         environment=environment(),
         layers=result.reports,

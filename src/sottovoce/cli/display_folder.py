@@ -116,7 +116,7 @@ def notes(result: QuantizedModel) -> list[str]:
     return found
 
 
-def print_folder(manifest: Manifest, folder: Path) -> None:
+def print_folder(manifest: Manifest, folder: str | Path) -> None:
     """Print a quantized folder: its parts, then every layer."""
     terminal = console()
     terminal.print(parts_table(manifest.layers, manifest.plan, f"{folder}, from {manifest.source}, target {manifest.plan.target}"))
@@ -173,7 +173,7 @@ def print_formats(known: Sequence[KnownFormat]) -> None:
     console().print('"as": held in wider codes there, the same values at no gain in size', highlight=False)
 
 
-def print_verified(checked: Verification, folder: Path) -> None:
+def print_verified(checked: Verification, folder: str | Path) -> None:
     """Print that a folder is as it was written."""
     terminal = console()
     terminal.print(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sottovoce.cli.options import (
+    FAILED,
     NOT_GOOD_ENOUGH,
     SEED,
     WithRay,
@@ -291,6 +292,8 @@ def confidence(
         print_confidence(fitted)
     if store:  # after the figures are shown: a folder may not be writable
         store_confidence(model, ConfidenceRecord(fitted=fitted, data=data, seed=seed))
+    if fitted.unusable:
+        raise SystemExit(FAILED)
 
 
 def _check_gate(gate: bool, against: object) -> None:

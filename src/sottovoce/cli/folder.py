@@ -9,26 +9,24 @@ import click
 
 from sottovoce.cli.options import (
     json_option,
-    language_option,
     print_json,
     refuse_without,
     set_threads,
-    threads_option,
     transcript_language_option,
 )
 
 
 @click.command(short_help="Show what is in a quantized folder.")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")  # as text: a path that is not there must not pass for a name on the Hub
 @click.option("--errors", metavar="DATA", help="Speech. Show how the errors of all layers add up on it, in place of the folder's content.")
 @click.option("--against", metavar="MODEL", help="With --errors: the original model (default: what the folder was quantized from).")
 @click.option("--utterances", type=click.IntRange(1), default=16, show_default=True, help="With --errors: utterances of DATA.")
 @click.option("--alone", is_flag=True, help="With --errors: each layer on its own, in place of one after the other.")
-@language_option
-@threads_option
+@click.option("--language", help="With --errors: language of recordings without one of their own, or auto to detect it (default: en).")
+@click.option("--threads", type=click.IntRange(1), help="With --errors: CPU threads (default: all cores).")
 @json_option
 def inspect(
-    folder: Path,
+    folder: str,
     errors: str | None,
     against: str | None,
     utterances: int,
@@ -59,7 +57,7 @@ def inspect(
 
 
 def _inspect_errors(
-    folder: Path,
+    folder: str,
     data: str,
     against: str | None,
     utterances: int,
@@ -81,13 +79,13 @@ def _inspect_errors(
     if as_json:
         print_json(to_plain(error_table(found, parts)))
     else:
-        print_errors(found, parts, str(folder))
+        print_errors(found, parts, folder)
 
 
 @click.command(short_help="Check a quantized folder against its checksums and plan.")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")  # as text: a path that is not there must not pass for a name on the Hub
 @json_option
-def verify(folder: Path, as_json: bool) -> None:
+def verify(folder: str, as_json: bool) -> None:
     """Check a quantized FOLDER again: every file's checksum, and that codes, plan and description agree.
 
     \b

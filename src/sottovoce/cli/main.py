@@ -8,6 +8,7 @@ exceeded); 130 and 143: stopped by Ctrl-C and SIGTERM. Nothing heavy is imported
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import threading
@@ -29,7 +30,9 @@ from sottovoce.errors import AnotherRankError, SottovoceError, first_line
 from sottovoce.system.notices import notices_on_standard_error
 from sottovoce.system.torchrun import is_leading
 
-OUT_OF_MEMORY = "OutOfMemoryError"
+OUT_OF_MEMORY, CPU_ALLOCATOR = "OutOfMemoryError", "DefaultCPUAllocator"  # of torch: a class, and what a RuntimeError says
+LESS_MEMORY = "give smaller batches or a smaller model"
+EMPTY_OPTION = re.compile(r"--[a-z-]+=")
 COMMANDS = (  # in the order in which they are needed, which is that of the help
     demo,
     quantize,
@@ -82,6 +85,13 @@ class _Group(click.Group):
         del ctx
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if not word or EMPTY_OPTION.fullmatch(word):  # as a path it would stand for the current folder
+                name = f"the value of {word[:-1]}" if word else "a word of the command"
+                raise click.UsageError(f"{name} is empty, as of a shell variable that is not set; give it, or leave it out", ctx)
+        return super().parse_args(ctx, args)
+
     @staticmethod
     def _fail(sentence: str) -> NoReturn:
         click.echo(f"Error: {sentence}", err=True)  # as click begins
@@ -98,8 +108,10 @@ class _Group(click.Group):
         except SottovoceError as exc:
             self._fail(str(exc))
         except MemoryError as exc:
-            self._fail(f"memory is exhausted ({exc or type(exc).__name__}); give smaller batches or a smaller model")
+            self._fail(f"memory is exhausted ({first_line(exc)}); {LESS_MEMORY}")
         except RuntimeError as exc:
+            if CPU_ALLOCATOR in str(exc):
+                self._fail(f"memory is exhausted ({first_line(exc)}); {LESS_MEMORY}")
             if type(exc).__name__ != OUT_OF_MEMORY:  # torch's, which is not imported for this
                 raise
             self._fail(f"the memory of the device is exhausted ({first_line(exc)}); give --offload, smaller batches, or --device cpu")

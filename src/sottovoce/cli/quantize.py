@@ -216,7 +216,7 @@ def quantize(
 {EXAMPLES}
     """,
 )
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @click.argument("backend", type=EXPORTING_BACKEND)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its words with PyTorch's.")
@@ -239,7 +239,7 @@ def quantize(
 @threads_option
 @json_option
 def export(
-    folder: Path,
+    folder: str,
     backend: str,
     file: Path,
     verify: bool,

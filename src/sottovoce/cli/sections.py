@@ -44,12 +44,6 @@ class SectionedCommand(click.Command):
         super().__init__(*arguments, **settings)
         self._sections = _SECTION_OF | dict(sections or {})
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # A path that is empty would stand for the current folder.
-        if "" in args:
-            raise click.UsageError("a word of the command is empty, as of a shell variable that is not set; give it, or leave it out", ctx)
-        return super().parse_args(ctx, args)
-
     def section_of(self, option: click.Parameter) -> str:
         """Return the title of the section that an option stands in."""
         return self._sections.get(option.name or "", OTHER)

@@ -71,6 +71,7 @@ class Certificate:
     not known ("unknown"); `shared_speakers`: names of speakers in both. `earlier_looks`: how many other settings had been tried on this
     speech before. `left_out`: recordings that could not be used, each with the reason. `chosen_among`: how many candidates stood to choice,
     if any did; `limits`: what the choice or the check demanded, by loss. `context`: of the file's encoder, as `--context` takes it.
+    `reference_digest`: of the weights of `reference`; empty in certificates of earlier versions.
     """
 
     checkpoint: str
@@ -93,6 +94,7 @@ class Certificate:
     chosen_among: int | None = None
     limits: dict[Loss, float] | None = None
     context: str = "full"
+    reference_digest: str = ""
 
     @property
     def utterances(self) -> int:

@@ -71,7 +71,7 @@ class ConfidenceMetrics:
 class FittedConfidence:
     """Two scalings fitted on one half of some speech, and the metrics of all three confidences on the other half.
 
-    `left_out`: utterances that took no part.
+    `left_out`: utterances that took no part; `unusable`: recordings that could not be transcribed.
     """
 
     temperature: ConfidenceScaling
@@ -81,6 +81,7 @@ class FittedConfidence:
     platt_metrics: ConfidenceMetrics
     fitted_words: int
     left_out: int = 0
+    unusable: int = 0
 
 
 def fit_to_transcripts(recognizer: Recognizer, transcripts: Sequence[Transcript], halves: Sequence[int]) -> FittedConfidence:

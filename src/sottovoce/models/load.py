@@ -75,10 +75,11 @@ def public_name(name: str) -> str:
 def local_folder(source: str | Path) -> Path:
     """Return where a quantized folder lies: `source`, or, of a quantized repository on the Hub, what is fetched of it into the cache.
 
-    A name that is neither comes back as a path. Raises `ModelError` if the repository cannot be fetched whole.
+    A `Path` is always local, and only OWNER/NAME as text may be on the Hub. A name that is neither comes back as a path. Raises
+    `ModelError` if the repository cannot be fetched whole.
     """
     folder = Path(source).expanduser()
-    return _quantized_folder(str(source), folder) or folder
+    return folder if isinstance(source, Path) else _quantized_folder(source, folder) or folder
 
 
 def _quantized_folder(name: str, folder: Path) -> Path | None:

@@ -31,7 +31,7 @@ from transformers import (
 
 from sottovoce.errors import ModelError, OutputError
 from sottovoce.models.ort_format import OrtModel, read_ort
-from sottovoce.system.atomic_files import built_beside, clear_leftovers, place_of, sha256, swap_in
+from sottovoce.system.atomic_files import built_beside, clear_leftovers, real_place, sha256, swap_in
 from sottovoce.system.cache import VARIABLE, cache_folder
 
 FOLDER = "moonshine-base-1"  # in the cache; the number goes up when what is written changes
@@ -74,7 +74,7 @@ def recovered_folder(models: Callable[[], Path]) -> Path:
     Processes that ask at the same time wait for the one that makes it. Raises what `models` and `recover` raise, and `OutputError` if the
     cache cannot be written.
     """
-    folder = place_of(cache_folder() / FOLDER)
+    folder = real_place(cache_folder() / FOLDER)
     if is_whole(folder):
         return folder
     source = models()

@@ -21,7 +21,7 @@ PARTIAL = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # what a text file is called unti
 EXCHANGE, AT_CURRENT = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
 
 
-def place_of(output: str | Path) -> Path:
+def real_place(output: str | Path) -> Path:
     """Return the whole path of an output. Of a link that is the place it points to: exchanged by its name, it would be a link no more."""
     path = Path(output).expanduser().absolute()
     return Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -80,7 +80,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only when all is written and on the disk."""
+    """A text file that appears under its name only when all is written and on the disk; where the name is a link, at its end."""
+    path = real_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -129,13 +129,15 @@ def joined_cluster(address: str | None, *, threads: int | None = None, gpus: int
     finally:
         if in_main_thread:  # Ray sets a handler of its own
             signal.signal(signal.SIGTERM, before)
-    cluster = Cluster(ray, threads or torch.get_num_threads(), gpus=gpus)
-    _joined.append(cluster)
     try:
-        yield cluster
+        cluster = Cluster(ray, threads or torch.get_num_threads(), gpus=gpus)
+        _joined.append(cluster)
+        try:
+            yield cluster
+        finally:
+            _joined.clear()
+            cluster.cancel()
     finally:
-        _joined.clear()
-        cluster.cancel()
         ray.shutdown()
 
 
