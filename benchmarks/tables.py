@@ -19,6 +19,8 @@ from typing import Any
 
 from common import MODELS, RESULTS, SETS, script_parser
 
+from sottovoce.bench import plan_from
+from sottovoce.bench.records import ORIGINAL
 from sottovoce.core.formats import COMMON_WIDTH, NAMED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -322,20 +324,25 @@ def formats(folder: str, runtime: str) -> str:
 
     Bits per weight, the size of the file in `runtime` (none: it does not hold the format), divergence and capped error rate on every set.
     """
-    found = {(row["format"], row["method"], row["data"]): row for row in _results(folder)}
-    kinds = sorted({key[:2] for key in found}, key=lambda kind: sum(float(found[*kind, data]["mean_kl"]) for data in SETS))
-    several = len({method for name, method in kinds if name}) > 1
+    found = {(row["format"] or row["bits"], row["method"], row["data"]): row for row in _results(folder)}
+    kinds = {key[:2] for key in found if all((*key[:2], data) in found for data in SETS)}  # measured on every set
+    by_faith = sorted(kinds, key=lambda kind: sum(float(found[*kind, data]["mean_kl"]) for data in SETS))
+    several = len({method for _, method in kinds if method != ORIGINAL}) > 1
     (model,) = {row["model"] for row in found.values()}
     sizes = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"][model.removeprefix("bundled:")][runtime]
+    plan = plan_from(json.loads((RESULTS / folder / "bench.json").read_text())["recipes"][0])
     table = []
-    for name, method in kinds:
-        row = [f"`{name}`" if name else "the original"]
-        if several:
-            row.append(FORMAT_METHODS[method] if name else "")
-        row += [f"{NAMED[name].bits_per_weight(COMMON_WIDTH):.4g}" if name else "32", f"{sizes[name] / 1e6:.1f}" if name in sizes else ""]
+    for name, method in by_faith:
+        if method == ORIGINAL:
+            row = ["the original", *([""] if several else []), "32", ""]
+        else:
+            number_format = NAMED.get(name) or plan.recipe(method, int(name)).format
+            row = [f"`{name}`" if name in NAMED else number_format.title, *([FORMAT_METHODS[method]] if several else [])]
+            row += [f"{number_format.bits_per_weight(COMMON_WIDTH):.4g}", f"{sizes[name] / 1e6:.1f}" if name in sizes else ""]
         for data in SETS:
             own = found[name, method, data]
-            row += [f"{float(own['mean_kl']):.3f}" if name else "", _rate(100 * float(own["capped"]), round(float(own["looped"])))]
+            kl = "" if method == ORIGINAL else f"{float(own['mean_kl']):.3f}"
+            row += [kl, _rate(100 * float(own["capped"]), round(float(own["looped"])))]
         table.append(row)
     head = ["format", *(["method"] if several else []), "bits", "MB"]
     return _markdown([*head, *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))], table, words=1 + several)

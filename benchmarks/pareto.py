@@ -1,0 +1,57 @@
+"""Draw the words that whisper.cpp's formats keep against the size of the file, by model and method.
+
+    python benchmarks/pareto.py [--out docs/figures/formats.svg]
+
+Points are the benches `number-systems` and `base-formats`, sizes are those of `format_sizes.json`. Rates are capped, on the first 40
+recordings of each set. The divergence is not drawn: each model's is from its own original.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+from common import MODELS, RESULTS, SETS, script_parser
+from matplotlib.figure import Figure
+
+from sottovoce.bench.figures import STYLES, save_figure
+
+BENCHES = ("number-systems", "base-formats")
+RUNTIME = "whisper.cpp"
+TITLES = {"fade": "FADE", "gptq": "GPTQ, unweighted grid", "rtn-imatrix": "RTN, importance matrix", "rtn": "RTN"}
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS.parents[1] / "docs/figures/formats.svg")
+    out = parser.parse_args().out
+    sizes = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"]
+    rows = [row for bench in BENCHES for row in csv.DictReader((RESULTS / bench / "results.csv").open(newline=""))]
+    figure = Figure(figsize=(11.4, 4.0), layout="constrained")
+    axes = figure.subplots(1, len(SETS))
+    for axis, (data, title) in zip(axes, SETS.items(), strict=True):
+        for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+            name = model.removeprefix("bundled:")
+            own = [row for row in rows if (row["model"], row["data"]) == (model, data)]
+            for (method, label), (_, marker) in zip(TITLES.items(), STYLES, strict=False):
+                points = [row for row in own if row["method"] == method and row["format"] in sizes[name][RUNTIME]]
+                places = [(sizes[name][RUNTIME][row["format"]] / 1e6, 100 * float(row["capped"])) for row in points]
+                if places:
+                    axis.plot(*zip(*places, strict=True), marker, color=STYLES[number][0], markersize=6, label=f"{MODELS[name]}, {label}")
+                for row, place in zip(points, places, strict=True):
+                    if method == "fade":
+                        axis.annotate(row["format"], place, xytext=(4, -10), textcoords="offset points", fontsize="x-small")
+            original = next(row for row in own if not row["format"])
+            axis.axhline(
+                100 * float(original["capped"]), color=STYLES[number][0], linestyle="--", linewidth=1, label=f"{MODELS[name]}, original"
+            )
+        axis.set_xlabel("size of the file (MB)")
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_title(title)
+    axes[0].set_ylabel("capped word error rate (%)")
+    known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(known.values()), list(known), loc="outside right upper", frameon=False, fontsize="small")
+    save_figure(figure, out)
+
+
+if __name__ == "__main__":
+    main()
