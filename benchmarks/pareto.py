@@ -9,6 +9,7 @@ recordings of each set. The divergence is not drawn: each model's is from its ow
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 from common import MODELS, RESULTS, SETS, script_parser
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from sottovoce.bench.figures import STYLES, save_figure
 
 BENCHES = ("number-systems", "base-formats")
 RUNTIME = "whisper.cpp"
+LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": "x-small"}
 TITLES = {"fade": "FADE", "gptq": "GPTQ, unweighted grid", "rtn-imatrix": "RTN, importance matrix", "rtn": "RTN"}
 
 
@@ -37,14 +39,26 @@ def main() -> None:
                 places = [(sizes[name][RUNTIME][row["format"]] / 1e6, 100 * float(row["capped"])) for row in points]
                 if places:
                     axis.plot(*zip(*places, strict=True), marker, color=STYLES[number][0], markersize=6, label=f"{MODELS[name]}, {label}")
-                for row, place in zip(points, places, strict=True):
-                    if method == "fade":
-                        axis.annotate(row["format"], place, xytext=(4, -10), textcoords="offset points", fontsize="x-small")
+                if method == "fade":
+                    for place, row in zip(places, points, strict=True):
+                        above = sum(other[0] == place[0] and other[1] < place[1] for other in places)
+                        below = sum(other[0] == place[0] and other[1] > place[1] for other in places)
+                        if above or below:  # another format has this size
+                            axis.annotate(row["format"], place, xytext=(4, 6 if above else -12), ha="left", **LABEL)
+                        elif any(0 < other[0] - place[0] < 3 for other in places):
+                            axis.annotate(row["format"], place, xytext=(-6, -3), ha="right", **LABEL)
+                        else:
+                            axis.annotate(row["format"], place, xytext=(6, -3), ha="left", **LABEL)
             original = next(row for row in own if not row["format"])
             axis.axhline(
                 100 * float(original["capped"]), color=STYLES[number][0], linestyle="--", linewidth=1, label=f"{MODELS[name]}, original"
             )
         axis.set_xlabel("size of the file (MB)")
+        axis.set_xlim(20, 52)
+        axis.set_yscale("log")
+        axis.set_yticks([10, 15, 20, 30, 50, 80], labels=["10", "15", "20", "30", "50", "80"])
+        axis.set_ylim(9, 90)
+        axis.minorticks_off()
         axis.grid(axis="y", alpha=0.3)
         axis.set_title(title)
     axes[0].set_ylabel("capped word error rate (%)")
