@@ -6,15 +6,13 @@ Points are the benches `number-systems` and `base-formats`, sizes are those of `
 recordings of each set. The divergence is not drawn: each model's is from its own original.
 """
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
-from common import MODELS, RESULTS, SETS, script_parser
+from common import MODELS, RESULTS, SETS, bench_rows, script_parser, sizes_by_format
 from matplotlib.figure import Figure
 
-from sottovoce.bench.figures import STYLES, save_figure
+from sottovoce.bench.figures import STYLES, legend_beside, save_figure
 
 BENCHES = ("number-systems", "base-formats")
 RUNTIME = "whisper.cpp"
@@ -26,8 +24,8 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS.parents[1] / "docs/figures/formats.svg")
     out = parser.parse_args().out
-    sizes = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"]
-    rows = [row for bench in BENCHES for row in csv.DictReader((RESULTS / bench / "results.csv").open(newline=""))]
+    sizes = sizes_by_format()
+    rows = [row for bench in BENCHES for row in bench_rows(bench)]
     figure = Figure(figsize=(11.4, 4.0), layout="constrained")
     axes = figure.subplots(1, len(SETS))
     for axis, (data, title) in zip(axes, SETS.items(), strict=True):
@@ -62,8 +60,7 @@ def main() -> None:
         axis.grid(axis="y", alpha=0.3)
         axis.set_title(title)
     axes[0].set_ylabel("capped word error rate (%)")
-    known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(known.values()), list(known), loc="outside right upper", frameon=False, fontsize="small")
+    legend_beside(figure, axes)
     save_figure(figure, out)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from common import MODELS, RESULTS, SETS, script_parser
 from matplotlib.figure import Figure
 
-from sottovoce.bench.figures import STYLES, save_figure
+from sottovoce.bench.figures import STYLES, legend_beside, save_figure
 
 SHOWN = ("dev-librispeech", "dev-home")  # loops of single utterances decide the rate of the accented set
 # What a point is called, by the words in its system's name.
@@ -45,8 +45,7 @@ def main() -> None:
         axis.grid(axis="y", alpha=0.3)
         axis.set_title(SETS[data])
     axes[0].set_ylabel("word error rate (%)")
-    known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(known.values()), list(known), loc="outside right upper", frameon=False, fontsize="small")
+    legend_beside(figure, axes)
     save_figure(figure, out)
 
 

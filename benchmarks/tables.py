@@ -7,7 +7,6 @@ made from `results.csv`, which `sottovoce bench --tables-only` makes from `evalu
 the exit code is 1 if a table differs from the results.
 """
 
-import csv
 import json
 import re
 import statistics
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import MODELS, RESULTS, SETS, script_parser
+from common import MODELS, RESULTS, SETS, bench_rows, script_parser, sizes_by_format
 
 from sottovoce.bench import plan_from
 from sottovoce.bench.records import ORIGINAL
@@ -121,18 +120,13 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
 
 
-def _results(folder: str) -> list[dict[str, str]]:
-    with (RESULTS / folder / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _lines(file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / file).read_text().splitlines()]
 
 
 def _rows(folder: str) -> dict[tuple[str, str, str], dict[str, str]]:
     """Read the rows of a bench by method, bits and data set."""
-    return {(row["method"], row["bits"], row["data"]): row for row in _results(folder)}
+    return {(row["method"], row["bits"], row["data"]): row for row in bench_rows(folder)}
 
 
 def _figure(row: dict[str, str], mean: str, deviation: str, digits: int, scale: int = 1) -> str:
@@ -324,12 +318,12 @@ def formats(folder: str, runtime: str) -> str:
 
     Bits per weight, the size of the file in `runtime` (none: it does not hold the format), divergence and capped error rate on every set.
     """
-    found = {(row["format"] or row["bits"], row["method"], row["data"]): row for row in _results(folder)}
+    found = {(row["format"] or row["bits"], row["method"], row["data"]): row for row in bench_rows(folder)}
     kinds = {key[:2] for key in found if all((*key[:2], data) in found for data in SETS)}  # measured on every set
     by_faith = sorted(kinds, key=lambda kind: sum(float(found[*kind, data]["mean_kl"]) for data in SETS))
     several = len({method for _, method in kinds if method != ORIGINAL}) > 1
     (model,) = {row["model"] for row in found.values()}
-    sizes = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"][model.removeprefix("bundled:")][runtime]
+    sizes = sizes_by_format()[model.removeprefix("bundled:")][runtime]
     plan = plan_from(json.loads((RESULTS / folder / "bench.json").read_text())["recipes"][0])
     table = []
     for name, method in by_faith:
@@ -350,7 +344,7 @@ def formats(folder: str, runtime: str) -> str:
 
 def format_sizes() -> str:
     """Show how large the files of models are in each named format, by runtime."""
-    found = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"]
+    found = sizes_by_format()
     columns = {f"{model}, {runtime}": sizes for model, own in found.items() for runtime, sizes in own.items()}
     bits = {name: NAMED[name].bits_per_weight(COMMON_WIDTH) for sizes in columns.values() for name in sizes}
     table = []

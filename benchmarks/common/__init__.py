@@ -1,6 +1,7 @@
 """What the benchmarks share: the test sets, the machine a figure was measured on, files of results, ONNX Runtime's own int8."""
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ def write_json(file: Path, content: Any) -> None:
     """Write a file of results, whole or not at all; its folder is made."""
     with written_whole(file) as handle:
         handle.write(json.dumps(content, indent=1) + "\n")
+
+
+def bench_rows(folder: str) -> list[dict[str, str]]:
+    """Return the rows of the table of a bench."""
+    with (RESULTS / folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sizes_by_format() -> dict[str, dict[str, dict[str, int]]]:
+    """Return the bytes of whole files by model, runtime and format, as `format_sizes.py` measured them."""
+    found: dict[str, dict[str, dict[str, int]]] = json.loads((RESULTS / "format_sizes.json").read_text())["bytes"]
+    return found
 
 
 def is_measured(about: dict[str, Any], rows: list[dict[str, Any]]) -> bool:

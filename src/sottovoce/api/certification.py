@@ -80,12 +80,12 @@ class _Settings:
         """An exported original computes on the CPU."""
         return Placement() if runtime_of(self.against) else self.placement
 
-    def hash(self, files: Sequence[CertifiedFile], reference: Recognizer) -> str:
-        """Hash all that is decided before the speech is seen."""
+    def hash(self, files: Sequence[CertifiedFile], against: str) -> str:
+        """Hash all that is decided before the speech is seen; `against`: the digest of the original."""
         return setting_hash(
             {
                 "files": [[file.digest, file.runtime, *([] if file.context == FULL else [repr(file.context)])] for file in files],
-                "against": recognizer_digest(reference),
+                "against": against,
                 "language": self.language,
                 "fallback": repr(self.fallback),
                 "confidence": self.confidence,
@@ -281,8 +281,9 @@ def _originals(
     """Count the earlier looks, and listen to the original. What another run saved is refused before this one is a look."""
     reference = open_recognizer(settings.against, fallback=settings.fallback, placement=settings.placement_of_reference)
     transcript_cache(reference, speech.data, save, language=settings.language, context=FULL)
-    looks = _look(ledger, settings.hash(files, reference), speech)
-    return _Originals(looks, _transcripts(reference, speech, settings, FULL, save, progress), recognizer_digest(reference))
+    digest = recognizer_digest(reference)
+    looks = _look(ledger, settings.hash(files, digest), speech)
+    return _Originals(looks, _transcripts(reference, speech, settings, FULL, save, progress), digest)
 
 
 def _transcripts(

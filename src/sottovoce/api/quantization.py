@@ -116,8 +116,9 @@ def quantize(
     speech_model = loaded_original(model)
     wanted = target_named(target or (plan.target if plan else DEFAULT_TARGET))
     recipe = recipe or Recipe(format=wanted.format())
-    plan = checked_plan(speech_model, recipe, plan, target=wanted.name, language=language, tune=tune)
-    if not _is_plan_of(plan, recipe, speech_model):
+    given = plan
+    plan = checked_plan(speech_model, recipe, given, target=wanted.name, language=language, tune=tune)
+    if given is not None and not _is_plan_of(plan, recipe, speech_model):
         recipe = replace(recipe, format=plan.main_format)
     speech_given = () if calibration is None else calibration
     sample, tuned_on = None, list[DataSet]()

@@ -49,7 +49,7 @@ def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Pat
                 _against_bits(axis, [row for row in finite if row.data == data], styles, key, spread, scale)
                 axis.set_title(data)
             axes[0].set_ylabel(f"{title} ({unit})")
-            _legend(figure, axes)
+            legend_beside(figure, axes)
             written.append((f"{model}: {title}", save_figure(figure, out / f"{name}-{key.replace('_', '-')}.svg")))
         strengths = _strengths(model, layers)
         if strengths:
@@ -59,7 +59,7 @@ def draw_figures(rows: Sequence[Row], layers: Sequence[LayerStrengths], out: Pat
                 _by_depth(axis, {series: halves[half] for series, halves in strengths.items()})
                 axis.set_title(half)
             axes[0].set_ylabel("strength of the correction")
-            _legend(figure, axes)
+            legend_beside(figure, axes)
             written.append((f"{model}: strength of the correction", save_figure(figure, out / f"{name}-strength.svg")))
     return written
 
@@ -128,7 +128,7 @@ def _by_depth(axis: Any, series: Mapping[str, Sequence[float]]) -> None:
     axis.grid(axis="y", alpha=0.3)
 
 
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
+def legend_beside(figure: Any, axes: Sequence[Any]) -> None:
     """Put the legend of all axes beside them, where it hides no curve; a curve that several have stands there once."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False, fontsize="small")

@@ -42,40 +42,24 @@ def inspect(
     sottovoce inspect tiny-4bit --errors recordings/
     """
     from sottovoce import api
-    from sottovoce.cli.display_folder import print_folder
-    from sottovoce.system.plain_data import to_plain
-
-    if errors is not None:
-        _inspect_errors(folder, errors, against, utterances, alone, language, threads, as_json)
-        return
-    refuse_without("--errors", "against", "alone", "utterances", "language", "threads")
-    manifest = api.inspect(folder)
-    if as_json:
-        print_json(to_plain(manifest))
-    else:
-        print_folder(manifest, folder)
-
-
-def _inspect_errors(
-    folder: str,
-    data: str,
-    against: str | None,
-    utterances: int,
-    alone: bool,
-    language: str | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    from sottovoce import api
     from sottovoce.cli.console import progress_bar
     from sottovoce.cli.display_errors import print_errors
+    from sottovoce.cli.display_folder import print_folder
     from sottovoce.evaluation.error_statistics import error_table
     from sottovoce.system.plain_data import to_plain
 
+    if errors is None:
+        refuse_without("--errors", "against", "alone", "utterances", "language", "threads")
+        manifest = api.inspect(folder)
+        if as_json:
+            print_json(to_plain(manifest))
+        else:
+            print_folder(manifest, folder)
+        return
     set_threads(threads)
     parts = {layer.name: layer.part for layer in api.inspect(folder).plan.layers}
     with progress_bar() as progress:
-        found = api.inspect_errors(folder, data, against=against, limit=utterances, alone=alone, language=language, progress=progress)
+        found = api.inspect_errors(folder, errors, against=against, limit=utterances, alone=alone, language=language, progress=progress)
     if as_json:
         print_json(to_plain(error_table(found, parts)))
     else:
