@@ -8,7 +8,8 @@ A place is an operator, a number, a condition, a loop, a decorator or a handler 
 nothing executes them. So are the flags of `@dataclass` (`frozen`, `kw_only`): they keep programmers from writing what no code here writes,
 and the type checker finds that. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven
 replacements counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
-file first, until one fails. A change is killed if a test fails or the tests take three times their usual processor time.
+file first, until one fails; then by the test files of other folders that import the changed module. A change is killed if a test fails or
+the tests take three times their usual processor time (elsewhere: `ELSEWHERE_S` a file).
 The record has the survivors, and the 95 % interval of the killed share (Wilson), because the places are a sample.
 `--only` runs the drawn changes of these lines again and writes no record. `--done` names a file of JSON lines: what it has for the same
 code is not tested again, and what is tested is added to it, so that the command can be stopped and started.
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("core", "quantization", "evaluation")
 SLOWER, SPARE_S = 3, 20  # the limit: this many times the usual processor time, and seconds to spare
 STALLED = 8  # times that limit, of the clock, on a busy machine
+ELSEWHERE_S = 900  # of the processor, for one test file of another folder: the slowest takes a fifth of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Mutant:
     @property
     def folder(self) -> str:
         return Path(self.file).parent.name
+
+    @property
+    def module(self) -> str:
+        return f"sottovoce.{self.folder}.{Path(self.file).stem}"
 
     @property
     def mirrored(self) -> str:
@@ -146,6 +152,27 @@ def order(root: Path, mutant: Mutant) -> list[str]:
                   if (name := str(file.relative_to(root))) not in own]  # fmt: skip
 
 
+def elsewhere(root: Path, mutant: Mutant) -> list[str]:
+    """Return the test files of other folders that import the changed module, those that import the fewest modules first."""
+    found = {}
+    for file in sorted((root / "tests").glob("*/test_*.py")):
+        modules = imported(ast.parse(file.read_text(encoding="utf-8")))
+        if file.parent.name != mutant.folder and mutant.module in modules:
+            found[str(file.relative_to(root))] = len(modules)
+    return sorted(found, key=lambda name: found[name])
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Return the modules of this package that a file imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("sottovoce.")}
+
+
 def wilson(killed: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share, in percent (Wilson 1927)."""
     z = 1.959964
@@ -212,6 +239,12 @@ def test_mutants(root: Path, chosen: list[Mutant], usual_s: dict[str, float], do
         file.write_text(changed, encoding="utf-8")
         try:
             outcome, seconds = run_tests(root, order(root, mutant), SLOWER * usual_s[mutant.folder] + SPARE_S)
+            for other in elsewhere(root, mutant) if outcome == "passed" else ():
+                outcome, more = run_tests(root, [other], ELSEWHERE_S)
+                seconds += more
+                if outcome != "passed":
+                    outcome = "elsewhere"
+                    break
         finally:
             file.write_text(source, encoding="utf-8")
         lines = changed_lines(source, changed)
@@ -269,6 +302,7 @@ def main() -> None:
         "sampled": len(fates),
         "killed": killed,
         "of_these_by_time": sum(outcome == "time" for _, outcome, _ in fates),
+        "of_these_by_tests_of_other_folders": sum(outcome == "elsewhere" for _, outcome, _ in fates),
         "killed_percent": round(100 * killed / len(fates), 1),
         "interval_95_percent": wilson(killed, len(fates)),
         "folders": {
