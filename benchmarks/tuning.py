@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, SETS, machine, script_parser, write_json
+from common import RESULTS, SETS, machine, paired, script_parser, write_json
 
 from sottovoce import api
 from sottovoce.backends.registry import backend_named
@@ -179,18 +179,6 @@ def windows_score(data: DataSet, original: Sequence[Recognition], heard: Sequenc
         ]
     )
     return {"words": score.words, "capped_percent": 100 * score.capped_wer, "looped": list(score.looped)}
-
-
-def paired(ours: Sequence[Transcript], others: Sequence[Transcript]) -> dict[str, Any]:
-    """The difference of word error rates in points, with its interval, and the loops that only ours have."""
-    compared = score_transcripts(ours, others).paired
-    assert compared is not None
-    added = set(score_transcripts(ours).looped) - set(score_transcripts(others).looped)
-    return {
-        "difference_points": 100 * compared.difference,
-        "interval_points": [100 * compared.low, 100 * compared.high],
-        "loops_added": sorted(added),
-    }
 
 
 def exported(arguments: argparse.Namespace, folder: Path) -> Path:

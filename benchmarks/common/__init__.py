@@ -3,9 +3,12 @@
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sottovoce.evaluation.transcripts import Transcript
+from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.system.atomic_files import written_whole
 from sottovoce.system.plain_data import to_plain
 from sottovoce.system.versions import environment, processor
@@ -46,6 +49,18 @@ def sizes_by_format() -> dict[str, dict[str, dict[str, int]]]:
 def is_measured(about: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
     """Tell whether there is a row with all settings of `about`."""
     return any(about == {name: row.get(name) for name in about} for row in rows)
+
+
+def paired(ours: Sequence[Transcript], others: Sequence[Transcript]) -> dict[str, Any]:
+    """The difference of word error rates in points, with its interval, and the loops that only ours have."""
+    compared = score_transcripts(ours, others).paired
+    assert compared is not None
+    added = set(score_transcripts(ours).looped) - set(score_transcripts(others).looped)
+    return {
+        "difference_points": 100 * compared.difference,
+        "interval_points": [100 * compared.low, 100 * compared.high],
+        "loops_added": sorted(added),
+    }
 
 
 def dynamic_int8(floats: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from sottovoce.errors import DataError
 from sottovoce.evaluation.confidence import fit_scalings
 from sottovoce.evaluation.context import ShortContext
 from sottovoce.evaluation.recognizer import window_of
-from sottovoce.models.load import local_folder
+from sottovoce.models.load import local_folder, public_name
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe
 from tests.cli.test_cli import run
@@ -43,13 +43,14 @@ def folder(model_folder: Path, speech_folder: Path, tmp_path: Path, hub: FakeHub
     return out
 
 
-def without_card(manifest: Manifest) -> Manifest:
-    """The card on the Hub names the repository."""
-    return replace(manifest, files={name: record for name, record in manifest.files.items() if name != "README.md"})
+def as_published(manifest: Manifest) -> Manifest:
+    """The card on the Hub names the repository, and the original has no path."""
+    files = {name: record for name, record in manifest.files.items() if name != "README.md"}
+    return replace(manifest, source=public_name(manifest.source), files=files)
 
 
 def test_what_is_known_of_it_is_known_by_its_name(folder: Path, model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
-    assert without_card(api.inspect(NAME)) == without_card(read_manifest(folder))
+    assert as_published(api.inspect(NAME)) == as_published(read_manifest(folder))
     assert stored_scaling(NAME, "platt") == stored_scaling(str(folder), "platt")
     recognizer = api.open_recognizer(NAME)
     assert recognizer.source == NAME

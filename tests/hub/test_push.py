@@ -31,7 +31,7 @@ def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_a_folder_arrives_whole_private_and_with_its_card(folder: Path, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_folder_arrives_whole_private_and_with_its_card(folder: Path, model_folder: Path, hub: FakeHub, tmp_path: Path) -> None:
     code, printed, shown = run("push", folder, "me/tiny-4bit")
     assert code == 0, shown
     assert f"{hub.endpoint}/me/tiny-4bit (private)" in printed
@@ -42,6 +42,9 @@ def test_a_folder_arrives_whole_private_and_with_its_card(folder: Path, hub: Fak
     card = repository.files["README.md"].decode()
     assert "THIS_FOLDER" not in card
     assert 'from_pretrained("me/tiny-4bit"' in card
+    for published in (card, repository.files["sottovoce.json"].decode()):
+        assert model_folder.name in published
+        assert str(model_folder.parent) not in published, "a path of this machine"
     assert sum(hub.sent) >= (folder / "model.safetensors").stat().st_size  # by LFS
     fetched = tmp_path / "fetched"
     fetched.mkdir()

@@ -3,11 +3,12 @@
 from huggingface_hub import ModelCardData
 
 from sottovoce.checkpoint.layout import is_compressed_tensors, loads_in_transformers
-from sottovoce.models.load import names_hub_model
+from sottovoce.models.load import names_hub_model, public_name
 from sottovoce.quantization.pipeline import QuantizedModel
 from sottovoce.quantization.plan import Plan
 from sottovoce.quantization.tune_record import TuneRecord
 from sottovoce.system.counting import counted
+from sottovoce.system.paths import last_part
 
 FOLDER_IN_CARD = "THIS_FOLDER"  # stands for where the folder lies; an upload puts the name of its repository there
 IN_TRANSFORMERS = """```python
@@ -61,9 +62,9 @@ def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
         metadata.to_yaml(),
         "---",
         "",
-        f"# {source.rstrip('/').split('/')[-1]}, {' and '.join(map(str, widths))} bits",
+        f"# {last_part(source)}, {' and '.join(map(str, widths))} bits",
         "",
-        f"Quantized from `{source}` by [sottovoce](https://pypi.org/project/sottovoce/).",
+        f"Quantized from `{public_name(source)}` by [sottovoce](https://pypi.org/project/sottovoce/).",
         "",
         "| | |",
         "|---|---|",

@@ -16,6 +16,7 @@ from sottovoce.checkpoint.manifest import MANIFEST, read_manifest, write_sealed
 from sottovoce.checkpoint.model_card import FOLDER_IN_CARD
 from sottovoce.checkpoint.verify import verify
 from sottovoce.errors import CheckpointError
+from sottovoce.models.load import public_name
 from sottovoce.system.other_files import other_files
 
 
@@ -57,11 +58,14 @@ def stage(source: Path, runtime: str | None, repo: str, folder: Path) -> Staged:
 
 
 def _stage_quantized(source: Path, repo: str, folder: Path) -> None:
-    """Link the listed files. The card on the Hub names the repository, so the manifest gets its new checksum."""
+    """Link the listed files. The card names the repository, so the manifest gets its new checksum; it holds no path of this machine."""
     listed = read_manifest(source).files
     for name in listed.keys() - {CARD}:
         (folder / name).symlink_to((source / name).absolute())
     content = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    for record, name in ((content, "source"), (content.get("tune") or {}, "original")):
+        if name in record:
+            record[name] = public_name(record[name])
     if CARD in listed:
         card = (source / CARD).read_text(encoding="utf-8").replace(FOLDER_IN_CARD, repo).encode()
         (folder / CARD).write_bytes(card)
