@@ -9,13 +9,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
+# --no-compile: bytecode of all packages takes half the time; Python compiles what is used at its first use.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test lint unit coverage mutation docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]' -c constraints.txt
+	$(PIP) torch==2.13.0 -c constraints.txt
+	$(PIP) --editable '.[demo,dev]' -c constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
@@ -36,7 +38,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 mutation: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]' -c constraints.txt
+	$(PIP) --editable '.[mutation]' -c constraints.txt
 	$(BIN)/python benchmarks/mutation.py
 
 docs: $(INSTALLED)
