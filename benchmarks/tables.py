@@ -89,6 +89,7 @@ PARITY = (
     "2 bits FADE, ONNX Runtime",
     "2 bits FADE, float32 activations, ONNX Runtime",
 )
+SYSTEMS_OF_WORDS = {"original": "the original", "torch": "quantized, PyTorch", "mlx": "quantized, mlx-whisper"}
 
 
 def main() -> None:
@@ -223,7 +224,12 @@ def _words(found: dict[str, Any] | None) -> str:
 
 
 def _rate(percent: float, loops: int) -> str:
-    return f"{percent:.1f}" + (f", {loops} loop{'s' if loops > 1 else ''}" if loops else "")
+    return _with_loops(f"{percent:.1f}", loops)
+
+
+def _with_loops(rate: str, loops: float) -> str:
+    """Add a count of loops, which is a mean where there are several draws."""
+    return rate + (f", {loops:.3g} loop{'s' if loops > 1 else ''}" if loops else "")
 
 
 def paired(model: str) -> str:
@@ -313,10 +319,29 @@ def tuned(name: str) -> str:
     return _markdown(head, table)
 
 
+def words(name: str) -> str:
+    """Show the words of a quantized folder beside its original's: errors on each set, and the difference with its interval."""
+    found = json.loads((RESULTS / f"words/{name}.json").read_text())["sets"]
+    table = []
+    for system in next(iter(found.values()))["systems"]:
+        row = [SYSTEMS_OF_WORDS.get(system, system)]
+        for data in found:
+            own = found[data]["systems"][system]
+            row.append(_rate(own["capped_wer_percent"], len(own["looped"])))
+            if (paired := own.get("against_original")) is not None:
+                low, high = paired["interval_points"]
+                row[-1] += f" ({paired['difference_points']:+.1f}, {low:+.1f} to {high:+.1f})"
+            if "same" in own:
+                row[-1] += f"; {own['same']} of {found[data]['utterances']} the same"
+        table.append(row)
+    return _markdown(["", *(f"{SETS[data]} WER %" for data in found)], table)
+
+
 def formats(folder: str, runtime: str) -> str:
     """Show the number formats of a bench, and the methods where there are several, by falling faithfulness.
 
-    Bits per weight, the size of the file in `runtime` (none: it does not hold the format), divergence and capped error rate on every set.
+    Bits per weight, the size of the file in `runtime` (none: it does not hold the format), divergence and capped error rate on every set,
+    mean and deviation where there are several draws.
     """
     found = {(row["format"] or row["bits"], row["method"], row["data"]): row for row in bench_rows(folder)}
     kinds = {key[:2] for key in found if all((*key[:2], data) in found for data in SETS)}  # measured on every set
@@ -335,8 +360,8 @@ def formats(folder: str, runtime: str) -> str:
             row += [f"{number_format.bits_per_weight(COMMON_WIDTH):.4g}", f"{sizes[name] / 1e6:.1f}" if name in sizes else ""]
         for data in SETS:
             own = found[name, method, data]
-            kl = "" if method == ORIGINAL else f"{float(own['mean_kl']):.3f}"
-            row += [kl, _rate(100 * float(own["capped"]), round(float(own["looped"])))]
+            kl = "" if method == ORIGINAL else _figure(own, "mean_kl", "kl_deviation", 3)
+            row += [kl, _with_loops(_figure(own, "capped", "capped_deviation", 1, 100), float(own["looped"]))]
         table.append(row)
     head = ["format", *(["method"] if several else []), "bits", "MB"]
     return _markdown([*head, *(f"{title} {what}" for title in SETS.values() for what in ("KL", "WER %"))], table, words=1 + several)
@@ -485,6 +510,7 @@ TABLES: dict[str, Callable[..., str]] = {
         demo_difference,
         certificates,
         tuned,
+        words,
         formats,
         format_sizes,
         loops,
