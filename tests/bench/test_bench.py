@@ -298,6 +298,7 @@ def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> No
     for _ in range(2):
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.stderr
+        assert "not measured yet" not in result.stderr
         drawn.append({file.name: file.read_bytes() for file in undisturbed.glob("*.svg")})
     assert drawn[0] == drawn[1]
     assert {name.rsplit("-", 1)[-1] for name in drawn[0]} == {
@@ -305,6 +306,18 @@ def test_figures_are_drawn_and_repeat(bench_root: Path, undisturbed: Path) -> No
         "kl.svg",
     }  # no method with strengths by layer here
     assert (undisturbed / "results.md").read_text().startswith("**")
+
+
+def test_tables_say_what_of_the_recipe_is_not_measured_yet(bench_root: Path, undisturbed: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "more.toml"
+    text = (bench_root / "recipe.toml").read_text()
+    recipe.write_text(text.replace("seeds = [0", "seeds = [7, 0", 1))
+    assert recipe.read_text() != text
+    plan, measured = read_plan(recipe), read_plan(bench_root / "recipe.toml")
+    more = (len(plan.quantizations()) - len(measured.quantizations())) * len(plan.data)
+    result = CliRunner().invoke(main, ["bench", str(recipe), "--out", str(undisturbed), "--tables-only"])
+    assert result.exit_code == 0, result.stderr
+    assert f"not measured yet: {more} evaluations of this recipe" in result.stderr
 
 
 def test_a_method_has_settings_of_its_own(bench_root: Path, tmp_path: Path) -> None:

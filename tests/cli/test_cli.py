@@ -193,7 +193,7 @@ CERTIFY = ("certify", "Q", "--against", "MODEL", "--audio", "SPEECH")
     [
         (("quantize",), "Missing argument"),
         ((*RTN, "--bits", 7), "'7' is not one of"),
-        (("quantize", "MODEL", "OUT"), "calibrates on speech: give calibration data"),
+        (("quantize", "MODEL", "OUT"), "FADE calibrates on speech, and none was given: give a folder or manifest (--calibration)"),
         ((*RTN, "--tune"), "tuning listens to speech"),
         ((*QUANTIZE, "--damping", "lots"), "neither a number"),
         ((*QUANTIZE, "--damping", 0), "out of range"),

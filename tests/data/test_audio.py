@@ -8,6 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sottovoce.data import containers
 from sottovoce.data.audio import read_audio, split_at_silence
 from sottovoce.errors import AudioError
 
@@ -28,7 +29,7 @@ def test_formats_rates_and_channels(suffix: str, tmp_path: Path) -> None:
     assert np.abs(middle).max() == pytest.approx(0.15, abs=0.02)
 
 
-def test_bad_audio_is_named(tmp_path: Path) -> None:
+def test_bad_audio_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
         "short": (tone(0.05), "0.050 s is too short"),
         "silent": (np.zeros(16000), "is silent"),
@@ -41,8 +42,13 @@ def test_bad_audio_is_named(tmp_path: Path) -> None:
             read_audio(tmp_path / f"{name}.wav")
         assert f"{name}.wav" in str(caught.value)
     (tmp_path / "text.wav").write_text("no sound")
-    with pytest.raises(AudioError, match="cannot be read as audio"):
-        read_audio(tmp_path / "text.wav")
+    for installed, more in ((True, "WAV or FLAC$"), (False, r"WAV or FLAC, and with sottovoce\[av\]")):
+        monkeypatch.setattr(containers, "decoder_installed", lambda installed=installed: installed)
+        with pytest.raises(AudioError, match=f"cannot be read as audio.*{more}"):
+            read_audio(tmp_path / "text.wav")
+    (tmp_path / "nothing.wav").touch()
+    with pytest.raises(AudioError, match=r"nothing\.wav: is empty \(0 bytes\)"):
+        read_audio(tmp_path / "nothing.wav")
     with pytest.raises(AudioError, match="no such file"):
         read_audio(tmp_path / "absent.wav")
 

@@ -1,5 +1,6 @@
 """A calibration folder with bad files: all of them are named, the others are used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sottovoce.data.load import load_data
 from sottovoce.data.usable import read_usable
 from sottovoce.errors import CalibrationError
 from sottovoce.quantization.calibration_set import prepare_speech
+from sottovoce.quantization.pipeline import calibration_record
 from tests.cli.test_cli import run
 from tests.conftest import make_tiny
 
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-BAD = {"silent": "is silent", "short": "is too short", "text": "cannot be read as audio", "empty": "cannot be read as audio"}
+BAD = {"silent": "is silent", "short": "is too short", "text": "cannot be read as audio", "empty": "is empty (0 bytes)"}
 
 
 def test_all_bad_recordings_are_named_and_the_others_used(folder: Path) -> None:
@@ -58,12 +60,29 @@ def test_the_command_names_them_and_keeps_them_in_the_manifest(folder: Path, mod
     calibration = read_manifest(tmp_path / "out").calibration
     assert calibration is not None
     assert (len(calibration.utterances), calibration.left_out.keys()) == (8, BAD.keys())
+    assert calibration.amount.startswith("8 recordings, ")
+
+
+def test_pieces_are_not_counted_as_recordings(tmp_path: Path) -> None:
+    model, recordings = make_tiny(), tmp_path / "recordings"
+    recordings.mkdir()
+    for name, seconds in (("long", 2.5 * model.max_duration_s), ("short", 1.0), ("other", 1.0)):
+        noise = 0.1 * np.random.default_rng(len(name)).standard_normal(round(seconds * 16000))
+        soundfile.write(recordings / f"{name}.wav", noise, 16000)
+    data = load_data(recordings)
+    taught = prepare_speech(model, data)
+    assert taught.cut == ("long",)
+    assert calibration_record(taught, 0).amount.startswith(f"3 recordings in {len(taught.ids)} pieces, ")
+    alone = replace(data, utterances=data.utterances[1:2])
+    assert prepare_speech(model, alone, least=1).ids == (alone.utterances[0].id,)
+    with pytest.raises(CalibrationError, match="1 usable recording; at least 2 are needed"):
+        prepare_speech(model, alone)
 
 
 def test_too_few_that_remain_are_refused_with_all_reasons(folder: Path, tmp_path: Path) -> None:
     for i in range(1, 8):
         (folder / f"u{i}.wav").unlink()
-    with pytest.raises(CalibrationError, match=r"speech: 1 usable recordings; at least two") as caught:
+    with pytest.raises(CalibrationError, match=r"speech: 1 usable recording; at least 2 are needed, better a hundred") as caught:
         api.quantize(make_tiny(), tmp_path / "out", calibration=folder)
     assert all(f"{name}." in str(caught.value) for name in BAD)
     assert not (tmp_path / "out").exists()

@@ -488,7 +488,7 @@ def test_speech_that_is_too_little(checkpoint: Path, speech_folder: Path, tmp_pa
     silent.mkdir()
     for i in range(8):
         soundfile.write(silent / f"{i}.wav", np.zeros(16000), 16000)
-    refused.append((load_data(silent), "0 usable recordings; at least two are needed"))
+    refused.append((load_data(silent), "0 usable recordings; at least 2 are needed"))
     german = replace(data, utterances=tuple(replace(u, language="de") for u in data))
     for speech, match in refused:
         with pytest.raises(CalibrationError, match=match) as error:

@@ -236,7 +236,11 @@ def check_request(
     method = (recipe or Recipe()).method
     none_given = calibration is None or (isinstance(calibration, Sequence) and not calibration)
     if method.n_networks and none_given:
-        raise RecipeError(f"{method.title} calibrates on speech: give calibration data (a folder or manifest), or choose method 'rtn'")
+        name = method.title.partition(",")[0]
+        raise RecipeError(
+            f"{name} calibrates on speech, and none was given: give a folder or manifest (--calibration), or choose plain rounding "
+            "(--method rtn)"
+        )
     if tune is not None and none_given:
         raise RecipeError("tuning listens to speech: give calibration data (a folder or manifest), or do not tune")
     folder = output_folder(out)

@@ -187,7 +187,7 @@ def tune_quantized(
     training = prepare_speech(
         original, folds.training, language=language, augmentation=augmentation, seed=seed, state=state, progress=progress
     )
-    held_out = prepare_speech(original, folds.held_out, language=language, state=state, progress=progress)
+    held_out = prepare_speech(original, folds.held_out, language=language, state=state, least=1, progress=progress)
     taught = make_lessons(original, training, sampled=settings.sampled > 0, seed=seed, doing="listening to the original", progress=progress)
     looked_at = make_lessons(original, held_out, sampled=False, seed=seed, doing="listening to the original, held out", progress=progress)
     bits = sum(layer.weights * layer.format.code_bits for layer in start.plan.layers) / start.plan.weights

@@ -1,6 +1,5 @@
 """Whether a written file gives the words of its model. Tried in a process of its own, since native runtimes may end it."""
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import recognized_words
 from sottovoce.evaluation.word_losses import edit_distance
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.spawn import spawn_context
 
 MOST_DIFFERENT = 0.2  # of the words; runtimes round activations to 8 bits, so that near ties fall the other way
 
@@ -44,11 +44,10 @@ def compare(model: SpeechModel, runtime: str, file: Path, data: DataSet, languag
             "nothing; the file was deleted. Check the model with `sottovoce evaluate` (its tokenizer files, the language), give "
             "other speech with --speech, or export it with --no-verify"
         )
-    threads = torch.get_num_threads()
-    context = multiprocessing.get_context("spawn")
+    arguments = (runtime, file, torch.get_num_threads(), data, language)
     try:
-        with ProcessPoolExecutor(1, context) as pool:
-            theirs = pool.submit(_transcribe, runtime, file, threads, data, language).result()
+        with ProcessPoolExecutor(1, spawn_context(arguments)) as pool:
+            theirs = pool.submit(_transcribe, *arguments).result()
     except BrokenProcessPool as exc:
         raise ExportError(f"the {runtime} runtime crashed on the written file; it was deleted") from exc
     agreement = agree(ours, theirs)

@@ -4,7 +4,7 @@ from sottovoce.bench.collect import is_bench, read_results
 from sottovoce.bench.plan import BenchPlan, plan_from, read_plan
 from sottovoce.bench.records import BenchManifest, BenchResults, EvaluationRecord, LayerStrengths
 from sottovoce.bench.run import BenchOutcome, run_bench
-from sottovoce.bench.summary import BenchSummary, write_summary
+from sottovoce.bench.summary import BenchSummary, unmeasured, write_summary
 from sottovoce.bench.table import Row, as_csv, as_markdown, summarize
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "read_results",
     "run_bench",
     "summarize",
+    "unmeasured",
     "write_summary",
 ]

@@ -28,6 +28,7 @@ from sottovoce.bench.worker import BenchWorker, CellOutcome, Job, LabelsJob, Ref
 from sottovoce.errors import MachineError, OutputError, RecipeError
 from sottovoce.system.cluster import Cluster, joined_cluster
 from sottovoce.system.progress import Progress, silent
+from sottovoce.system.spawn import spawn_context
 
 WorkerArguments: TypeAlias = tuple[BenchPlan, Path, Path, int]
 Stage: TypeAlias = Callable[[Sequence[Job]], Iterable[list[CellOutcome]]]
@@ -181,7 +182,7 @@ def _process_pool(jobs: int, arguments: WorkerArguments) -> Iterator[ProcessPool
     Raises `MachineError` if one of them was lost.
     """
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker_process, arguments)
+    pool = ProcessPoolExecutor(jobs, spawn_context(arguments), _start_worker_process, arguments)
     try:
         yield pool
     except BaseException as exc:

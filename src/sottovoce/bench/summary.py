@@ -1,11 +1,14 @@
 """Write everything that follows from a bench's results: the compact records, the tables and the figures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from sottovoce.bench.collect import read_results
 from sottovoce.bench.figures import draw_figures
-from sottovoce.bench.records import BenchResults, write_records
+from sottovoce.bench.plan import BenchPlan
+from sottovoce.bench.records import BenchResults, EvaluationRecord, write_records
 from sottovoce.bench.table import Row, as_csv, as_markdown, summarize
 from sottovoce.errors import DataError, MissingDependencyError, OutputError
 from sottovoce.system.atomic_files import written_whole
@@ -22,6 +25,13 @@ class BenchSummary:
     markdown: str
     figures: tuple[Path, ...]
     notes: tuple[str, ...]
+
+
+def unmeasured(plan: BenchPlan, evaluations: Sequence[EvaluationRecord]) -> int:
+    """Count the evaluations that a plan asks for, by their names, and that are not among `evaluations`."""
+    have = {(e.model, e.method, e.bits, e.format, e.seed, e.data, e.runtime) for e in evaluations}
+    asked = product(plan.quantizations(), plan.data, plan.runtimes)
+    return sum((q.model, q.method, q.bits, q.format, q.seed, data, runtime) not in have for q, data, runtime in asked)
 
 
 def write_summary(out: str | Path) -> BenchSummary:

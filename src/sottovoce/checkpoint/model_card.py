@@ -50,7 +50,7 @@ def model_card(result: QuantizedModel, tune: TuneRecord | None = None) -> str:
     if strengths:
         rows["mean strength of error correction"] = f"{sum(strengths) / len(strengths):.2f}"
     if result.calibration:
-        rows["calibration"] = f"{counted(len(result.calibration.utterances), 'utterance')}, {result.calibration.seconds:.0f} s"
+        rows["calibration"] = result.calibration.amount
     if tune is not None and tune.chosen:
         rows["tuned"] = (
             f"{tune.numbers / 1e6:.1f} M scales and floating-point numbers, {counted(tune.chosen, 'step')}; "

@@ -53,7 +53,7 @@ def bench(
     \b
     sottovoce bench benchmarks/recipes/tiny.en.toml --data speech/ --out results/
     """
-    from sottovoce.bench import read_plan, run_bench, write_summary
+    from sottovoce.bench import read_plan, run_bench, unmeasured, write_summary
     from sottovoce.cli.console import progress_bar
 
     if tables_only:
@@ -62,6 +62,8 @@ def bench(
     failed = False
     if tables_only:
         summary = write_summary(out)
+        if missing := unmeasured(plan, summary.results.evaluations):
+            click.echo(f"note: not measured yet: {counted(missing, 'evaluation')} of this recipe; go on without --tables-only", err=True)
     else:
         set_threads(None)
         with progress_bar() as progress:

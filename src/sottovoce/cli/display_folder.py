@@ -12,7 +12,7 @@ from sottovoce.backends.formats import KnownFormat
 from sottovoce.backends.layer_bytes import planned_bytes, widened_layers
 from sottovoce.backends.registry import BACKENDS
 from sottovoce.checkpoint.layout import WEIGHTS, loads_in_transformers
-from sottovoce.checkpoint.manifest import Manifest
+from sottovoce.checkpoint.manifest import MANIFEST, Manifest
 from sottovoce.checkpoint.verify import Verification
 from sottovoce.cli.console import console, figure, megabytes
 from sottovoce.cli.display_fit import print_fit
@@ -76,7 +76,7 @@ def print_quantized(result: QuantizedModel, out: Path) -> None:
     terminal.print(parts_table(result.reports, result.plan, f"{result.model.source} -> {out}"))
     timing = result.timing
     terminal.print(
-        f"{out}: {megabytes((out / WEIGHTS).stat().st_size)}; "
+        f"{out}: {megabytes((out / WEIGHTS).stat().st_size)} of weights; "
         f"{timing.labels_s:.0f} s transcribing calibration speech, {timing.solving_s:.0f} s quantizing"
     )
     for note in notes(result):
@@ -136,7 +136,7 @@ def print_folder(manifest: Manifest, folder: str | Path) -> None:
         print_fit(manifest.fit, f"{folder}: the fit")
     if manifest.tune is not None:
         print_tuned(manifest.tune, f"{folder}: the tuning")
-    terminal.print(f"{megabytes(manifest.bytes)} in {counted(len(manifest.files), 'file')}, all checksums right")
+    terminal.print(f"{megabytes(manifest.bytes)} in {counted(len(manifest.files), 'file')} beside {MANIFEST}, all checksums right")
 
 
 def against_worst_case(reports: Sequence[LayerReport]) -> str | None:

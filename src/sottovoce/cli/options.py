@@ -261,7 +261,8 @@ def finish(unusable: Collection[str], used: int, done: str, *, passed: bool = Tr
     for reason in unusable:
         click.echo(f"Error: {reason}", err=True)
     if unusable:
-        click.echo(f"{len(unusable)} of {counted(len(unusable) + used, 'recording')} could not be used; {done}", err=True)
+        many = f"{len(unusable)} of {counted(len(unusable) + used, 'recording')}" if len(unusable) + used > 1 else "the only recording"
+        click.echo(f"{many} could not be used; {done}", err=True)
     if not passed:
         raise SystemExit(NOT_GOOD_ENOUGH)
     if unusable:

@@ -47,13 +47,19 @@ def read_audio(
         samples, rate = _read_with_libsndfile(source, called, span)
     except (*UNREADABLE, OSError) as exc:
         if not _is_container(source):
+            if _is_empty(source):
+                raise AudioError(f"{called}: is empty (0 bytes)") from exc
             reason = getattr(exc, "error_string", exc)  # libsndfile's own message names the file as bytes
+            more = "" if containers.decoder_installed() else ", and with sottovoce[av] those of phones and cameras"
             raise AudioError(
-                f"{called}: cannot be read as audio ({reason}); any format libsndfile reads will do, as WAV or FLAC, and with "
-                "sottovoce[av] those of phones and cameras"
+                f"{called}: cannot be read as audio ({reason}); any format libsndfile reads will do, as WAV or FLAC{more}"
             ) from exc
         samples, rate = _read_container(source, called, span)
     return check_audio(samples, rate, called, silence=silence)
+
+
+def _is_empty(source: Path | str | bytes) -> bool:
+    return not source if isinstance(source, bytes) else Path(source).stat().st_size == 0
 
 
 def _is_container(source: Path | str | bytes) -> bool:

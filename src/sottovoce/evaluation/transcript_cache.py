@@ -139,7 +139,7 @@ class TranscriptCache:
         try:
             yield
         except OSError as exc:
-            raise OutputError(f"{self.target}: transcripts cannot be written ({exc})") from exc
+            raise OutputError(f"{self.target}: transcripts cannot be written ({exc.strerror or exc})") from exc
 
 
 def _rows(transcripts: Mapping[str, Transcript]) -> list[Any]:

@@ -64,7 +64,7 @@ def write_transcripts(path: str | Path, transcripts: Sequence[Transcript], besid
             for transcript, more in zip(transcripts, beside or [{}] * len(transcripts), strict=True):
                 file.write(json.dumps({**asdict(transcript), **more}, ensure_ascii=False) + "\n")
     except OSError as exc:
-        raise OutputError(f"{path}: transcripts cannot be written ({exc})") from exc
+        raise OutputError(f"{path}: transcripts cannot be written ({exc.strerror or exc})") from exc
 
 
 def read_transcripts(path: str | Path) -> tuple[Transcript, ...]:
@@ -72,6 +72,8 @@ def read_transcripts(path: str | Path) -> tuple[Transcript, ...]:
     source = Path(path).expanduser()
     try:
         lines = read_lines(source)
+    except FileNotFoundError as exc:
+        raise DataError(f"{path}: no such file; give transcripts that --save wrote") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{path}: cannot be read as a transcript file (JSON lines): {exc}") from exc
     found: dict[str, Transcript] = {}

@@ -66,7 +66,9 @@ def prepare(
     None if words are not the goal, and texts are not needed.
     """
     words = None if max_wer_increase is None else word_goal(model, max_wer_increase, folds, language=language, progress=progress)
-    prepared = {name: prepare_speech(model, data, language=language, state=state, progress=progress) for name, data in folds.items()}
+    prepared = {
+        name: prepare_speech(model, data, language=language, state=state, least=1, progress=progress) for name, data in folds.items()
+    }
     taught = prepare_speech(model, calibration, language=language, state=state, progress=progress)
     return FitSpeech(
         taught,
@@ -79,7 +81,7 @@ def prepare(
 
 def held_out_speech(model: SpeechModel, data: DataSet, *, language: str | None, progress: Progress) -> HeldOutSpeech:
     """Read `data` and transcribe it with `model`, whatever was really said."""
-    return _held_out(model, prepare_speech(model, data, language=language, state=RunState(), progress=progress))
+    return _held_out(model, prepare_speech(model, data, language=language, state=RunState(), least=1, progress=progress))
 
 
 def _held_out(model: SpeechModel, speech: CalibrationSpeech) -> HeldOutSpeech:

@@ -18,6 +18,7 @@ from sottovoce.models.batching import batches_by_language
 from sottovoce.models.languages import DETECT
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.run_state import RunState
+from sottovoce.system.counting import counted
 from sottovoce.system.progress import Progress, silent
 from sottovoce.system.ranks import ALONE, Ranks
 
@@ -58,6 +59,7 @@ def prepare_speech(
     seed: int = 0,
     state: RunState | None = None,
     ranks: Ranks = ALONE,
+    least: int = 2,
     progress: Progress = silent,
 ) -> CalibrationSpeech:
     """Read the recordings, cut long ones, and transcribe each with `model`.
@@ -65,8 +67,8 @@ def prepare_speech(
     Known texts are not used: a corpus has its own capitals and punctuation, and the decoder is to see the tokens that it writes itself.
     `language`: of recordings that have none of their own; "auto": the model detects it. `augmentation`: vary the recordings by `seed`.
     Transcripts that `state` has are not made again; those that are made are added to it at once. `ranks`: share out the work, batch by
-    batch; `state` is that of rank 0. Recordings that cannot be used are left out and named. Raises `CalibrationError` if less than two
-    remain.
+    batch; `state` is that of rank 0. Recordings that cannot be used are left out and named. Raises `CalibrationError` if fewer than
+    `least` remain: settings of layers are chosen on one half and tried on another, a fold that is only measured on needs one.
     """
     usable = read_usable(data)
     hashes = tuple(recording_hash(samples) for samples in usable.samples)
@@ -83,9 +85,10 @@ def prepare_speech(
             recordings.append(piece)
             languages.append(utterance.language or language)
             speakers.append(utterance.speaker or (utterance.id if len(pieces) > 1 else None))
-    if len(recordings) < 2:
+    if len(recordings) < least:
         reasons = "".join(f"; {reason}" for reason in usable.left_out.values())
-        raise CalibrationError(f"{data.name}: {len(recordings)} usable recordings; at least two are needed, better a hundred{reasons}")
+        wanted = "one is needed" if least == 1 else f"at least {least} are needed, better a hundred"
+        raise CalibrationError(f"{data.name}: {counted(len(recordings), 'usable recording')}; {wanted}{reasons}")
     started = time.perf_counter()
     transcripts = _transcribe(model, ids, recordings, languages, state=state or RunState(), ranks=ranks, progress=progress)
     return CalibrationSpeech(

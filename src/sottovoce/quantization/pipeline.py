@@ -27,6 +27,7 @@ from sottovoce.quantization.run_state import RunState
 from sottovoce.quantization.sequential import DIAGNOSTIC_WINDOWS, LayerObserver, quantize_sequentially
 from sottovoce.quantization.spill import Spill
 from sottovoce.quantization.windows import make_windows
+from sottovoce.system.counting import counted
 from sottovoce.system.devices import brought_home as network_brought_home
 from sottovoce.system.devices import share_weights
 from sottovoce.system.memory import keep_freed_memory
@@ -57,6 +58,12 @@ class CalibrationRecord:
     recordings: tuple[str, ...] = ()  # hashes of the recordings (see `data.audio.recording_hash`); none in older folders
     speakers: tuple[str, ...] = ()  # those that are known, sorted
     one_speaker: bool = False  # then settings were chosen on other recordings of the same speaker
+
+    @property
+    def amount(self) -> str:
+        """Say how much speech it is: recordings, and pieces where long ones were cut or short ones joined."""
+        count, pieces = len(self.recordings) or len(self.utterances), len(self.utterances)
+        return f"{counted(count, 'recording')}{f' in {pieces} pieces' if pieces != count else ''}, {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

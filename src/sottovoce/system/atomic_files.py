@@ -18,6 +18,7 @@ from sottovoce.errors import OutputError
 
 LEFTOVER = "sottovoce-"  # in the names of what is beside an output while it is made
 PARTIAL = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # what a text file is called until all of it is written
+FULL_BYTES = 1 << 20  # what is left on a disk that is full
 EXCHANGE, AT_CURRENT = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
 
 
@@ -38,9 +39,16 @@ def built_beside(target: Path) -> Iterator[Path]:
     try:
         yield build
     except (OSError, SafetensorError) as exc:  # the second is how safetensors reports a full disk
-        raise OutputError(f"{target}: writing failed ({exc}); nothing was changed") from exc
+        raise OutputError(f"{target}: writing failed ({_why(exc, target.parent)}); nothing was changed") from exc
     finally:
         shutil.rmtree(build, ignore_errors=True)
+
+
+def _why(exc: Exception, folder: Path) -> str:
+    """Say why writing failed. Where a library does not tell the system's error (numpy on a full disk), the room that is left tells."""
+    if isinstance(exc, OSError) and exc.errno is None and shutil.disk_usage(folder).free < FULL_BYTES:
+        return f"{exc}; no space left on the device"
+    return str(exc)
 
 
 def clear_leftovers(target: Path) -> None:

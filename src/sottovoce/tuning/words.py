@@ -1,7 +1,6 @@
 """What tuning did, in sentences: for the terminal and for the report."""
 
 from sottovoce.quantization.tune_record import TuneRecord
-from sottovoce.system.counting import counted
 
 
 def sentences(record: TuneRecord) -> list[str]:
@@ -15,7 +14,7 @@ def sentences(record: TuneRecord) -> list[str]:
         f"rates {record.rate:.2g} (scales), {record.float_rate:.2g} (the rest)"
     ]
     varied = ", varied: clips cut and joined, a little noise" if record.speech.augmentation else ""
-    said.append(f"trained on {counted(len(record.speech.utterances), 'recording')}, {record.speech.seconds / 60:.1f} minutes{varied}")
+    said.append(f"trained on {record.speech.amount}{varied}")
     if record.calibrated_on:
         said.append(
             f"{record.calibrated_on} held-out utterances are of speakers on whom the codes were calibrated, which flatters the start"

@@ -1,0 +1,44 @@
+"""Processes of their own that do not run the caller's script a second time."""
+
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from typing import Any
+
+MAIN = "__main__"
+
+
+def spawn_context(*arguments: Any) -> SpawnContext:
+    """Return the context for a pool whose processes get `arguments`, as `multiprocessing.get_context("spawn")` makes it.
+
+    A spawned process imports the script that started Python, and so runs all of it again where it has no `if __name__ == "__main__":`. Here
+    it does not, unless something in `arguments` was defined in that script.
+    """
+    return SpawnContext() if MAIN.encode() in pickle.dumps(arguments) else _WithoutScript()
+
+
+class _Process(SpawnProcess):
+    """Python asks what the main module is at the moment when the process starts."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - Python's name
+        with _no_script():
+            return SpawnProcess._Popen(process_obj)
+
+
+class _WithoutScript(SpawnContext):
+    Process = _Process
+
+
+@contextmanager
+def _no_script() -> Iterator[None]:
+    script = sys.modules[MAIN]
+    sys.modules[MAIN] = ModuleType(MAIN)
+    try:
+        yield
+    finally:
+        sys.modules[MAIN] = script
