@@ -8,6 +8,7 @@ import pytest
 from sottovoce import api
 from sottovoce.backends.layer_bytes import layer_bytes, planned_bytes, widened_layers, zero_weight
 from sottovoce.backends.registry import BACKENDS, target_named
+from sottovoce.core.stochastic import Stochastic
 from sottovoce.fitting.menu import menu_formats
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.recipe import Recipe
@@ -17,6 +18,7 @@ from tests.conftest import make_tiny, quantized
 @pytest.mark.parametrize("name", ["compressed-tensors", "onnxruntime", "transcribe.cpp", "whisper.cpp"])
 def test_a_few_rows_tell_the_bytes_of_all(name: str) -> None:
     backend = BACKENDS[name]
+    assert not any(isinstance(f, Stochastic) for f in menu_formats(backend.target))
     held = [f for f in menu_formats(backend.target) if backend.target.refusal(f, "decoder mlp", 768) is None]
     assert len(held) > 2
     for number_format in held:

@@ -79,6 +79,14 @@ def test_fits_find_the_truth_and_mend_the_confidences() -> None:
     assert fitted.temperature_metrics.normalized_cross_entropy > fitted.raw_metrics.normalized_cross_entropy
 
 
+def test_a_temperature_is_positive() -> None:
+    """Wrong words are surer than right ones: no ranks are reversed, everything becomes about 0.5."""
+    confidences, right = np.array([0.9, 0.8, 0.4, 0.3]), np.array([False, False, True, True])
+    scaling = fit_temperature(confidences, right)
+    assert scaling.slope > 0
+    assert scaling.apply(confidences) == pytest.approx(0.5, abs=1e-5)
+
+
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(DataError, match="all 2 words are right"):
         fit_platt(np.array([0.5, 0.9]), np.array([True, True]))

@@ -241,7 +241,7 @@ def test_the_command(model_folder: Path, speech_folder: Path, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
     assert shown["bytes"] == (tmp_path / "out.gguf").stat().st_size <= 400_000
-    assert "ideal (real bits" in CliRunner().invoke(main, ["inspect", str(out)]).stdout
+    assert "reverse water-filling (real bits" in CliRunner().invoke(main, ["inspect", str(out)]).stdout
     errors = CliRunner().invoke(main, ["inspect", str(out), "--errors", str(speech_folder), "--utterances", "2", "--threads", "1"])
     assert errors.exit_code == 0, errors.output
     assert "off-diagonal share" in errors.stdout

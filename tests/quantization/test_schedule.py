@@ -126,6 +126,15 @@ def test_uniform_is_the_largest_format_that_fits_all(priced: list[PricedUnit]) -
     assert uniform_entries(narrow, sum(one.bytes[1] for one in units) + narrow[-1].bytes[0]) == (1, 1, 1, 1, 0)
 
 
+def test_of_one_size_the_format_with_more_parameters_is_the_single_one() -> None:
+    target = BACKENDS["transcribe.cpp"].target
+    minimum, whole = format_named("q4_1"), target.format(bits=4, group_size=32, symmetric=False)
+    one = make_units(make_tiny(layers=1), target, (whole, minimum), lambda *_: 640)[0]  # in the file both are Q4_1
+    assert one.bytes[one.menu.index(whole)] == one.bytes[one.menu.index(minimum)]
+    assert one.menu.index(minimum) < one.menu.index(whole)
+    assert one.menu[uniform_entries([one], one.bytes[one.menu.index(minimum)])[0]] == minimum
+
+
 def test_the_unit_that_blocks_is_the_one_that_is_large_at_its_smallest(priced: list[PricedUnit]) -> None:
     units = [one.unit for one in priced]
     blocking, least = blocking_unit(units)

@@ -10,7 +10,7 @@ from sottovoce.system.counting import counted
 def print_fit(record: FitRecord, file: str) -> None:
     """Print what every unit got, and the fit beside its baselines."""
     terminal = console()
-    table = Table("unit", "format", "bits per weight", "ideal", "size", "predicted KL", title=file)
+    table = Table("unit", "format", "bits per weight", "water-filling", "size", "predicted KL", title=file)
     for unit in record.units:
         table.add_row(
             unit.name.removeprefix("model."),
@@ -28,7 +28,7 @@ def print_fit(record: FitRecord, file: str) -> None:
             measured = "not measured" if baseline.measured_kl is None else f"{baseline.measured_kl:.4f}"
             title = f"uniform: {baseline.title}" if baseline is record.uniform else f"{baseline.title}, mean of {baseline.draws}"
             summary.add_row(title, megabytes(baseline.bytes), f"{baseline.predicted_kl:.4f}", measured)
-    summary.add_row("ideal (real bits, reverse water-filling)", megabytes(record.bytes), f"{record.ideal_kl:.4f}", "")
+    summary.add_row("reverse water-filling (real bits, 4^-b)", megabytes(record.bytes), f"{record.ideal_kl:.4f}", "")
     terminal.print(summary)
     passes = record.passes
     terminal.print(

@@ -5,6 +5,8 @@ inverse of the upper triangular `R` of `H = R R^T`, taken from a Cholesky factor
 explicit inverse of `H` is formed.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,8 @@ class Hessian:
 
     def _factorize(self, damping: float, columns: Tensor) -> tuple[Tensor, float]:
         mean = self.mean_diagonal
+        if math.isnan(mean):
+            raise CalibrationError("the Hessian is NaN on its diagonal: check the calibration audio and the model's weights for NaN")
         if not mean > 0:  # nothing was ever seen: plain rounding, and every column is dead
             return torch.eye(len(columns), dtype=self.matrix.dtype, device=self.matrix.device), damping
         backwards = columns.flip(0)

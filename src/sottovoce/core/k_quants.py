@@ -306,8 +306,8 @@ def _symmetric_fit(x: Tensor, weights: Tensor, offset: int) -> Tensor:
 def _fit_code_by_code(x: Tensor, weights: Tensor, offset: int) -> Tensor:
     """ggml's `make_q3_quants` over the last dimension: the `step` as in `_symmetric_fit`, found by changing one code after the other.
 
-    From the step that spans the largest value, each code in turn goes to what is best with the others as they are, five rounds at most. As in
-    ggml only sub-blocks whose largest value is negative get better: in the others the sums are negative, and it leaves those alone.
+    From the step that spans the largest value, each code in turn goes to what is best with the others as they are, five rounds at most. As
+    in ggml only sub-blocks whose largest value is negative get better: in the others the sums are negative, and it leaves those alone.
     """
     largest = torch.gather(x, -1, x.abs().argmax(-1, keepdim=True))
     codes = torch.round(torch.where(largest != 0, -offset / largest, 0.0) * x).clamp(-offset, offset - 1)

@@ -207,9 +207,12 @@ def confidence_metrics(confidences: np.ndarray, right: np.ndarray) -> Confidence
 
 
 def fit_temperature(confidences: np.ndarray, right: np.ndarray) -> ConfidenceScaling:
-    """Fit the temperature with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong."""
+    """Fit the temperature with the least cross-entropy on these words. Raises `DataError` if all are right, or all wrong.
+
+    A temperature is positive. Where confidences are higher for wrong words, the best one is so large that all become about 0.5.
+    """
     slope = _newton(log_odds(confidences)[:, None], right)[0]
-    return ConfidenceScaling(slope=float(slope))
+    return ConfidenceScaling(slope=max(float(slope), SMALLEST))
 
 
 def fit_platt(confidences: np.ndarray, right: np.ndarray) -> ConfidenceScaling:

@@ -1,10 +1,11 @@
-"""The formats that a fit may choose from: all that have a name, and the affine ones that the target makes of its own."""
+"""The formats that a fit may choose from: named ones but those of stochastic rounding, and the affine ones that the target makes."""
 
 from itertools import product
 
 from sottovoce.core.affine import BITS, GROUP_SIZES
 from sottovoce.core.formats import NAMED
 from sottovoce.core.number_format import NumberFormat
+from sottovoce.core.stochastic import Stochastic
 from sottovoce.errors import RecipeError
 from sottovoce.quantization.target import Target
 
@@ -17,5 +18,6 @@ def menu_formats(target: Target) -> tuple[NumberFormat, ...]:
             found[target.format(bits=bits, group_size=group_size, symmetric=symmetric)] = None
         except RecipeError:
             continue
-    found |= dict.fromkeys(NAMED.values())
+    # Stochastic rounding gives codes of an even grid, and worse ones than the nearest: it is no choice of its own.
+    found |= dict.fromkeys(named for named in NAMED.values() if not isinstance(named, Stochastic))
     return tuple(found)

@@ -76,13 +76,16 @@ def make_units(model: SpeechModel, target: Target, formats: Sequence[NumberForma
             sizes[None] = sum(each.weights * FLOAT_BITS // 8 for each in planned)
         if not sizes:
             raise RecipeError(f"{target.name} holds {name} in none of the formats {', '.join(f.title for f in formats)}")
-        menu = tuple(sorted(_finest(sizes, planned[0].shape[1]), key=lambda number_format: (sizes[number_format], _title(number_format))))
+        menu = tuple(sorted(_finest(sizes, planned[0].shape[1]), key=lambda number_format: (sizes[number_format], *_rank(number_format))))
         units.append(Unit(name=name, layers=planned, menu=menu, bytes=tuple(sizes[number_format] for number_format in menu)))
     return tuple(units)
 
 
-def _title(number_format: NumberFormat | None) -> str:
-    return "float16" if number_format is None else number_format.title
+def _rank(number_format: NumberFormat | None) -> tuple[int, str]:
+    """Order formats of one size: more floating-point parameters first (a real minimum before a whole zero point), then by title."""
+    if number_format is None:
+        return 0, "float16"
+    return -len(number_format.factors) - len(number_format.offsets), number_format.title
 
 
 def _finest(sizes: Mapping[NumberFormat | None, int], in_features: int) -> list[NumberFormat | None]:
