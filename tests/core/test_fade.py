@@ -118,20 +118,39 @@ def test_nothing_heard_gets_no_strength() -> None:
     assert cross_fit(torch.randn(3, 8), (silent, silent)).strength == 0
 
 
+def slow_rounding(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int) -> torch.Tensor:
+    """Each weight by itself at its nearest level, in float64; `scale`, `zero` `[out, groups]`."""
+    values, size = torch.zeros_like(weight, dtype=torch.float64), weight.shape[1] // scale.shape[1]
+    for i, row in enumerate(weight.tolist()):
+        for j, value in enumerate(row):
+            step, shift = float(scale[i, j // size]), float(zero[i, j // size])
+            values[i, j] = (min(max(round(value / step) + shift, 0), top) - shift) * step
+    return values
+
+
+def halves(common: float) -> tuple[Moments, Moments]:
+    """Two folds of the same speech: each channel has lost `common` times its neighbor, and noise that the folds do not share."""
+    _, noisy, quantized = random_moments(64, 1, n=140, noise=1.0)
+    lost = common * quantized.roll(1, 0) + noisy - quantized
+    parts = (slice(0, 70), slice(70, 140))
+    first, second = (Moments(Hessian(quantized[:, part] @ quantized[:, part].T), lost[:, part] @ quantized[:, part].T) for part in parts)
+    return first, second
+
+
 @pytest.mark.parametrize("weigh", [False, True])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> None:
-    folds = (random_moments(64, 1, n=70)[0], random_moments(64, 2, n=70)[0])
+@pytest.mark.parametrize(("seed", "common"), [(0, 0.0), (1, 0.1), (2, 0.1)])
+def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int, common: float) -> None:
+    folds = halves(common)
     weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     grid, dampings = Affine(bits=3, group_size=32), (0.01, 0.3, 3.0)
     fits = (cross_fit(weight, folds, (0.3,)), NO_CORRECTION)
     pairs = [(fit, damping) for fit in fits for damping in dampings]
     found = held_out_choice(weight, folds, grid, pairs=pairs, hessian_weighted_scales=weigh)
-    losses, added = {}, {}
+    losses, added, rounded = {}, {}, {}
     energy = sum(output_energy(weight, fold.hessian.matrix) for fold in folds)
     for fit in fits:
         for damping in dampings:
-            loss = extra = 0.0
+            loss = extra = plain = 0.0
             for learn, judge in (folds, folds[::-1]):
                 target = corrected_target(weight, learn, strength=fit.strength, ridge=fit.ridge)
                 importance = (learn.hessian.matrix.diagonal() / learn.hessian.mean_diagonal).float() if weigh else None
@@ -139,10 +158,14 @@ def test_held_out_choice_equals_doing_it_one_by_one(weigh: bool, seed: int) -> N
                 values = gptq(target, learn.hessian, grid, damping=damping, parameters=parameters).weight.dequantize().double()
                 loss += output_energy(weight - values, judge.hessian.matrix) + 2 * float(((weight - values) * (weight @ judge.cross)).sum())
                 extra += output_energy(target.double() - values, judge.hessian.matrix)
-            losses[fit, damping], added[fit, damping] = loss, extra / energy
+                nearest = slow_rounding(target, parameters["scale"], parameters["zero_point"], grid.max_code)
+                plain += output_energy(target.double() - nearest, judge.hessian.matrix)
+            losses[fit, damping], added[fit, damping], rounded[fit, damping] = loss, extra / energy, plain / energy
     best = min(losses, key=lambda pair: losses[pair])
     assert (found.fit, found.damping) == best
+    assert (found.fit.strength > 0.5) == (common > 0)
     assert found.calibrated_error == pytest.approx(added[best], rel=1e-4)
+    assert found.rounded_error == pytest.approx(rounded[best], rel=1e-4)
 
 
 def test_a_correction_that_only_helps_before_rounding_is_dropped() -> None:
