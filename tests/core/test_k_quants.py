@@ -89,7 +89,9 @@ def slow_line(x: list[float], w: list[float], top: int, first: float, step: floa
     return scale, -low
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("Q2_K", (-0.5, 0.1, 15, True)), ("Q4_K", (-1.0, 0.1, 20, False))])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("Q2_K", (-0.5, 0.1, 15, True)), ("Q4_K", (-1.0, 0.1, 20, False)), ("Q5_K", (-0.5, 0.1, 15, False))]
+)
 def test_the_unweighted_fit_is_ggmls(kind: str, settings: tuple[float, float, int, bool]) -> None:
     weight = torch.randn(1, 256, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
     number_format, layout = KQuant(type=kind), LAYOUTS[kind]  # type: ignore[arg-type]
@@ -103,6 +105,87 @@ def test_the_unweighted_fit_is_ggmls(kind: str, settings: tuple[float, float, in
         d = torch.tensor(max(values) / layout.highest).half().float()
         assert float(got[whole]) == pytest.approx(float(d), rel=1e-3)
         assert [round(v / float(d)) for v in values] == got[sub][0].int().tolist()
+
+
+def slow_signed(x: list[float], w: list[float], offset: int) -> float:
+    """The step of `make_qx_quants` of ggml-quants.c, number by number: of 19 roundings the one whose best step leaves least error."""
+    extreme = max(x, key=abs)
+    if not extreme:
+        return 0.0
+    step = most = 0.0
+    for i in [0, *range(-9, 0), *range(1, 10)]:
+        q = [min(max(round(-(offset + 0.1 * i) / extreme * v), -offset), offset - 1) for v in x]
+        product, square = sum(b * c * v for b, c, v in zip(w, q, x, strict=True)), sum(b * c * c for b, c in zip(w, q, strict=True))
+        if square > 0 and product**2 > most * square:
+            step, most = product / square, product**2 / square
+    return step
+
+
+def slow_super(values: list[float], w: list[float], kind: str, ends: list[int]) -> tuple[float, list[int]]:
+    """The super-block's scale with the least weighted error of the `values` of its sub-blocks, and their whole numbers."""
+    extreme, found = max(values, key=abs), []
+    for end in ends:
+        for i in range(-4, 5):
+            scale = float(np.float16(extreme / (end + 0.1 * i * (1 if end > 0 else -1))))
+            q = whole(values, scale, kind)
+            found.append((sum(b * (scale * c - v) ** 2 for b, c, v in zip(w, q, values, strict=True)), scale, q))
+    _, scale, q = min(found, key=lambda one: one[0])
+    return scale, q
+
+
+def whole(values: list[float], scale: float, kind: str) -> list[int]:
+    return [min(max(round(v / scale), LAYOUTS[kind].lowest), LAYOUTS[kind].highest) for v in values]
+
+
+def uneven(seed: int) -> tuple[Tensor, Tensor]:
+    """A row of three super-blocks whose sub-blocks differ in size and in mean, one of them zero; and an importance of its columns."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.exp(torch.randn(3, 16, 1, generator=generator)) * 0.05
+    weight = size * (torch.randn(3, 16, 16, generator=generator) + torch.randn(3, 16, 1, generator=generator))
+    weight[1, 4:6] = 0
+    return weight.reshape(1, 768), torch.exp(torch.randn(768, generator=generator) * 1.5)
+
+
+def slow_weights(block: list[float], importance: list[float], kind: str) -> list[float]:
+    """`importance * sqrt(sigma^2 + x^2)`; `sigma^2` is the super-block's mean square, doubled for three, four and five bits."""
+    square = sum(v * v for v in block) / len(block) * (1 if kind in ("Q2_K", "Q6_K") else 2)
+    return [b * (square + v * v) ** 0.5 for v, b in zip(block, importance, strict=True)]
+
+
+def test_the_unweighted_fit_of_signed_scales_is_ggmls() -> None:
+    """Errors count by `x^2`; the super-block's scale gives the largest step the lowest whole number."""
+    weight, layout = uneven(0)[0], LAYOUTS["Q6_K"]
+    got = KQuant(type="Q6_K").fit(weight)
+    for k, block in enumerate(weight.double().reshape(3, 16, 16).tolist()):
+        steps = [slow_signed(part, [v * v for v in part], layout.offset) for part in block]
+        scale = float(np.float16(max(steps, key=abs) / layout.lowest))
+        assert float(got["scale"][0, k]) == scale
+        assert got["sub_scale"][0, 16 * k : 16 * (k + 1)].tolist() == whole(steps, scale, "Q6_K")
+
+
+@pytest.mark.parametrize("seed", [2, 18])  # the ends of the search of scales count in these
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_the_fit_with_an_importance_equals_a_slow_one(kind: str, seed: int) -> None:
+    weight, importance = uneven(seed)
+    number_format, layout = KQuant(type=kind), LAYOUTS[kind]  # type: ignore[arg-type]
+    got, parts = number_format.fit(weight, importance), 256 // layout.part
+    for k in range(3):
+        block = weight[0, 256 * k : 256 * (k + 1)].double().tolist()
+        w = slow_weights(block, importance[256 * k : 256 * (k + 1)].double().tolist(), kind)
+        pieces = [slice(i, i + layout.part) for i in range(0, 256, layout.part)]
+        totals = [sum(w[piece]) for piece in pieces]
+        if number_format.has_minimum:
+            lines = [slow_line(block[piece], w[piece], (1 << layout.bits) - 1, -0.9, 0.05, 36, False) for piece in pieces]
+            wanted = {
+                "scale": slow_super([step for step, _ in lines], totals, kind, [layout.highest]),
+                "minimum": slow_super([low for _, low in lines], totals, kind, [layout.highest]),
+            }
+        else:
+            steps = [slow_signed(block[piece], w[piece], layout.offset) for piece in pieces]
+            wanted = {"scale": slow_super(steps, totals, kind, [layout.lowest, layout.highest])}
+        for name, (scale, sub) in wanted.items():
+            assert float(got[name][0, k]) == scale
+            assert got[f"sub_{name}"][0, parts * k : parts * (k + 1)].tolist() == sub
 
 
 def problem(width: int = 512, rows: int = 24, seed: int = 0) -> tuple[Tensor, Hessian]:
