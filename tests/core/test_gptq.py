@@ -45,7 +45,7 @@ def slow_gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Affine, damping
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize(("bits", "group", "width"), [(4, 32, 96), (3, 64, 128), (2, 128, 256), (3, None, 80)])
 def test_equals_the_slow_reference(act_order: bool, bits: int, group: int | None, width: int) -> None:
-    """Widths beyond one block of 64 columns, and groups across a block's border, take part in the comparison."""
+    """Widths beyond one block of 32 columns, and groups across a block's border, take part in the comparison."""
     moments, _, _ = random_moments(width, seed=bits, n=3 * width)
     weight = torch.randn(6, width, generator=torch.Generator().manual_seed(7))
     grid = Affine(bits=bits, group_size=group)
@@ -125,10 +125,15 @@ def test_damping_is_raised_until_positive_definite_and_said_so() -> None:
     assert result.damping == pytest.approx(10.0)
 
 
-def test_refuses_nan() -> None:
+@pytest.mark.parametrize("where", ["off the diagonal", "one input", "everywhere"])
+def test_refuses_nan(where: str) -> None:
     matrix = torch.full((32, 32), float("nan"), dtype=torch.float64)
-    matrix.diagonal().fill_(1.0)
-    with pytest.raises(CalibrationError, match="not positive definite"):
+    if where == "off the diagonal":
+        matrix.diagonal().fill_(1.0)
+    elif where == "one input":
+        matrix = torch.eye(32, dtype=torch.float64)
+        matrix[5, 5] = float("nan")
+    with pytest.raises(CalibrationError, match="NaN"):
         gptq(torch.randn(2, 32), Hessian(matrix), Affine(bits=4, group_size=32))
 
 
