@@ -85,7 +85,7 @@ def score(texts: Sequence[Transcript], original: Sequence[Transcript], simulated
         "capped_wer_percent": 100 * found.capped_wer,
         "looped": list(found.looped),
         **({} if texts is original else {"against_original": paired(texts, original)}),
-        **({} if texts in (original, simulated) else {"same": sum(map(same_words, texts, simulated))}),
+        **({} if texts is original or texts is simulated else {"same": sum(map(same_words, texts, simulated))}),
     }
 
 
