@@ -229,7 +229,8 @@ def _rate(percent: float, loops: int) -> str:
 
 def _with_loops(rate: str, loops: float) -> str:
     """Add a count of loops, which is a mean where there are several draws."""
-    return rate + (f", {loops:.3g} loop{'s' if loops > 1 else ''}" if loops else "")
+    count = f"{loops:.0f}" if loops == round(loops) else f"{loops:.1f}"
+    return rate + (f", {count} loop{'' if loops == 1 else 's'}" if loops else "")
 
 
 def paired(model: str) -> str:
