@@ -1,11 +1,11 @@
 """Processes of their own that do not run the caller's script a second time."""
 
-import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,7 @@ def spawn_context(*arguments: Any) -> SpawnContext:
     A spawned process imports the script that started Python, and so runs all of it again where it has no `if __name__ == "__main__":`. Here
     it does not, unless something in `arguments` was defined in that script.
     """
-    return SpawnContext() if MAIN.encode() in pickle.dumps(arguments) else _WithoutScript()
+    return SpawnContext() if MAIN.encode() in bytes(ForkingPickler.dumps(arguments)) else _WithoutScript()
 
 
 class _Process(SpawnProcess):
