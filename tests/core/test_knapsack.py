@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
-from sottovoce.core.knapsack import Packing, least_cost
+from sottovoce.core.knapsack import Packing, _pareto, _Relaxation, least_cost
 from sottovoce.core.water_filling import reverse_water_filling
 
 # Few different numbers, so that ties and dominated options occur.
@@ -84,3 +85,21 @@ def test_no_move_of_bits_is_better(units: list[tuple[int, float]], mean: float, 
     moved = np.clip(bits + move - np.average(move, weights=counts), 1, 10)
     if np.average(moved, weights=counts) <= np.average(bits, weights=counts):
         assert (counts * levels * 4.0**-moved).sum() >= loss * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_is_the_linear_relaxation(seed: int) -> None:
+    """What partial choices are dropped by: the least cost if items could be mixed from their options, by a general solver."""
+    random = np.random.default_rng(seed)
+    items = [_pareto(random.uniform(1, 9, 6), random.uniform(0, 9, 6)) for _ in range(4)]
+    relaxed = _Relaxation(items)
+    weights, costs = (np.concatenate([item[k] for item in items]) for k in (0, 1))
+    one_each = np.zeros((len(items), len(weights)))
+    ends = np.cumsum([len(item[0]) for item in items])
+    for i, end in enumerate(ends):
+        one_each[i, end - len(items[i][0]) : end] = 1
+    heaviest = sum(float(item[0][-1]) for item in items)
+    for capacity in np.linspace(relaxed.lightest, heaviest, 7):
+        wanted = linprog(costs, A_ub=weights[None], b_ub=[capacity + 1e-9], A_eq=one_each, b_eq=np.ones(len(items)))
+        assert wanted.success
+        assert float(relaxed(np.array(capacity))) == pytest.approx(wanted.fun, abs=1e-6)
