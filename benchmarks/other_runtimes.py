@@ -27,13 +27,13 @@ import torch
 from common import RESULTS, SETS, dynamic_int8, machine, script_parser, write_json
 
 from sottovoce import api
+from sottovoce.backends.agreement import agree
 from sottovoce.backends.export import export
 from sottovoce.backends.registry import open_runtime, target_named
 from sottovoce.backends.sherpa_onnx.layout import FILES, TOKENS
 from sottovoce.backends.sherpa_onnx.writer import write_sherpa
 from sottovoce.backends.source import Source
 from sottovoce.data.load import load_data
-from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.recognizer import TorchRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
@@ -198,8 +198,7 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
             "memory_bytes": result["memory_bytes"],
         }
         if (simulated := SIMULATED.get(name)) in transcripts:
-            pairs = zip(transcripts[name], transcripts[simulated], strict=True)
-            row["same_words_as_pytorch"] = sum(normalize(a.text) == normalize(b.text) for a, b in pairs)
+            row["same_words_as_pytorch"] = agree(transcripts[name], transcripts[simulated]).equal
         systems[name] = row
     first = next(iter(transcripts.values()))
     return {

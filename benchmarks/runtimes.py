@@ -27,6 +27,7 @@ import torch
 from common import RESULTS, SETS, dynamic_int8, machine, script_parser, write_json
 
 from sottovoce import api
+from sottovoce.backends.agreement import agree
 from sottovoce.backends.export import export
 from sottovoce.backends.onnx_runtime.layout import ENCODER
 from sottovoce.backends.onnx_runtime.runtime import OnnxRecognizer
@@ -38,7 +39,6 @@ from sottovoce.backends.whisper_cpp.writer import write_ggml
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.load import load_data
 from sottovoce.evaluation.activation_rounding import int8_activations
-from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch, TorchRecognizer
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.evaluation.transcripts import Transcript
@@ -355,9 +355,7 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 row["sets"][data]["parts"] = {part: _part(transcripts, reference, ids) for part, ids in _parts(arguments).items()}
             if name in SIMULATED and SIMULATED[name] in transcripts_of:
                 simulated = transcripts_of[SIMULATED[name]][data]
-                row["sets"][data]["same_words_as_simulated"] = sum(
-                    normalize(a.text) == normalize(b.text) for a, b in zip(transcripts, simulated, strict=True)
-                )
+                row["sets"][data]["same_words_as_simulated"] = agree(transcripts, simulated).equal
                 row["sets"][data]["utterances"] = len(transcripts)
                 row["sets"][data]["wer_simulated"] = score_transcripts(simulated).wer
         if name == SHIPPED:

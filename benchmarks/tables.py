@@ -329,9 +329,9 @@ def words(name: str) -> str:
         for data in found:
             own = found[data]["systems"][system]
             row.append(_rate(own["capped_wer_percent"], len(own["looped"])))
-            if (paired := own.get("against_original")) is not None:
-                low, high = paired["interval_points"]
-                row[-1] += f" ({paired['difference_points']:+.1f}, {low:+.1f} to {high:+.1f})"
+            if (beside := own.get("against_original")) is not None:
+                low, high = beside["interval_points"]
+                row[-1] += f" ({beside['difference_points']:+.1f}, {low:+.1f} to {high:+.1f})"
             if "same" in own:
                 row[-1] += f"; {own['same']} of {found[data]['utterances']} the same"
         table.append(row)

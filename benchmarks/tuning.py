@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, SETS, machine, paired, script_parser, write_json
+from common import RESULTS, SETS, exported, machine, paired, script_parser, write_json
 
 from sottovoce import api
-from sottovoce.backends.registry import backend_named
 from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
 from sottovoce.cli.console import quiet_libraries
@@ -128,7 +127,7 @@ def measured(arguments: argparse.Namespace, folders: dict[str, Path], name: str)
         del speech
         print(name, found["kl"], flush=True)
     systems: dict[str, Any] = {"original": original} | {
-        system: exported(arguments, folder) for system, folder in folders.items() if system in arguments.systems
+        system: exported(folder, arguments.runtime) for system, folder in folders.items() if system in arguments.systems
     }
     heard = dict[str, Sequence[Transcript]]()
     for system, model in systems.items():
@@ -179,17 +178,6 @@ def windows_score(data: DataSet, original: Sequence[Recognition], heard: Sequenc
         ]
     )
     return {"words": score.words, "capped_percent": 100 * score.capped_wer, "looped": list(score.looped)}
-
-
-def exported(arguments: argparse.Namespace, folder: Path) -> Path:
-    """The folder itself in PyTorch, or its export, made once."""
-    if arguments.runtime == "torch":
-        return folder
-    backend = backend_named(arguments.runtime)
-    file = folder.parent / backend.file_name.format(f"{folder.name}-{arguments.runtime}")
-    if not file.exists():
-        api.export(folder, arguments.runtime, file)
-    return file
 
 
 def parsed() -> argparse.Namespace:

@@ -8,20 +8,19 @@ with a 95 % bootstrap interval. `same`: utterances with the very words of the fi
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, SETS, machine, paired, script_parser, write_json
+from common import RESULTS, SETS, exported, machine, paired, script_parser, write_json
 
 from sottovoce import api
-from sottovoce.backends.registry import backend_named
+from sottovoce.backends.agreement import agree
+from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import read_manifest
 from sottovoce.cli.console import quiet_libraries
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
-from sottovoce.evaluation.normalize import normalize
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.wer import score_transcripts
 from sottovoce.system.plain_data import to_plain
@@ -47,7 +46,7 @@ def main() -> None:
         "recipe": to_plain(manifest.recipe),
         "target": manifest.plan.target,
         "calibration_utterances": len(manifest.calibration.utterances) if manifest.calibration else 0,
-        "bytes": (arguments.folder / "model.safetensors").stat().st_size,
+        "bytes": (arguments.folder / WEIGHTS).stat().st_size,
         "threads": arguments.threads,
         **machine(),
     }
@@ -60,16 +59,6 @@ def main() -> None:
             print(name, report["sets"][name], flush=True)
 
 
-def exported(folder: Path, runtime: str) -> Path:
-    """The folder itself in PyTorch, or its export, made once."""
-    if runtime == "torch":
-        return folder
-    file = folder.parent / backend_named(runtime).file_name.format(f"{folder.name}-{runtime}")
-    if not file.exists():
-        api.export(folder, runtime, file)
-    return file
-
-
 def compared(data: DataSet, systems: dict[str, Path | str]) -> dict[str, Any]:
     """Score every system on `data`, beside the first, and count the texts that are those of the second."""
     heard = {system: api.evaluate(model, data).transcription.transcripts for system, model in systems.items()}
@@ -77,7 +66,7 @@ def compared(data: DataSet, systems: dict[str, Path | str]) -> dict[str, Any]:
     return {"utterances": len(data), "systems": {system: score(texts, original, simulated) for system, texts in heard.items()}}
 
 
-def score(texts: Sequence[Transcript], original: Sequence[Transcript], simulated: Sequence[Transcript]) -> dict[str, Any]:
+def score(texts: tuple[Transcript, ...], original: tuple[Transcript, ...], simulated: tuple[Transcript, ...]) -> dict[str, Any]:
     found = score_transcripts(texts)
     return {
         "words": found.words,
@@ -85,12 +74,8 @@ def score(texts: Sequence[Transcript], original: Sequence[Transcript], simulated
         "capped_wer_percent": 100 * found.capped_wer,
         "looped": list(found.looped),
         **({} if texts is original else {"against_original": paired(texts, original)}),
-        **({} if texts is original or texts is simulated else {"same": sum(map(same_words, texts, simulated))}),
+        **({} if texts is original or texts is simulated else {"same": agree(texts, simulated).equal}),
     }
-
-
-def same_words(one: Transcript, other: Transcript) -> bool:
-    return normalize(one.text) == normalize(other.text)
 
 
 if __name__ == "__main__":

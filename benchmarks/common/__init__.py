@@ -63,6 +63,19 @@ def paired(ours: Sequence[Transcript], others: Sequence[Transcript]) -> dict[str
     }
 
 
+def exported(folder: Path, runtime: str) -> Path:
+    """Return a quantized folder itself for PyTorch, or its export beside it, made once."""
+    from sottovoce import api
+    from sottovoce.backends.registry import backend_named
+
+    if runtime == "torch":
+        return folder
+    file = folder.parent / backend_named(runtime).file_name.format(f"{folder.name}-{runtime}")
+    if not file.exists():
+        api.export(folder, runtime, file)
+    return file
+
+
 def dynamic_int8(floats: Path, out: Path) -> None:
     """Write an exported ONNX file again, with every MatMul quantized by ONNX Runtime's own `quantize_dynamic` (QInt8).
 

@@ -119,7 +119,7 @@ def test_quantize_states_sources_and_augmentation(sources: list[str], model_fold
     assert (tmp_path / "plain" / "model.safetensors").read_bytes() != weights[0]
     with pytest.raises(DataError, match="'long/000.wav'.* is given twice"):
         api.quantize(make_tiny(), tmp_path / "x", calibration=["long", "long/"])
-    with pytest.raises(RecipeError, match="calibrates on speech"):
+    with pytest.raises(RecipeError, match=r"calibrates on speech, and none was given: give a folder or manifest \(--calibration\)"):
         api.quantize(make_tiny(), tmp_path / "x", calibration=[])
 
 

@@ -261,7 +261,8 @@ def finish(unusable: Collection[str], used: int, done: str, *, passed: bool = Tr
     for reason in unusable:
         click.echo(f"Error: {reason}", err=True)
     if unusable:
-        many = f"{len(unusable)} of {counted(len(unusable) + used, 'recording')}" if len(unusable) + used > 1 else "the only recording"
+        given = len(unusable) + used
+        many = f"{len(unusable)} of {counted(given, 'recording')}" if given > 1 else "the only recording"
         click.echo(f"{many} could not be used; {done}", err=True)
     if not passed:
         raise SystemExit(NOT_GOOD_ENOUGH)

@@ -5,8 +5,6 @@ inverse of the upper triangular `R` of `H = R R^T`, taken from a Cholesky factor
 explicit inverse of `H` is formed.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -92,9 +90,7 @@ class Hessian:
 
     def _factorize(self, damping: float, columns: Tensor) -> tuple[Tensor, float]:
         mean = self.mean_diagonal
-        if math.isnan(mean):
-            raise CalibrationError("the Hessian is NaN on its diagonal: check the calibration audio and the model's weights for NaN")
-        if not mean > 0:  # nothing was ever seen: plain rounding, and every column is dead
+        if mean <= 0:  # nothing was ever seen: plain rounding, and every column is dead
             return torch.eye(len(columns), dtype=self.matrix.dtype, device=self.matrix.device), damping
         backwards = columns.flip(0)
         reordered = self.matrix.index_select(0, backwards).index_select(1, backwards)

@@ -313,7 +313,7 @@ def _fit_code_by_code(x: Tensor, weights: Tensor, offset: int) -> Tensor:
     codes = torch.round(torch.where(largest != 0, -offset / largest, 0.0) * x).clamp(-offset, offset - 1)
     product, square = (weights * x * codes).sum(-1), (weights * codes * codes).sum(-1)
     for _ in range(5):
-        changed = False
+        before = codes.clone()
         for i in range(x.shape[-1]):
             own, code, weight = x[..., i], codes[..., i], weights[..., i]
             others, others_square = product - weight * own * code, square - weight * code * code
@@ -322,7 +322,6 @@ def _fit_code_by_code(x: Tensor, weights: Tensor, offset: int) -> Tensor:
             better = (new != code) & (new_square > 0) & (with_new.square() * square > product.square() * new_square)
             codes[..., i] = torch.where(better, new, code)
             product, square = torch.where(better, with_new, product), torch.where(better, new_square, square)
-            changed |= bool(better.any())
-        if not changed:
+        if torch.equal(codes, before):
             break
     return torch.where(square > 0, product / square, 0.0)

@@ -59,7 +59,10 @@ def read_audio(
 
 
 def _is_empty(source: Path | str | bytes) -> bool:
-    return not source if isinstance(source, bytes) else Path(source).stat().st_size == 0
+    try:
+        return not source if isinstance(source, bytes) else Path(source).stat().st_size == 0
+    except OSError:
+        return False
 
 
 def _is_container(source: Path | str | bytes) -> bool:

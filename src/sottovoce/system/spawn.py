@@ -1,8 +1,6 @@
 """Processes of their own that do not run the caller's script a second time."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -12,7 +10,7 @@ from typing import Any
 MAIN = "__main__"
 
 
-def spawn_context(*arguments: Any) -> SpawnContext:
+def spawn_context(arguments: object) -> SpawnContext:
     """Return the context for a pool whose processes get `arguments`, as `multiprocessing.get_context("spawn")` makes it.
 
     A spawned process imports the script that started Python, and so runs all of it again where it has no `if __name__ == "__main__":`. Here
@@ -26,19 +24,12 @@ class _Process(SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - Python's name
-        with _no_script():
+        script, sys.modules[MAIN] = sys.modules[MAIN], ModuleType(MAIN)
+        try:
             return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules[MAIN] = script
 
 
 class _WithoutScript(SpawnContext):
     Process = _Process
-
-
-@contextmanager
-def _no_script() -> Iterator[None]:
-    script = sys.modules[MAIN]
-    sys.modules[MAIN] = ModuleType(MAIN)
-    try:
-        yield
-    finally:
-        sys.modules[MAIN] = script
