@@ -45,7 +45,7 @@ from sottovoce.quantization.recipe import Recipe
 from sottovoce.quantization.windows import Windows
 
 WIDTH = 64
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the workers share the cores
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # processes that a test starts inherit it

@@ -40,9 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real tiny.en, rounded."""
+    """The real tiny.en, rounded; the search for scales takes half a minute and is of no matter here."""
     out = tmp_path_factory.mktemp("quantized") / "whisper-4bit"
-    api.quantize("bundled:tiny.en", out, recipe=Recipe(method=method_named("rtn"), format=target_named("gguf").format()), target="gguf")
+    recipe = Recipe(method=method_named("rtn"), format=target_named("gguf").format(observer="minmax"))
+    api.quantize("bundled:tiny.en", out, recipe=recipe, target="gguf")
     return out
 
 
@@ -110,7 +111,7 @@ class TestExport:
         assert done.bytes < 27.5e6  # everything at 4 bits, head included
         assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
         heard = api.transcribe(tmp_path / "tiny.gguf", [run.CLIPS / "clip-0.ogg"]).transcripts
-        assert "train to the coast" in heard[0].text
+        assert "train to the coast" in heard[0].text.lower()
         assert heard[0].duration_s == pytest.approx(4.2)
 
     def test_the_same_codes_in_whisper_cpp(self, whisper_folder: Path, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ class TestExport:
             api.export(folder, "onnx", tmp_path / "things", overwrite=True)
 
     def test_a_limit_of_tokens_that_the_file_cannot_hold_is_said(
-        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The tiny model's settings end a transcript after 24 tokens; its decoder has more positions."""
         with caplog.at_level(logging.WARNING, logger="sottovoce"):
@@ -160,8 +161,12 @@ class TestExport:
         said = " ".join(record.getMessage() for record in caplog.records)
         assert "ends a transcript after 24 tokens, and files of transcribe.cpp have no place for that" in said
         caplog.clear()
+        kind = StoredType(name="4 bits", bits=4)  # the graphs are of no matter here, and take long to export
+        quick = replace(BACKENDS["onnxruntime"], write=lambda source, _folder, _activations: dict.fromkeys(source.weights, kind))
+        monkeypatch.setitem(BACKENDS, "onnxruntime", quick)
         with caplog.at_level(logging.WARNING, logger="sottovoce"):
             api.export(folder, "onnx", tmp_path / "t-onnx", verify=False)
+        assert (tmp_path / "t-onnx").is_dir()
         assert not caplog.records
 
     def test_a_file_that_says_something_else_is_deleted(
@@ -179,7 +184,7 @@ class TestExport:
 
         monkeypatch.setitem(BACKENDS, "transcribe.cpp", replace(right, write=wrong))
         with pytest.raises(ExportError, match=r"of the words that the transcribe.cpp runtime recognizes differ .* the file was deleted"):
-            api.export(whisper_folder, "gguf", tmp_path / "wrong.gguf")
+            api.export(whisper_folder, "gguf", tmp_path / "wrong.gguf", speech=load_data(run.CLIPS).take(1))
         assert list(tmp_path.iterdir()) == []
 
     def test_a_runtime_that_crashes_takes_only_its_own_process_along(

@@ -176,16 +176,6 @@ def test_low_bit_operators_hold_every_quantized_layer_once(lowbit: tuple[Quantiz
     assert len(result.weights) == 17
 
 
-def test_with_float32_activations_it_computes_what_pytorch_does(lowbit: tuple[QuantizedModel, Path], tmp_path: Path) -> None:
-    result, _ = lowbit
-    write_onnx(open_source(result), tmp_path / "exact", activations="float32")
-    features = result.model.features(recordings(2))
-    exact = result.model.encode(features).states
-    assert distance(encoded(tmp_path / "exact", features), exact) < 2e-4  # small tensors are stored in half precision
-    (heard,) = open_runtime("onnx", tmp_path / "exact", 1).recognize(recordings(1), None).recognitions
-    assert list(heard.tokens) == result.model.decode(result.model.encode(result.model.features(recordings(1))), None)[0]
-
-
 def test_low_bit_encoder_computes_what_pytorch_does_with_rounded_inputs(lowbit: tuple[QuantizedModel, Path]) -> None:
     result, folder = lowbit
     features = result.model.features(recordings(2))
@@ -268,8 +258,18 @@ def test_a_processor_whose_sums_saturate_is_named(
         assert any("may saturate on this processor" in record.getMessage() for record in caplog.records) == said
 
 
-def test_an_8_bit_encoder_leaves_inputs_alone_on_request(exact_int8_encoder: Path) -> None:
-    assert {node.op_type for node in nodes(onnx.load(exact_int8_encoder / ENCODER).graph)}.isdisjoint({"DynamicQuantizeMatMul"})
+def test_with_float32_activations_it_computes_what_pytorch_does(
+    int8_encoder: tuple[QuantizedModel, Path], exact_int8_encoder: Path
+) -> None:
+    (result, _), folder = int8_encoder, exact_int8_encoder
+    kinds = Counter(node.op_type for node in nodes(onnx.load(folder / ENCODER).graph))
+    assert kinds["MatMulNBits"] == 6
+    assert not kinds["DynamicQuantizeMatMul"]
+    features = result.model.features(recordings(2))
+    exact = result.model.encode(features).states
+    assert distance(encoded(folder, features), exact) < 2e-4  # small tensors are stored in half precision
+    (heard,) = open_runtime("onnx", folder, 1).recognize(recordings(1), None).recognitions
+    assert list(heard.tokens) == result.model.decode(result.model.encode(result.model.features(recordings(1))), None)[0]
 
 
 def test_no_path_of_this_machine_is_in_the_files(lowbit: tuple[QuantizedModel, Path]) -> None:

@@ -122,13 +122,13 @@ def test_a_family_without_languages_says_so(spoken: Path) -> None:
 def test_the_real_base_knows_english() -> None:
     clips = Path(sottovoce.__file__).parent / "backends" / "clips"
     model = api.load("bundled:base")
-    samples = [utterance.samples() for utterance in load_data(clips).take(2)]
+    samples = [utterance.samples() for utterance in load_data(clips).take(1)]
     encoded = model.encode(model.features(samples))
-    assert model.detect_languages(encoded) == ["en", "en"]
-    english, german = (model.text(model.decode(encoded, code)[0]) for code in ("en", "de"))
-    assert "train" in (english + model.text(model.decode(encoded, "en")[1])).lower()
-    assert english != german
-    assert model.decode_by_language(encoded, "auto")[0] == model.greedy_decode(encoded, "en")
+    (german,) = model.greedy_decode(encoded, "de")
+    (found,), (language,) = model.decode_by_language(encoded, "auto")
+    assert language == "en"
+    assert "train" in model.text(found[0]).lower()
+    assert found != german
 
 
 def test_the_prompt_is_as_long_as_its_language() -> None:

@@ -17,6 +17,7 @@ from sottovoce.backends.transcribe_cpp.writer import write_gguf
 from sottovoce.core.affine import Affine
 from sottovoce.data.load import load_data
 from sottovoce.errors import ModelError, RecipeError
+from sottovoce.evaluation.recognizer import decoding_settings
 from sottovoce.evaluation.transcribe import transcribe_data
 from sottovoce.models.load import load_model
 from sottovoce.models.moonshine import Moonshine
@@ -197,21 +198,23 @@ def test_gguf_holds_the_same_numbers_and_runs(tmp_path: Path) -> None:
     assert sum(same) >= 2
 
 
-def test_onnx_transcribes_recordings_of_any_length(tmp_path: Path) -> None:
-    model = make_tiny_moonshine()
-    write_onnx(Source(model, {}), tmp_path / "m")
-    assert (tmp_path / "m" / ENCODER).is_file()
-    assert (tmp_path / "m" / DECODER).is_file()
+def test_onnx_transcribes_recordings_of_any_length_and_a_limit_of_tokens_holds(tmp_path: Path) -> None:
+    model, folder = make_tiny_moonshine(), tmp_path / "m"
+    write_onnx(Source(model, {}), folder)
+    assert (folder / ENCODER).is_file()
+    assert (folder / DECODER).is_file()
     heard = recordings(9000, 30000, 300, 17000)
-    recognizer = open_runtime("onnxruntime", tmp_path / "m", 2)
+    recognizer = open_runtime("onnxruntime", folder, 2)
     got = [r.tokens for r in recognizer.recognize(heard, None).recognitions]
     wanted = [tuple(t) for t, _ in model.greedy_decode(model.encode(model.features(heard)), None)]
     assert got == wanted
     limited = model.with_tokens_per_second(6.0)
-    recognizer.model = recognizer.model.with_tokens_per_second(6.0)
-    found = [(list(r.tokens), r.ended) for r in recognizer.recognize(heard, None).recognitions]
-    assert found == limited.greedy_decode(limited.encode(limited.features(heard)), None)
-    assert found != model.greedy_decode(model.encode(model.features(heard)), None)
+    cut = limited.greedy_decode(limited.encode(limited.features(heard)), None)
+    assert cut != model.greedy_decode(model.encode(model.features(heard)), None)
+    for source in (model, folder):
+        free, limited_one = api.open_recognizer(source), api.open_recognizer(source, tokens_per_second=6.0)
+        assert [(list(r.tokens), r.ended) for r in limited_one.recognize(heard, None).recognitions] == cut
+        assert decoding_settings(free) != decoding_settings(limited_one)  # saved transcripts of the two are told apart
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.02, 40.0])

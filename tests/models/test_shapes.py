@@ -63,7 +63,7 @@ def test_every_width_through_a_method_and_into_gguf(size: str, method: str, grou
     changes, rules = dict[str, Any](), tuple[Rule, ...]()
     if size == "large-v3":
         changes = {"damping": 0.1}  # 5,120 channels are solved in float32
-    if size != "tiny":  # one layer of each shape, for the time
+    if (size, method) != ("tiny", "fade"):  # one layer of each shape, for the time
         names = {"model.encoder.layers.0.self_attn.q_proj", "model.decoder.layers.0.fc1", "model.decoder.layers.0.fc2"}
         rules = (Rule(match=rf"^(?!({'|'.join(names)})$)", bits=16),)
     recipe = Recipe(method=method_named(method, **changes), format=Affine(bits=3, group_size=group), rules=rules)
