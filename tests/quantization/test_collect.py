@@ -13,8 +13,8 @@ from sottovoce.errors import CalibrationError
 from sottovoce.models.batching import Batch
 from sottovoce.models.layers import Layer
 from sottovoce.quantization.batches import PositionWeights, make_batches
-from sottovoce.quantization.collect import collect_statistics
-from sottovoce.quantization.lockstep import run_in_lockstep
+from sottovoce.quantization.collect import _projection, collect_statistics
+from sottovoce.quantization.lockstep import PausedLayer, run_in_lockstep
 from sottovoce.system.devices import share_weights
 from tests.conftest import make_tiny, windows
 
@@ -298,3 +298,113 @@ def test_a_shared_stem_is_computed_once_and_a_changed_one_is_not() -> None:
         assert torch.equal(ours, theirs)
     for network in (original, copy, changed):
         assert "forward" not in vars(network.model.encoder.conv1)
+
+
+class Chain(nn.Module):
+    """Two layers; between them the first one's outputs are doubled, and in place where `in_place` says so."""
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.in_place = nn.Linear(6, 6), nn.Linear(6, 6), in_place
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + 0
+        out = self.first(x)
+        if self.in_place:
+            x *= 2
+        return self.second(x) + out
+
+
+FIRST, SECOND = Layer("first", "encoder", "frames"), Layer("second", "encoder", "frames")
+
+
+def counted(*counts: int) -> list[Batch]:
+    """A batch of two utterances, one in each fold, for each number of positions; the last of them counts a quarter."""
+    generator, batches = torch.Generator().manual_seed(1), list[Batch]()
+    for number, count in enumerate(counts):
+        weights = torch.ones(2, count)
+        weights[:, -1] = 0.25
+        inputs, names = {"x": torch.randn(2, count, 6, generator=generator)}, (f"a{number}", f"b{number}")
+        batches.append(Batch(inputs, {"frames": weights}, torch.tensor([0, 1]), names, number=number, group=number))
+    return batches
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_layers_share_statistics_of_one_tensor_unless_it_was_changed(in_place: bool) -> None:
+    found = dict(collect_statistics([Chain(in_place=in_place)], counted(5), [FIRST, SECOND]))
+    assert (found[FIRST] is found[SECOND]) == (not in_place)
+    factor = 4 if in_place else 1
+    torch.testing.assert_close(found[SECOND].total.moments.hessian.matrix, factor * found[FIRST].total.moments.hessian.matrix)
+
+
+@pytest.mark.parametrize(("positions", "kept"), [(1, 1), (47, 47), (95, 95), (96, 48), (100, 50), (144, 48), (200, 50)])
+def test_some_positions_of_every_batch_and_fold_are_kept_for_the_errors(positions: int, kept: int) -> None:
+    """Evenly spaced, 48 or more of many; each times the root of its weight."""
+    batches = counted(positions, 3)
+    ((_, found),) = collect_statistics([Chain(), Chain()], batches, [FIRST])
+    every = 1 if positions < 96 else positions // 48
+    x, roots = batches[0].inputs["x"], batches[0].weights["frames"][0].sqrt().unsqueeze(1)
+    wanted = [(x[fold] * roots)[::every] for fold in (0, 1)]
+    assert [len(part) for part in wanted] == [kept, kept]
+    wanted += [batches[1].inputs["x"][fold] * torch.tensor([[1.0], [1.0], [0.5]]) for fold in (0, 1)]
+    assert torch.equal(found.samples, torch.cat(wanted))
+    assert found.sample_roots is not None
+    assert torch.equal(found.sample_roots[:kept], roots[::every])
+    assert found.residual_samples is None
+    assert found.magnitude.shape == (0,)
+
+
+def test_magnitudes_are_means_by_the_weights_of_positions() -> None:
+    batches = counted(4, 7)
+    ((_, found),) = collect_statistics([Chain()], batches, [FIRST], magnitudes=True)
+    total, weight = torch.zeros(6, dtype=torch.float64), 0.0
+    for batch in batches:
+        for x, w in zip(batch.inputs["x"].reshape(-1, 6).double(), batch.weights["frames"].flatten().tolist(), strict=True):
+            total, weight = total + w * x.abs(), weight + w
+    torch.testing.assert_close(found.magnitude, (total / weight).float())
+    silent = [Batch({"x": torch.ones(1, 2, 6)}, {"frames": torch.zeros(1, 2)}, torch.tensor([0]))]
+    ((_, nothing),) = collect_statistics([Chain()], silent, [FIRST], magnitudes=True)
+    assert not nothing.magnitude.any()
+
+
+def test_all_positions_count_where_a_family_says_nothing_of_them() -> None:
+    """Whatever the shape of what a layer reads; factors multiply the weights."""
+    layer, x = Layer("first", "encoder", "all"), torch.randn(1, 2, 3, 6)
+    batch = Batch({"x": x}, {}, torch.tensor([1]))
+    factors = {"first": [torch.tensor([[0.5, 1.0, 2.0, 1.0, 0.0, 1.0]])]}
+    rows = x.reshape(6, 6).double()
+    for given, weights in ((None, torch.ones(6)), (factors, factors["first"][0][0])):
+        ((_, found),) = collect_statistics([Chain()], [batch], [layer], factors=given)
+        assert [fold.weight for fold in found.folds] == pytest.approx([0.0, float(weights.sum())])
+        wanted = sum(w * torch.outer(row, row) for w, row in zip(weights.tolist(), rows, strict=True))
+        torch.testing.assert_close(found.folds[1].moments.hessian.matrix, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("out", "width", "mlp_output", "projected"), [(2, 5, True, True), (2, 4, True, False), (2, 5, False, False)])
+def test_the_cross_moment_is_one_of_outputs_where_those_are_few(out: int, width: int, mlp_output: bool, projected: bool) -> None:
+    network = nn.ModuleDict({"layer": nn.Linear(width, out)})
+    layer = Layer("layer", "encoder", "frames", mlp_output=mlp_output)
+    found = _projection(network, layer, None)
+    assert (found is network["layer"].weight) == projected
+    assert (found is None) == (not projected)
+    assert _projection(network, layer, PausedLayer("norm", [])) is network["layer"].weight
+
+
+def test_every_recording_with_values_that_are_not_finite_is_named() -> None:
+    batches = counted(4, 4)
+    batches[0].inputs["x"][1, 2, 0] = float("inf")
+    batches[1].inputs["x"][0, 1, 3] = float("nan")
+    for networks in ([Chain()], [Chain(), Chain()]):
+        with pytest.raises(CalibrationError, match=r"^first: its inputs hold NaN or infinite values in b0, a1; check the audio"):
+            list(collect_statistics(networks, batches, [FIRST]))
+
+
+def test_callbacks_come_when_all_passes_stand_before_their_module() -> None:
+    order, network = list[str](), Chain()
+    network.register_forward_pre_hook(lambda _module, _args: order.append("a pass begins"))
+    walk = collect_statistics([network], counted(2, 2), [FIRST], before={"second": lambda: order.append("before the second")})
+    for layer, _ in walk:
+        order.append(layer.name)
+    assert order == ["a pass begins", "a pass begins", "first", "before the second"]

@@ -8,15 +8,21 @@ import pytest
 
 from sottovoce.backends.registry import BACKENDS
 from sottovoce.core.affine import Affine
+from sottovoce.core.affine_minimum import AffineMinimum
 from sottovoce.core.formats import format_named
 from sottovoce.core.number_format import NumberFormat
 from sottovoce.errors import RecipeError
 from sottovoce.models.layers import Layer
 from sottovoce.quantization.plan import PlannedLayer
+from sottovoce.quantization.recipe import FLOAT_BITS
 from sottovoce.quantization.schedule import (
     PricedUnit,
     Unit,
+    _finest,
+    _holds,
+    _nearest_entry,
     blocking_unit,
+    bytes_of,
     cheapest_loss,
     fewest_bytes,
     ideal_bits,
@@ -174,3 +180,87 @@ def test_a_format_that_takes_no_less_than_a_finer_one_is_left_out() -> None:
     three, four = (target.format(bits=bits, group_size=32) for bits in (3, 4))
     units = make_units(model, target, (three, four), lambda _format, _layer, shape: shape[0] * shape[1] // 2)
     assert all(three not in one.menu and four in one.menu for one in units)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kept"),
+    [
+        (Affine(bits=3, group_size=32), Affine(bits=4, group_size=32), "other"),  # more bits
+        (Affine(bits=4, group_size=64), Affine(bits=4, group_size=32), "other"),  # smaller blocks
+        (Affine(bits=4, group_size=None), Affine(bits=4, group_size=64), "other"),  # rows of 128
+        (Affine(bits=4, group_size=None), Affine(bits=4, group_size=128), "one"),  # a block is a row: the same, and the first stays
+        (Affine(bits=4, group_size=128), Affine(bits=4, group_size=None), "one"),
+        (Affine(bits=4, group_size=64), Affine(bits=3, group_size=32), "both"),  # each is finer in one way
+        (Affine(bits=3, group_size=32), Affine(bits=4, group_size=32, symmetric=True), "both"),
+        (Affine(bits=3, group_size=32), Affine(bits=4, group_size=32, observer="minmax"), "both"),
+        (Affine(bits=3, group_size=32), AffineMinimum(bits=4, group_size=32), "both"),  # of another kind
+        (Affine(bits=4, group_size=32), Affine(bits=4, group_size=32, float16_min=True), "one"),
+        (Affine(bits=4, group_size=32, float16_min=True), Affine(bits=4, group_size=32), "one"),
+        (Affine(bits=3, group_size=32), None, "both"),
+    ],
+)
+def test_of_two_formats_of_one_size_the_finer_stays(one: NumberFormat, other: NumberFormat | None, kept: str) -> None:
+    wanted = {"one": [one], "other": [other], "both": [one, other]}[kept]
+    assert _finest({one: 100, other: 100}, 128) == wanted
+    if kept != "one":  # whichever comes first
+        assert _finest({other: 100, one: 100}, 128) == wanted[::-1]
+    assert _finest({one: 100, other: 101}, 128) == [one, other]
+
+
+def test_a_menu_has_float16_and_what_fits_all_layers_of_a_unit() -> None:
+    model, target = make_tiny(layers=1), BACKENDS["torch"].target
+    narrow, wide = (Affine(bits=4, group_size=size) for size in (64, 128))  # rows of 64, but 128 of the second of each feed-forward block
+    units = {one.name: one for one in make_units(model, target, (narrow, wide), layer_bytes)}
+    first, second = units["model.encoder.layers.0.fc1"], units["model.encoder.layers.0.fc2"]
+    assert first.menu == (narrow, None)
+    assert second.menu == (wide, narrow, None)
+    assert first.bytes[-1] == 128 * 64 * FLOAT_BITS / 8 == 2 * first.weights
+    assert list(second.bytes) == sorted(second.bytes)
+    assert units["model.decoder.embed_tokens"].layers[0].tie_group == "model.decoder.embed_tokens"
+    with pytest.raises(RecipeError, match=r"whisper\.cpp holds all in none of the formats 2 bits, groups of 32"):
+        make_units(model, BACKENDS["whisper.cpp"].target, (Affine(bits=2, group_size=32),), layer_bytes)
+
+
+def test_a_layer_gets_no_fewer_bits_than_its_family_wants() -> None:
+    target = BACKENDS["torch"].target
+    held = [_holds(target, Affine(bits=bits), Layer("a", "encoder", "frames", min_bits=4), (64, 64)) for bits in (3, 4, 5)]
+    assert held == [False, True, True]
+    assert not _holds(target, Affine(bits=4, group_size=64), Layer("a", "encoder", "frames"), (64, 96))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "entry"),
+    [
+        (Affine(bits=4, group_size=64), 0),  # its own
+        (Affine(bits=3, group_size=64), 0),
+        (Affine(bits=4, group_size=32), 1),  # smaller blocks take more
+        (Affine(bits=4, group_size=None, symmetric=True), 0),  # rows of 64: what groups of 64 take without zero points
+        (Affine(bits=5, group_size=64), 1),
+        (Affine(bits=8, group_size=32), 2),  # nothing is as large: the last
+        (Affine(bits=4, group_size=128), 0),  # its blocks do not divide a row, so it counts by its bits alone
+        (Affine(bits=5, group_size=128), 1),
+        (Affine(bits=8, group_size=128), 1),
+    ],
+)
+def test_a_unit_without_a_format_takes_the_next_larger_entry(wanted: NumberFormat, entry: int) -> None:
+    menu = (Affine(bits=4, group_size=64), Affine(bits=8, group_size=64), Affine(bits=8, group_size=None))
+    few = unit("few", 32, menu[:2])
+    few = Unit(name="few", layers=few.layers, menu=menu, bytes=(*few.bytes, few.bytes[1]))
+    assert _nearest_entry(few, wanted) == entry
+
+
+def test_every_unit_has_an_entry(priced: list[PricedUnit]) -> None:
+    for entries in ([0] * 3, [0] * 5):
+        with pytest.raises(ValueError, match="zip"):
+            schedule_of(priced, entries)
+        with pytest.raises(ValueError, match="zip"):
+            bytes_of([one.unit for one in priced], entries)
+
+
+def test_random_schedules_pass_over_entries_that_take_nothing_more() -> None:
+    """Two formats of one size: a change from one to the other fills nothing, and must not be made for ever."""
+    doubled = unit("doubled", 32, (MENU[0], MENU[2], MENU[3]))
+    doubled = Unit(name="doubled", layers=doubled.layers, menu=doubled.menu, bytes=(100, 100, 200))
+    priced = [PricedUnit(unit=doubled, errors=(1.0, 0.5, 0.1), base=0, base_loss=1.0)]
+    assert random_schedule(priced, 199, np.random.default_rng(0)).entries == (0,)
+    assert random_schedule(priced, 200, np.random.default_rng(0)).entries == (2,)

@@ -90,3 +90,41 @@ def test_a_recording_of_a_whole_window_stays_whole() -> None:
 def test_a_share_is_within_its_range() -> None:
     with pytest.raises(RecipeError, match=r"within 0 \.\. 1, got 1\.5"):
         Recipe(joined=1.5)
+
+
+def test_a_window_is_filled_to_the_last_sample_but_for_its_end() -> None:
+    """Windows of 2 s take 1.9 s: 1 s, a pause of a quarter, and 0.65 s. One sample more has no room, nor has a token more."""
+    model, speakers = make_tiny(), tuple("abc")
+    assert make_windows(model, speech([1.0, 0.1, 0.65], speakers=speakers), joined=1.0).names == ("u0+u2", "u1")
+    assert make_windows(model, speech([1.0, 0.1, 0.65 + 1 / RATE], speakers=speakers), joined=1.0).names == ("u0", "u1", "u2")
+    joined = make_windows(model, speech([1.0, 0.1, 0.65], speakers=speakers), joined=1.0).samples[0]
+    assert len(joined) == 1.9 * RATE
+    assert not joined[RATE : RATE + RATE // 4].any()
+    assert joined[RATE - 1] == 1
+    assert joined[RATE + RATE // 4] == 3
+    room = model.max_new_tokens(None)
+    for longer, names in ((0, ("u0+u2", "u1")), (1, ("u0", "u1", "u2"))):
+        transcripts = ((1,) * (room - 3), (1,), (2,) * (3 + longer))
+        assert make_windows(model, speech([0.1] * 3, speakers=speakers, transcripts=transcripts), joined=1.0).names == names
+
+
+def test_every_recording_takes_its_length_and_a_pause() -> None:
+    """0.3 s, 0.3 s and 0.35 s with two pauses leave 0.45 s of 1.9 s: a third pause, and 0.2 s."""
+    for last, names in ((0.2, ("u0+u2+u4+u6", "u1+u3+u5")), (0.2 + 1 / RATE, ("u0+u2+u4", "u1+u3+u5", "u6"))):
+        given = speech([0.3, 0.1, 0.3, 0.1, 0.35, 0.1, last], speakers=tuple("abcdefg"))
+        assert make_windows(make_tiny(), given, joined=1.0).names == names
+
+
+def test_the_first_windows_of_each_fold() -> None:
+    given = speech([0.1] * 6, speakers=("a", "a", "a", "b", "c", "d"))
+    windows = make_windows(make_tiny(), given, joined=0.0)
+    assert windows.folds == (0, 0, 0, 1, 1, 1)
+    few = windows.first(2)
+    assert (few.names, few.folds, few.transcripts) == (
+        ("u0", "u1", "u3", "u4"),
+        (0, 0, 1, 1),
+        tuple(given.transcripts[i] for i in (0, 1, 3, 4)),
+    )
+    assert [int(samples[0]) for samples in few.samples] == [1, 2, 4, 5]
+    assert len(few) == len(few.languages) == 4
+    assert windows.first(9).names == windows.names

@@ -72,7 +72,7 @@ def run_in_lockstep(
             hook.remove()
         for row in walkers:
             for walker in row:
-                if walker and not walker.dead:
+                if walker:  # has begun, and has not ended
                     walker.throw(greenlet.GreenletExit)
 
 

@@ -181,8 +181,6 @@ class MomentAccumulator:
     def join(self, ranks: Ranks) -> None:
         """Let rank 0 have what all ranks have seen. Raises `MachineError`."""
         self.close_group()
-        if ranks.size == 1:
-            return
         ranks.add_up([self.hessian, self.cross])
         none = {-1 - ranks.rank: self._zeros(1, 2 * self.width + self.out + 1)}  # a rank may have seen nothing of a fold
         gathered = ranks.gather_rows({**none, **{group: totals.unsqueeze(0) for group, totals in self.totals.items()}})
