@@ -168,3 +168,85 @@ def test_the_published_sizes_of_bounds_of_a_mean() -> None:
 def test_numbers_out_of_range_are_refused(call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         call()
+
+
+def test_several_series_at_once_have_the_bounds_that_each_has_alone() -> None:
+    generator = np.random.default_rng(0)
+    losses, weights = generator.random((2, 3, 40)) * 0.3, 0.5 + 0.5 * generator.random((2, 3, 40))
+    for weighed, floor in ((None, 0.0), (None, 0.25), (weights, 0.0), (weights, 0.25)):
+        found = betting_bound(losses, DELTA, weights=weighed, floor=floor)
+        assert found.shape == (2, 3)
+        for i, j in np.ndindex(2, 3):
+            alone = betting_bound(losses[i, j], DELTA, weights=None if weighed is None else weighed[i, j], floor=floor)
+            assert alone.shape == ()
+            assert found[i, j] == alone
+
+
+def slow_weighed_bound(losses: list[float], weights: list[float], delta: float, floor: float) -> float:
+    """Bets on `L - R w`, whose variance is taken of `L + floor (1 - w)`, none larger than `1 / (1 - floor)`; a thousand rates above it."""
+    n = len(losses)
+    for step in range(1001):
+        rate, wealth, greatest = floor + (1 - floor) * step / 1000, 1.0, 0.0
+        total, squares, variance = 0.5, 0.25, 0.25
+        for i, (loss, weight) in enumerate(zip(losses, weights, strict=True), start=1):
+            bet = min(1 / (1 - floor), math.sqrt(2 * math.log(1 / delta) / (n * variance)))
+            wealth *= 1 - bet * (loss - rate * weight)
+            greatest = max(greatest, wealth)
+            bet_on = loss + floor * (1 - weight)
+            total += bet_on
+            squares += (bet_on - total / (1 + i)) ** 2
+            variance = squares / (1 + i)
+        if greatest >= 1 / delta:
+            return rate
+    return 1.0
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rate_per_word_with_a_floor_is_that_of_the_slow_reference(floor: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    weights = 0.2 + 0.8 * generator.random(25)
+    losses = weights * np.where(generator.random(25) < 0.3 + floor / 2, 1.0, 0.4 * floor)
+    found = float(betting_bound(losses, DELTA, weights=weights, floor=floor))
+    assert found == pytest.approx(slow_weighed_bound(losses.tolist(), weights.tolist(), DELTA, floor), abs=1.01e-3)
+    assert found >= floor
+
+
+@pytest.mark.parametrize("losses", [[0.0], [1.0], [0.0, 1.0], [1.0] * 5])
+def test_losses_at_the_ends_of_their_range_are_taken(losses: list[float]) -> None:
+    for bound in (float(betting_bound(np.array(losses), DELTA)), hoeffding_bentkus_bound(np.array(losses), DELTA)):
+        assert np.mean(losses) <= bound <= 1
+    assert float(betting_bound(np.array(losses), DELTA, weights=np.ones(len(losses)))) == float(betting_bound(np.array(losses), DELTA))
+    assert clopper_pearson_bound(len(losses), len(losses), DELTA) == 1
+
+
+def test_p_values_at_the_ends() -> None:
+    assert [hoeffding_bentkus_p(mean, 10, 1.0) for mean in (0.9, 1.0)] == [0.0, 1.0]
+    assert hoeffding_bentkus_p(0.5, 10, 0.4) == 1.0  # the mean is above the bound already
+    assert hoeffding_bentkus_p(0.0, 10, 0.5) == pytest.approx(0.5**10)
+    # 0.1 + 0.2 is a trace above 0.3: three events of ten, not four.
+    assert hoeffding_bentkus_p(0.1 + 0.2, 10, 0.9) == pytest.approx(hoeffding_bentkus_p(0.3, 10, 0.9))
+    assert [binomial_cdf(events, 3, share) for events, share in ((3, 0.5), (2, 0.0), (2, 1.0), (0, 1.0))] == [1.0, 1.0, 0.0, 0.0]
+    assert binomial_cdf(2, 3, 1.0 - 1e-12) == pytest.approx(3e-12, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: clopper_pearson_bound(-1, 2, 0.05),
+        lambda: clopper_pearson_bound(0, 5, 1.0),
+        lambda: betting_bound(np.array([-0.1]), 0.05),
+        lambda: betting_bound(np.array([0.5]), 0.05, weights=np.array([1.1])),
+        lambda: betting_bound(np.array([0.5]), 0.05, floor=1.0),
+        lambda: betting_bound(np.array([0.5]), 0.05, floor=-0.1),
+        lambda: hoeffding_bentkus_bound(np.array([1.1]), 0.05),
+        lambda: hoeffding_bentkus_bound(np.zeros(0), 0.05),
+    ],
+)
+def test_numbers_just_out_of_range_are_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"events in|must be within|delta is|one draw"):
+        call()
+
+
+def test_one_draw_is_enough() -> None:
+    assert clopper_pearson_bound(0, 1, 0.05) == pytest.approx(0.95)

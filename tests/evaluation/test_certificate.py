@@ -1,7 +1,10 @@
 """Certificates: losses by hand, the triangle inequality, greedy identity, and statements that do not depend on order or names."""
 
 import random
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.errors import DataError, RecipeError
-from sottovoce.evaluation.certificate import Certificate, Corpus, make_statements
-from sottovoce.evaluation.certificate_words import CAPPED, assumptions, sentences
+from sottovoce.errors import DataError, OutputError, RecipeError
+from sottovoce.evaluation.bounds import betting_bound, clopper_pearson_bound, hoeffding_bentkus_bound
+from sottovoce.evaluation.certificate import (
+    Certificate,
+    Corpus,
+    check_confidence,
+    make_statements,
+    read_certificate,
+    write_certificate,
+)
+from sottovoce.evaluation.certificate_words import CAPPED, assumptions, rate_text, scope, sentences, statement_row
 from sottovoce.evaluation.kl_divergence import hidden_states
 from sottovoce.evaluation.transcripts import Transcript
 from sottovoce.evaluation.word_losses import UtteranceLosses, edit_distance, utterance_losses
@@ -222,3 +233,195 @@ def test_equal_choices_on_the_originals_transcript_are_an_equal_transcript() -> 
             assert same == (others == tokens)
             outcomes.append(same)
     assert 0 < sum(outcomes) < len(outcomes)
+
+
+def test_every_statement_is_the_bound_of_its_losses() -> None:
+    """From the formulas of `evaluation.bounds`, in the order of the seed: over utterances, over words (64 at most) and over speakers."""
+    losses = [replace(loss, words=loss.words * (10 if i % 9 == 0 else 1)) for i, loss in enumerate(some_losses(40))]
+    losses[3] = replace(losses[3], words=0, distance=1)  # counts as one word
+    speakers = [f"s{i % 7}" if i % 5 else None for i in range(40)]
+    found = {(s.loss, s.unit): s for s in make_statements(losses, speakers, confidence=0.9, seed=4)}
+    by_name = {loss.id: loss for loss in losses}
+
+    def in_order(names: Collection[str]) -> list[str]:
+        names = sorted(names)
+        return [names[i] for i in np.random.default_rng(4).permutation(len(names))]
+
+    rows = [by_name[name] for name in in_order(by_name)]
+    for loss, events in (("changed", sum(row.distance > 0 for row in rows)), ("looped", 1), ("empty", 0)):
+        statement = found[loss, "utterance"]
+        assert statement.bound == clopper_pearson_bound(events, 40, 1 - 0.9)
+        assert (statement.estimate, statement.n, statement.method) == (events / 40, 40, "Clopper-Pearson")
+        values = np.array([1.0] * events + [0.0] * (40 - events))
+        assert statement.hoeffding_bentkus == pytest.approx(hoeffding_bentkus_bound(values, 1 - 0.9))
+    shares = np.array([min(1.0, row.distance / max(1, row.words)) for row in rows])
+    assert found["disagreement", "utterance"].bound == float(betting_bound(shares, 1 - 0.9))
+    assert found["disagreement", "utterance"].hoeffding_bentkus == pytest.approx(hoeffding_bentkus_bound(shares, 1 - 0.9))
+    weights = np.array([min(64, max(1, row.words)) / 64 for row in rows])
+    words = found["disagreement", "word"]
+    assert words.bound == float(betting_bound(shares * weights, 1 - 0.9, weights=weights))
+    assert words.estimate == pytest.approx((shares * weights).sum() / weights.sum())
+    assert words.hoeffding_bentkus is None
+    rises = np.array([row.distance / 10 for row in rows])
+    rise, tenths = found["wer_increase", "utterance"], np.full(40, 10 / 64)
+    assert rise.bound == pytest.approx(2 * float(betting_bound((rises + 1) / 2, 1 - 0.9, floor=0.5)) - 1)
+    assert rise.hoeffding_bentkus == pytest.approx(2 * hoeffding_bentkus_bound((rises + 1) / 2, 1 - 0.9) - 1)
+    by_words = betting_bound((rises + 1) / 2 * tenths, 1 - 0.9, weights=tenths, floor=0.5)
+    assert found["wer_increase", "word"].bound == pytest.approx(2 * float(by_words) - 1)
+    own = {name: [loss for loss, speaker in zip(losses, speakers, strict=True) if speaker == name] for name in {s for s in speakers if s}}
+    means = np.array([np.mean([loss.disagreement for loss in own[name]]) for name in in_order(own)])
+    assert found["disagreement", "speaker"].bound == pytest.approx(float(betting_bound(means, 1 - 0.9)))
+    assert found["disagreement", "speaker"].n == 7
+
+
+def test_a_bound_over_speakers_needs_two() -> None:
+    for names, count in ((["a"] * 3, 0), (["a", "b", None], 2), ([None] * 3, 0)):
+        units = [s.n for s in make_statements(some_losses(3, labelled=False), names) if s.unit == "speaker"]
+        assert units == [count] * (4 if count else 0)
+
+
+def test_a_fall_has_no_bound_below_zero_by_any_method() -> None:
+    better = [replace(loss, errors=0, original_errors=10) for loss in some_losses(30)]
+    found = {(s.loss, s.unit): s for s in make_statements(better, [f"s{i % 6}" for i in range(30)])}
+    for unit in ("utterance", "word", "speaker"):
+        statement = found["wer_increase", unit]
+        assert (statement.estimate, statement.bound) == (-1.0, pytest.approx(0.0, abs=1e-9))
+        assert statement.hoeffding_bentkus in (None, 0.0)
+
+
+@pytest.mark.parametrize(("confidence", "taken"), [(0.5, True), (0.999, True), (0.499, False), (1.0, False)])
+def test_the_ends_of_confidences(confidence: float, taken: bool) -> None:
+    with nullcontext() if taken else pytest.raises(RecipeError, match=f"a confidence of {confidence} is out of range"):
+        check_confidence(confidence)
+
+
+def test_a_limit_is_exceeded_by_more_alone() -> None:
+    without = certified(some_losses(20, labelled=False))
+    statement = without.statement("changed")
+    assert statement is not None
+    assert statement.unit == "utterance"
+    assert without.exceeded({"changed": statement.bound, "empty": 0.0}) == ("empty",)
+    assert without.exceeded({"changed": statement.bound - 1e-9}) == ("changed",)
+    assert without.statement("disagreement", "speaker") is None
+    with pytest.raises(DataError, match="nothing is known of 'worse' here"):
+        without.exceeded({"worse": 1.0})
+    assert replace(without, corpora=without.corpora * 2).utterances == 40
+
+
+def test_a_certificate_survives_its_file(tmp_path: Path) -> None:
+    made = replace(certified(some_losses(20)), limits={"changed": 0.5}, languages=("zh",), checkpoint="né")
+    write_certificate(tmp_path / "c.json", made)
+    assert read_certificate(tmp_path / "c.json") == made
+    assert "né" in (tmp_path / "c.json").read_text(encoding="utf-8")
+    with pytest.raises(OutputError, match="the certificate cannot be written"):
+        write_certificate(tmp_path, made)
+    for content in (b"{", b"[]", b"\xff", b"[" * 100_000):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(DataError, match="is not a certificate"):
+            read_certificate(tmp_path / "bad.json")
+    with pytest.raises(DataError, match="is not a certificate"):
+        read_certificate(tmp_path / "none.json")
+
+
+def test_what_is_said_word_for_word() -> None:
+    made = certified(some_losses(20, labelled=False))
+    bound = {(s.loss, s.unit): s.bound for s in made.statements}
+    first, changed, differs, by_words, looped, empty, last = sentences(made)
+    assert (
+        first
+        == "On speech like d (20 utterances, no speaker named, en, greedy decoding), each of the following holds with 95 % confidence:"
+    )
+    assert changed == f"at most {100 * bound['changed', 'utterance']:.2f} % of utterances get another transcript than the original's;"
+    assert differs.startswith(
+        f"an utterance differs from the original's in at most {100 * bound['disagreement', 'utterance']:.2f} per 100 words"
+    )
+    assert by_words.startswith(f"over all words, at most {100 * bound['disagreement', 'word']:.2f} per 100 words of the original's")
+    assert looped.endswith("of utterances loop where the original's do not;")
+    assert empty == f"at most {100 * bound['empty', 'utterance']:.2f} % of utterances come out empty where the original's do not."
+    assert last == CAPPED
+    labelled = certified(some_losses(20))
+    rises = [one for one in sentences(labelled) if "the word error rate" in one]
+    statement = labelled.statement("wer_increase")
+    assert statement is not None
+    assert rises[0] == f"the word error rate of an utterance rises by at most {100 * statement.bound:.2f} points on average;"
+    assert [rate_text(loss, 0.0123) for loss in ("changed", "disagreement", "wer_increase")] == ["1.23 %", "1.23 per 100", "+1.23 points"]
+    chosen = replace(made, chosen_among=3, confidence=0.975, limits={"changed": 0.5, "disagreement": 0.02})
+    assert sentences(chosen) == (
+        "On speech like d (20 utterances, no speaker named, en, greedy decoding), the following holds with 97.5 % confidence of this file, "
+        "which was chosen out of 3 by fixed-sequence testing: utterances with another transcript than the original's: at most 50.00 %; "
+        "words that differ from the original's: at most 2.00 per 100.",
+        CAPPED,
+    )
+
+
+@pytest.mark.parametrize(
+    ("speakers", "unnamed", "wanted"),
+    [(2, 0, "2 speakers"), (1, 1, "1 speaker and 1 utterance of unnamed ones"), (2, 3, "2 speakers and 3 utterances of unnamed ones"),
+     (0, 3, "no speaker named"), (0, 0, "0 speakers")],
+)  # fmt: skip
+def test_the_scope_names_the_speech(speakers: int, unnamed: int, wanted: str) -> None:
+    made = certified(some_losses(20))
+    corpus = replace(made.corpora[0], speakers=speakers, unnamed=unnamed)
+    made = replace(made, corpora=(corpus,), languages=("de", "en"), decodings=("fallback", "greedy"))
+    assert scope(made) == f"20 utterances, {wanted}, de, en, fallback, greedy decoding"
+    both = replace(made, corpora=(corpus, corpus))
+    assert scope(both).startswith("40 utterances, ")
+    assert ("this mix of speech" in assumptions(both)[0], "this speech" in assumptions(made)[0]) == (True, True)
+
+
+def test_assumptions_say_what_is_known() -> None:
+    made = certified(some_losses(20, labelled=False))
+    text = " ".join(assumptions(made))
+    assert "the 5 over utterances and words hold all at once with 75 % at least" in text
+    assert "no two speakers are named here" in text
+    assert "made without calibration speech" in text
+    assert "characters" not in text
+    assert "Other settings" not in text
+    assert "encoder context" not in text
+    assert "counts as more than 64 words" in text
+    assert "0 % at least" in " ".join(assumptions(replace(made, confidence=0.6)))  # five times 40 % are more than all
+    more = replace(
+        made, earlier_looks=2, calibration="disjoint", shared_speakers=("a", "b"), languages=("en", "ja"), context="+16", chosen_among=2,
+        statements=make_statements(some_losses(20), [f"s{i % 4}" if i else None for i in range(20)]),
+        corpora=(replace(made.corpora[0], speakers=4, unnamed=1),),
+    )  # fmt: skip
+    text = " ".join(assumptions(more))
+    assert "the 8 over utterances and words hold all at once with 60 % at least" in text
+    assert "the bounds over 4 speakers need no such thing; 1 utterances that name no speaker are left out of them." in text
+    assert "have no recording in common" in text
+    assert "one in the calibration speech: a, b." in text
+    assert "the words are characters" in text
+    assert "decoded as here (greedy, encoder context +16)" in text
+    assert "measured on this speech before: 2. If this one was chosen because of what they showed, its confidence is 85 %, not 95 %" in text
+    assert "The choice vouches for its limits alone" in text
+    assert "no bound of the word error rate" not in text
+    assert "its confidence is 0 %" in " ".join(assumptions(replace(more, earlier_looks=30)))
+    assert "left out of them" not in " ".join(assumptions(replace(more, corpora=made.corpora[:0])))
+    assert "does not say what it was calibrated on" in " ".join(assumptions(replace(more, calibration="unknown")))
+
+
+def test_rows_of_the_table() -> None:
+    found = {(s.loss, s.unit): statement_row(s) for s in make_statements(some_losses(20), ["a", "b"] * 10)}
+    what, over, seen, bound, beside = found["changed", "utterance"]
+    assert (what, over) == ("utterances with another transcript than the original's", "20 utterances")
+    assert seen.endswith(" %")
+    assert bound.endswith(" % (Clopper-Pearson)")
+    assert beside.endswith(" %")
+    assert (found["disagreement", "word"][1], found["disagreement", "word"][4]) == ("20 utterances, by words", "")
+    assert found["disagreement", "speaker"][1] == "2 speakers"
+    assert found["wer_increase", "speaker"][3].endswith(" points (betting)")
+
+
+def test_losses_of_empty_and_unlabelled_transcripts() -> None:
+    """A text without words is none; an original without words counts as one."""
+    ours = [heard("a", "x y"), heard("b", "x y z"), heard("c", ""), heard("d", "x")]
+    theirs = [heard("a", "", "..."), heard("b", "x", "x"), heard("c", "", "x"), heard("d", "x y", "y")]
+    found = {loss.id: loss for loss in utterance_losses(ours, theirs)}
+    assert (found["a"].disagreement, found["a"].reference_words, found["a"].increase) == (1.0, None, 0.0)
+    assert (found["b"].disagreement, found["b"].errors, found["b"].increase, found["b"].worse) == (1.0, 2, 1.0, True)
+    assert (found["c"].empty, found["c"].changed, found["c"].worse, found["c"].increase) == (False, False, False, 0.0)
+    assert (found["d"].errors, found["d"].original_errors, found["d"].increase, found["d"].worse) == (1, 1, 0.0, False)
+    many = UtteranceLosses(id="m", words=4, distance=3, looped=False, empty=False, reference_words=2, errors=1, original_errors=5)
+    assert (many.disagreement, many.increase) == (0.75, -0.5)
+    german = utterance_losses([heard("u", "Hute")], [heard("u", "Hüte")], "de")
+    assert (german[0].distance, utterance_losses([heard("u", "Hute")], [heard("u", "Hüte")])[0].distance) == (1, 0)

@@ -208,3 +208,29 @@ def test_on_the_command_line(folder: Path, speech_folder: Path) -> None:
     code, printed, _ = run("evaluate", folder, speech_folder, "--context", "+16", "--limit", "2")
     assert code == 0
     assert "encoder context of the model: the clip's length + 16 encoder positions" in printed
+
+
+@pytest.mark.parametrize(("margin", "smallest", "taken"), [(0, 1, True), (-1, 1, False), (0, 0, False)])
+def test_the_least_that_a_model_may_be_tuned_for(margin: int, smallest: int, taken: bool) -> None:
+    if taken:
+        assert ShortContext(margin=margin, smallest=smallest).smallest == smallest
+        return
+    with pytest.raises(RecipeError, match=f"a margin of {margin} and at least {smallest} positions make no context"):
+        ShortContext(margin=margin, smallest=smallest)
+
+
+def test_contexts_in_words() -> None:
+    assert [as_context(text).in_words() for text in ("full", "auto", "640", "+16")] == [
+        "the whole window", "as the model was tuned", "640 encoder positions (12.8 s)", "the clip's length + 16 encoder positions",
+    ]  # fmt: skip
+    assert Context(kind="margin", positions=16, smallest=2).in_words() == "the clip's length + 16 encoder positions, 2 at least"
+
+
+def test_a_margin_has_its_smallest_whatever_the_length_of_the_clip() -> None:
+    """And a clip without a sample has the margin alone; one position less than the window is not yet all of it."""
+    context = Context(kind="margin", positions=3, smallest=10)
+    assert [context.of(samples, WINDOW) for samples in (0, 6 * 320, 7 * 320, 7 * 320 + 1)] == [10, 10, 10, 11]
+    assert as_context("+1").of(0, WINDOW) == 1
+    assert [as_context(n).of(16000, WINDOW) for n in (1499, 1500)] == [1499, None]
+    assert as_context("+1600").resolve(WINDOW, "model").of(16000, WINDOW) is None  # a margin may be larger than the window
+    assert as_context("1").positions == 1

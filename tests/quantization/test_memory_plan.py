@@ -101,3 +101,40 @@ def test_bad_limits_are_refused(model_folder: Path, speech_folder: Path, tmp_pat
     assert done.exit_code == 1
     assert "are the least; give that to --max-memory, or fewer --utterances" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_costliest_layer_is_not_always_the_widest() -> None:
+    """31 matrices `[in, in]` in float64 and 24 `[out, in]` in float32."""
+    assert memory_plan.solving_bytes([(64, 100), (4000, 64)]) == 8 * 31 * 64**2 + 4 * 24 * 4000 * 64
+    assert memory_plan.solving_bytes([(64, 100), (70, 64)]) == 8 * 31 * 100**2 + 4 * 24 * 64 * 100
+
+
+def test_with_a_file_no_more_windows_are_live_than_there_are() -> None:
+    """The costs of solving are next to nothing here, so a pass is what takes most; without a file all windows stay."""
+    few = foresee(MEASURED, SHAPES, 3, networks=2, batch_size=8, spill=True)
+    parts = MEASURED.now + (48 << 20) + 3 * MEASURED.features + 5 * (64 * 64 + 2 * 256 * 64)
+    live = 2 * 3 * MEASURED.live
+    assert few.peak_bytes == int(1.02 * (parts + live + live + 8 * MEASURED.moment))
+    assert (few.file_bytes, few.batch_size, few.spill) == (live, 8, True)
+    assert foresee(MEASURED, SHAPES, 3, networks=2, batch_size=8, spill=False).file_bytes == 0
+    wide = [(64, 2048)]
+    solving = memory_plan.solving_bytes(wide)
+    for spill_too, most in ((False, max(MEASURED.moment, solving)), (True, max(MEASURED.live + MEASURED.moment, solving))):
+        found = foresee(MEASURED, wide, 1, networks=1, batch_size=1, spill=spill_too)
+        rest = MEASURED.now + (48 << 20) + MEASURED.features + 5 * 64 * 2048 + MEASURED.live
+        assert found.peak_bytes == int(1.02 * (rest + most))
+
+
+def test_processes_share_the_windows_and_a_limit_may_be_met_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "measure_window", lambda *_: MEASURED)
+    model, recipe = make_tiny(), Recipe()
+    plan = planned(model, recipe)
+
+    def found(limit: int, processes: int, batch_size: int = 6) -> memory_plan.MemoryPlan:
+        return plan_memory(model, plan, recipe.method, apart(model), limit, batch_size=batch_size, processes=processes)
+
+    shapes = [layer.shape for layer in plan.layers]
+    for processes, count in ((1, 4), (2, 2), (3, 2), (4, 1)):
+        least = foresee(MEASURED, shapes, count, networks=2, batch_size=6, spill=False)
+        assert found(least.peak_bytes, processes) == least
+        assert found(least.peak_bytes - 1, processes) == foresee(MEASURED, shapes, count, networks=2, batch_size=3, spill=False)

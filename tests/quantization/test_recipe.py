@@ -18,3 +18,18 @@ from sottovoce.quantization.recipe import Recipe
 def test_settings_out_of_range(settings: dict[str, float], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         Recipe(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding_weight": 1.0}, {"padding_weight": 0.0}, {"frame_subsampling": 1}, {"joined": 0.0}, {"joined": 1.0}, {"head_bits": 16}],
+)
+def test_settings_at_the_ends_of_their_ranges(settings: dict[str, float]) -> None:
+    ((name, value),) = settings.items()
+    assert getattr(Recipe(**settings), name) == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [7, 15, 17])
+def test_widths_that_no_head_has(bits: int) -> None:
+    with pytest.raises(RecipeError, match=f"head bits = {bits} is not supported; choose one of"):
+        Recipe(head_bits=bits)
