@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,3 +244,109 @@ def test_the_command_fits_stores_and_applies(
     assert api.load(out).network is not None
     assert run("confidence", model_folder, speech_folder, "--store")[0] == 1
     assert run("transcribe", out, speech_folder / "u0.wav", "--confidence", "raw")[0] == 2
+
+
+def test_each_half_needs_words_and_each_takes_its_own() -> None:
+    kinds = [sampled_confidences(n, 0.5, -0.5, seed=n) for n in (30, 40, 50)]
+    fitted = fit_scalings(kinds, [1, 0, 0])
+    confidences, right = (np.concatenate([kinds[i][k] for i in (1, 2)]) for k in (0, 1))
+    assert fitted.temperature == fit_temperature(confidences, right)
+    assert fitted.platt == fit_platt(confidences, right)
+    assert fitted.fitted_words == 90
+    for found, scaled in (
+        (fitted.raw_metrics, kinds[0][0]),
+        (fitted.temperature_metrics, fitted.temperature.apply(kinds[0][0])),
+        (fitted.platt_metrics, fitted.platt.apply(kinds[0][0])),
+    ):
+        assert found == confidence_metrics(scaled, kinds[0][1])
+    for halves in ([0, 0, 0], [1, 1, 1]):
+        with pytest.raises(DataError, match="too little speech"):
+            fit_scalings(kinds, halves)
+    with pytest.raises(DataError, match="all 2 words are wrong"):
+        fit_platt(np.array([0.5, 0.9]), np.array([False, False]))
+
+
+def test_bins_are_tenths_and_each_counts_by_its_size() -> None:
+    confidences = np.array([0.0, 0.05, 0.1, 0.19, 0.5, 0.99, 1.0])
+    right = np.array([False, True, False, True, True, True, True])
+    found = confidence_metrics(confidences, right)
+    assert [count for *_, count in found.bins] == [2, 2, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert found.bins[0] == (pytest.approx(0.025), 0.5, 2)
+    assert found.bins[2] == (None, None, 0)
+    assert found.bins[9] == (pytest.approx(0.995), 1.0, 2)
+    distances = 2 * abs(0.025 - 0.5) + 2 * abs(0.145 - 0.5) + abs(0.5 - 1) + 2 * abs(0.995 - 1)
+    assert found.expected_calibration_error == pytest.approx(distances / 7)
+    assert (found.words, found.accuracy, found.mean_confidence) == (7, pytest.approx(5 / 7), pytest.approx(confidences.mean()))
+    for outcome in (True, False):  # there is nothing to explain
+        assert confidence_metrics(np.array([0.5, 0.9]), np.array([outcome, outcome])).normalized_cross_entropy is None
+
+
+def test_certain_words_that_are_wrong_count_as_nearly_certain() -> None:
+    """A millionth is kept from both ends, so that no logarithm is infinite."""
+    assert log_odds(np.array([0.0, 0.5, 1.0])) == pytest.approx([-math.log(999999), 0.0, math.log(999999)])
+    found = confidence_metrics(np.array([1.0, 0.0]), np.array([False, True])).normalized_cross_entropy
+    assert found == pytest.approx(1 - 6 * math.log(10) / math.log(2))
+    assert ConfidenceScaling(2.0, 0.5).apply(np.array([0.7])) == pytest.approx(1 / (1 + math.exp(-2 * math.log(0.7 / 0.3) - 0.5)))
+
+
+def test_fits_are_where_the_gradient_is_zero() -> None:
+    """Of the mean cross-entropy with a ridge of a millionth; also from confidences that are far off or separate perfectly."""
+    for confidences, right in (
+        sampled_confidences(300, 0.4, -0.7),
+        sampled_confidences(50, 3.0, 2.0, seed=1),
+        (np.array([0.999999, 0.999, 0.5, 0.001, 0.3]), np.array([False, True, True, False, True])),
+        (np.array([0.9, 0.8, 0.2, 0.1]), np.array([True, True, False, False])),
+    ):
+        odds, platt = log_odds(confidences), fit_platt(confidences, right)
+        off = platt.apply(confidences) - right
+        assert abs((off * odds).mean() + 1e-6 * platt.slope) < 1e-5
+        assert abs(off.mean() + 1e-6 * platt.offset) < 1e-5
+        temperature = fit_temperature(confidences, right)
+        if temperature.slope > 1e-5:
+            assert abs(((temperature.apply(confidences) - right) * odds).mean() + 1e-6 * temperature.slope) < 1e-5
+
+
+class Letters(WordlessRecognizer):
+    """Tokens are letters, and a word ends at a space (0); half of a character is 1, its other half 2."""
+
+    source, runtime, max_duration_s, stored_bytes = "letters", "letters", 1.0, 0
+
+    def split_words(self, tokens: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
+        words, own = list[tuple[str, list[float]]](), list[tuple[int, float]]()
+        for token, value in [*zip(tokens, values, strict=True), (0, 0.0)]:
+            if token:
+                own.append((token, value))
+            elif own:
+                text = "".join(chr(one) for one, _ in own if one > 2)
+                text += {(1,): "\ufffd", (1, 2): "今"}.get(tuple(one for one, _ in own if one <= 2), "")
+                words.append((text, [value for _, value in own]))
+                own = []
+        return words
+
+
+def test_a_words_confidence_is_the_geometric_mean_of_its_tokens() -> None:
+    spoken = Transcript(id="a", text="ab c", tokens=(97, 98, 0, 99), duration_s=1.0, log_probabilities=(-0.1, -0.5, -9.0, -0.2))
+    found = word_confidences(Letters(), spoken)  # type: ignore[arg-type]
+    assert [(word.text, word.confidence) for word in found] == [
+        ("ab", pytest.approx(math.sqrt(math.exp(-0.1) * math.exp(-0.5)))), ("c", pytest.approx(math.exp(-0.2))),
+    ]  # fmt: skip
+    chinese = replace(spoken, language="zh", tokens=(97, 1, 2, 98), log_probabilities=(-0.1, -0.2, -0.4, -0.8))
+    found = word_confidences(Letters(), chinese)  # type: ignore[arg-type]
+    assert [(word.text, word.confidence) for word in found] == [
+        ("a", pytest.approx(math.exp(-0.1))), ("今", pytest.approx(math.exp(-0.3))), ("b", pytest.approx(math.exp(-0.8))),
+    ]  # fmt: skip
+    for count in (3, 5):
+        with pytest.raises(DataError, match=f"a: 4 tokens with {count} log-probabilities; transcribe with confidences"):
+            word_confidences(Letters(), replace(spoken, log_probabilities=(-0.1,) * count))  # type: ignore[arg-type]
+
+
+def test_utterances_without_confidences_and_loops_are_counted_as_left_out() -> None:
+    def spoken(text: str, said: str | None) -> Transcript:
+        tokens = tuple(0 if letter == " " else ord(letter) for letter in text)
+        return Transcript(id=text, text=text, tokens=tokens, duration_s=1.0, reference=said, log_probabilities=(-0.1,) * len(tokens))
+
+    given = [spoken("a b", "a c"), spoken("a b", None), spoken("a b", "b"), spoken("d d d d d", "d")]
+    given.append(replace(spoken("e", "e"), log_probabilities=()))
+    fitted = fit_to_transcripts(Letters(), given, [0, 0, 1, 1, 1])  # type: ignore[arg-type]
+    assert (fitted.fitted_words, fitted.raw_metrics.words, fitted.left_out, fitted.unusable) == (4, 2, 2, 0)
+    assert fitted.raw_metrics.accuracy == 0.5

@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sottovoce.errors import DataError
 from sottovoce.evaluation.gate import gate
+from sottovoce.evaluation.intervals import bootstrap_interval
 from sottovoce.evaluation.transcripts import Transcript
-from sottovoce.evaluation.wer import score_to_dict, score_transcripts
+from sottovoce.evaluation.wer import combine_utterances, recognized_words, score_pair, score_to_dict, score_transcripts, score_utterance
 
 
 def hypothesis(text: str, reference: str | None, name: str = "u") -> Transcript:
@@ -123,3 +125,103 @@ def test_a_score_says_how_it_was_decoded() -> None:
     ours = [hypothesis("one", "one", "a"), replace(hypothesis("two", "two", "b"), decoding="fallback", temperature=0.4)]
     assert score_transcripts(ours).decodings == ("fallback", "greedy")
     assert score_to_dict(score_transcripts(ours[:1]))["decodings"] == ["greedy"]
+
+
+def test_what_a_score_is_as_plain_data() -> None:
+    """Rates in percent, by hand: three errors of words in eight, and the failures by name."""
+    ours = [
+        hypothesis("cats dogs bird fish", "cats dogs birds fish", "a"),
+        replace(hypothesis("oak elm", "oak elm pine fir", "b"), truncated=True),
+        hypothesis("um", "", "c"), hypothesis("x", None, "d"),
+    ]  # fmt: skip
+    theirs = [
+        hypothesis("cats dogs", "cats dogs birds fish", "a"),
+        hypothesis("oak elm pine fir", "oak elm pine fir", "b"),
+        hypothesis("", "", "c"),
+    ]
+    score = score_transcripts(ours, theirs)
+    assert score.paired is not None
+    found, characters = score_to_dict(score), len("cats dogs birds fish") + len("oak elm pine fir")
+    assert found["paired"] == {
+        "difference_percent": pytest.approx(100 * (3 - 2) / 8), "interval_percent": [100 * score.paired.low, 100 * score.paired.high],
+        "better": ["a"], "worse": ["b"], "sign_test": 1.0, "quality_of_inference": 0.5,
+    }  # fmt: skip
+    assert {name: found[name] for name in ("utterances", "words", "characters", "substitutions", "insertions", "deletions")} == {
+        "utterances": 2, "words": 8, "characters": characters, "substitutions": 1, "insertions": 0, "deletions": 2,
+    }  # fmt: skip
+    assert found["wer_percent"] == found["rate_percent"] == found["capped_wer_percent"] == pytest.approx(100 * 3 / 8)
+    assert found["cer_percent"] == found["capped_cer_percent"] == pytest.approx(100 * (1 + len(" pine fir")) / characters)
+    assert found["interval_percent"] == [100 * score.low, 100 * score.high]
+    assert [found[name] for name in ("truncated", "looped", "empty", "silences", "unscored")] == [["b"], [], [], 1, 1]
+    assert (found["metric"], found["languages"], found["decodings"]) == ("WER", ["en"], ["greedy"])
+    assert score_to_dict(score_transcripts(ours))["paired"] is None
+    assert score_transcripts(ours).quality_of_inference is None
+
+
+def test_intervals_are_those_of_the_utterances_by_the_seed() -> None:
+    words, lost, lost_by_theirs = np.array([3, 4, 5, 6, 7]), np.array([0, 1, 2, 0, 1]), np.array([0, 1, 0, 1, 0])
+
+    def without(last: np.ndarray) -> list[Transcript]:
+        said = ["oak elm pine fir ash yew box".split()[:count] for count in words]
+        return [
+            hypothesis(" ".join(text[: len(text) - n]), " ".join(text), str(i)) for i, (text, n) in enumerate(zip(said, last, strict=True))
+        ]
+
+    ours, theirs = without(lost), without(lost_by_theirs)
+    for seed in (0, 3):
+        score = score_transcripts(ours, theirs, seed=seed)
+        assert (score.low, score.high) == bootstrap_interval(lost, words, seed=seed)
+        assert score.paired is not None
+        assert (score.paired.low, score.paired.high) == bootstrap_interval(lost - lost_by_theirs, words, seed=seed)
+        assert (score.paired.better, score.paired.worse) == (("3",), ("2", "4"))
+        assert score.paired.sign_test == 1.0
+    assert score_transcripts(ours).low == bootstrap_interval(lost, words, seed=0)[0]
+
+
+def test_scores_of_utterances_are_combined_in_any_order() -> None:
+    ours = [score_utterance(hypothesis("oak", "oak elm", name)) for name in "ab"]
+    theirs = [score_utterance(hypothesis(text, "oak elm", name)) for name, text in (("b", "oak elm"), ("a", ""))]
+    paired = combine_utterances(ours, theirs).paired
+    assert paired is not None
+    assert (paired.better, paired.worse, paired.difference) == (("a",), ("b",), pytest.approx((2 - 2) / 4))
+    assert combine_utterances(ours).paired is None
+    assert combine_utterances(ours).spoken_silence == ()
+    with pytest.raises(DataError, match="the original has no transcript of 'b'"):
+        combine_utterances(ours, theirs[1:])
+    nothing = combine_utterances([])
+    assert math.isnan(nothing.rate)
+    assert math.isnan(nothing.low)
+    assert (nothing.silences, nothing.invented_words, nothing.unscored, nothing.metric) == (0, 0, 0, "WER")
+
+
+def test_a_loop_that_was_spoken_is_none() -> None:
+    loop = "again and again " * 12
+    said, invented = score_utterance(hypothesis(loop, loop)), score_utterance(hypothesis(loop, "again"))
+    assert (said.looped, said.errors, invented.looped) == (False, 0, True)
+    assert (invented.words, invented.insertions, invented.characters) == (1, 35, len("again"))
+    chinese = score_utterance(replace(hypothesis("你" * 10, "你好"), language="zh"))
+    assert (chinese.looped, chinese.words, chinese.characters, chinese.errors, chinese.character_errors) == (True, 2, 2, 9, 9)
+    assert not score_utterance(replace(hypothesis("你" * 9, "你好"), language="zh")).looped
+
+
+def test_both_scores_of_a_pair_are_in_the_languages_of_the_first() -> None:
+    ours = [replace(hypothesis("東京", "東京都", "a"), language="ja"), replace(hypothesis("x", None, "c"), language="de")]
+    theirs = [replace(hypothesis("東", "東京都", "a"), language="en"), hypothesis("y", "y", "b")]
+    score, original = score_pair(ours, theirs)
+    assert original is not None
+    assert (score.metric, original.metric, original.languages, original.words) == ("CER", "CER", ("ja",), 3)
+    assert score.paired is not None
+    assert score.rate - original.rate == pytest.approx(score.paired.difference) == pytest.approx(-1 / 3)
+    assert score_pair(ours, None) == (score_transcripts(ours), None)
+
+
+def test_words_are_counted_after_normalization() -> None:
+    heard = [hypothesis("It's twenty dollars!", None), replace(hypothesis("今天。", None), language="zh"), hypothesis("...", None)]
+    assert recognized_words(heard) == len("it is $20".split()) + 2
+    assert recognized_words([hypothesis("今天 好", None)], "zh") == 3
+
+
+def test_an_utterance_that_the_original_lacks_is_named_though_nothing_is_said_in_it() -> None:
+    ours = [hypothesis("x", "x", "a"), hypothesis("", "", "b")]
+    with pytest.raises(DataError, match="no transcript of 'b'"):
+        score_transcripts(ours, [hypothesis("x", "x", "a"), hypothesis("", None, "b")])
