@@ -50,3 +50,10 @@ def test_bootstrap_of_equal_utterances_is_binomial() -> None:
 def test_sign_test(better: int, worse: int, p: float) -> None:
     assert sign_test(better, worse) == pytest.approx(p)
     assert sign_test(worse, better) == pytest.approx(p)
+
+
+def test_resamples_without_a_word_have_no_errors() -> None:
+    """As of silence: nothing is divided by zero."""
+    assert bootstrap_interval(np.array([0, 0]), np.array([0, 0]), seed=0, resamples=20) == (0.0, 0.0)
+    low, high = bootstrap_interval(np.array([0, 1]), np.array([0, 1]), seed=0, resamples=200)
+    assert (low, high) == (0.0, 1.0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sottovoce.errors import AudioError
-from sottovoce.evaluation.recognize import recognize_batches
+from sottovoce.evaluation.context import Context, EncoderWindow
+from sottovoce.evaluation.recognize import _joined, recognize_batches
 from sottovoce.evaluation.recognizer import Recognition, RecognitionBatch
 
 
@@ -87,3 +88,49 @@ def test_long_recordings_are_cut_and_joined_or_go_by_the_models_own_procedure() 
     (batch,) = recognize_batches(Recorder(long=True), [lambda: samples], [None], 2, confidence=True)
     assert (batch.recordings[0].recognition.text, batch.recordings[0].pieces) == ("long", 1)
     assert batch.recordings[0].recognition.log_probabilities == ()
+
+
+def test_a_recording_of_just_one_pass_is_not_long() -> None:
+    """One sample more is; a procedure for long recordings is not asked about others."""
+    for extra, text in ((0, "3"), (1, "long")):
+        read = np.full(16000 + extra, 3, np.float32)
+        (batch,) = recognize_batches(Recorder(long=True), [lambda read=read: read], ["en"], 2)
+        (found,) = batch.recordings
+        assert (found.recognition.text, found.pieces, found.recognition.language) == (text, 1, "en")
+        assert found.duration_s == len(read) / 16000
+
+
+def test_pieces_are_joined_to_what_all_of_them_are() -> None:
+    def piece(text: str, language: str | None, *, ended: bool = True, temperature: float = 0.0) -> Recognition:
+        return Recognition(
+            text=text, tokens=(len(text),), ended=ended, log_probabilities=(-1.0,), language=language, temperature=temperature
+        )
+
+    found = _joined([piece("one", "de"), piece("", "fr", temperature=0.4), piece("three", "fr", ended=False, temperature=0.2)])
+    assert (found.text, found.tokens, found.log_probabilities) == ("one three", (3, 0, 5), (-1.0,) * 3)
+    assert (found.language, found.ended, found.temperature, found.decoding) == ("fr", False, 0.4, "greedy")
+    assert _joined([piece("one", "de")]).ended
+
+
+class Windowed(Recorder):
+    """Says which contexts it was given; its window is a second of 50 positions."""
+
+    window = EncoderWindow(positions=50)
+
+    def recognize(
+        self, recordings: Sequence[np.ndarray], language: str | None, *, confidence: bool = False, contexts: Sequence[int | None] = ()
+    ) -> RecognitionBatch:
+        self.given = [*getattr(self, "given", []), tuple(contexts)]
+        return super().recognize(recordings, language, confidence=confidence)
+
+
+def test_contexts_go_with_the_recordings_and_whole_windows_are_not_named() -> None:
+    samples = [np.full(length, i, np.float32) for i, length in enumerate((4000, 16000, 8000, 20000))]
+    heard = [lambda read=read: read for read in samples]
+    recorder = Windowed()
+    (batch,) = recognize_batches(recorder, heard, [None] * 4, 4, context=Context(kind="margin", positions=5))
+    assert [recording.context for recording in batch.recordings] == [18, None, 30, None]
+    assert recorder.given == [(18, None, 30, None), ()]  # the last one is two pieces; the second of them makes a batch of its own
+    recorder = Windowed()
+    list(recognize_batches(recorder, heard[:3], [None] * 3, 4))
+    assert recorder.given == [()]
