@@ -231,7 +231,8 @@ def test_the_language_of_the_option_decides_what_is_silence() -> None:
     """A sign that stretches Arabic words is no word there, and invented words are characters in Japanese."""
     stretched = hypothesis("x", "\u0640", "a")
     assert [score_transcripts([stretched], language=language).silences for language in ("ar", "en")] == [1, 0]
-    assert score_transcripts([replace(stretched, language="ar")], language="en").silences == 1
+    arabic = score_transcripts([replace(stretched, language="ar")], language="en")
+    assert (arabic.silences, arabic.utterances) == (1, ())
     invented = hypothesis("今天", "", "a")
     assert [score_transcripts([invented], language=language).invented_words for language in ("ja", "en")] == [2, 1]
     assert score_transcripts([replace(invented, language="ja")]).invented_words == 2
