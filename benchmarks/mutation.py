@@ -5,8 +5,8 @@
         [--done FILE]
 
 A place is an operator, a number, a condition, a loop, a decorator or a handler in `src/sottovoce/FOLDER`. Type annotations are left out:
-nothing executes them. So are the flags of `@dataclass` (`frozen`, `kw_only`): they keep programmers from writing what no code here writes,
-and the type checker finds that. `--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven
+nothing executes them. So are the flags of `@dataclass` (`frozen`, `kw_only`) and `strict` of `zip`: they refuse what no code here does.
+`--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven
 replacements counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
 file first, until one fails; then by the test files of other folders that import the changed module. A change is killed if a test fails or
 the tests take three times their usual processor time (elsewhere: `ELSEWHERE_S` a file).
@@ -67,12 +67,14 @@ class Mutant:
 
 
 def left_out(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return where the type annotations and the flags of dataclasses in `source` start and end, as (line, column)."""
+    """Return where the type annotations and the flags of dataclasses and of `zip` in `source` start and end, as (line, column)."""
     found: list[ast.expr] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef):
             calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func) == "dataclass"]
             found += [flag.value for call in calls for flag in call.keywords]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "zip":
+            found += [flag.value for flag in node.keywords]
         elif isinstance(node, ast.AnnAssign):
             found.append(node.annotation)
         elif isinstance(node, ast.arg) and node.annotation is not None:
