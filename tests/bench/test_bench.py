@@ -361,6 +361,7 @@ def test_a_limit_takes_the_first_recordings_of_every_test_set_and_leaves_the_cal
         (("utterances = 6", "batch_size = 0"), "'batch_size' must be at least 1 recording, got 0"),
         (("utterances = 6", 'language = "auto"'), "'language' must be the code of one language, or left out"),
         (("[method.strong]", "[method.none]"), "a method cannot be called 'none'"),
+        (("utterances = 6", 'runtimes = ["torch", "whisper.cpp"]'), "no blocks for '4 bits.*name a target that"),
     ],
 )
 def test_bad_recipes_are_refused(bench_root: Path, tmp_path: Path, change: tuple[str, str], message: str) -> None:

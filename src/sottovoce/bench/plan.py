@@ -30,14 +30,14 @@ frame_subsampling = 1                             # of the method or, from group
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sottovoce.backends.registry import DEFAULT_RUNTIME, DEFAULT_TARGET, backend_named, target_named
 from sottovoce.bench.records import ORIGINAL
-from sottovoce.core.formats import format_named
+from sottovoce.core.formats import COMMON_WIDTH, format_named
 from sottovoce.errors import RecipeError
 from sottovoce.models.languages import DETECT
 from sottovoce.quantization.methods import METHODS, Method, method_named
@@ -193,8 +193,16 @@ def _plan(content: Mapping[str, Any]) -> BenchPlan:
         raise RecipeError("'language' must be the code of one language, or left out: a bench compares words that are scored alike")
     if plan.calibration is None and any(method.n_networks for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
-    plan.quantizations()  # what is out of range is refused before any work
+    _check_runtimes(plan, plan.quantizations())  # what is out of range is refused before any work, too
     return plan
+
+
+def _check_runtimes(plan: BenchPlan, quantizations: Sequence[Quantization]) -> None:
+    """Refuse runtimes whose files cannot hold the codes: else each of their cells would fail, after the model was quantized."""
+    for backend in map(backend_named, plan.runtimes):
+        for number_format in {q.recipe.format: None for q in quantizations}:
+            if backend.write is not None and (reason := backend.target.misfit(number_format, "encoder", COMMON_WIDTH)) is not None:
+                raise RecipeError(f"{reason}; name a target that {backend.name} executes, or leave {backend.name} out of the runtimes")
 
 
 def _runtimes(content: Mapping[str, Any]) -> tuple[str, ...]:
