@@ -178,7 +178,7 @@ def test_transcripts_that_name_no_language_are_of_the_one_given(quantized: Path,
     assert result.exit_code == 0, result.output
     text = page.read_text(encoding="utf-8")
     assert "16.67 %</b><span>character error rate" in text
-    assert "1 of 6 words wrong, 0 before" in text
+    assert "1 of 6 characters wrong, 0 before" in text
     assert '<span class="sub">好</span>' in text
     refused = CliRunner().invoke(main, command)
     assert (refused.exit_code, "--language has no effect without --transcripts" in refused.stderr) == (2, True)
