@@ -97,6 +97,14 @@ class _Group(click.Group):
         click.echo(f"Error: {sentence}", err=True)  # as click begins
         sys.exit(1)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._fail(f"the result cannot be written ({exc.strerror}); make room, or send it elsewhere")
+
     def invoke(self, ctx: click.Context) -> Any:
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
@@ -115,10 +123,6 @@ class _Group(click.Group):
             if type(exc).__name__ != OUT_OF_MEMORY:  # torch's, which is not imported for this
                 raise
             self._fail(f"the memory of the device is exhausted ({first_line(exc)}); give --offload, smaller batches, or --device cpu")
-        except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._fail(f"the result cannot be written ({exc.strerror}); make room, or send it elsewhere")
         except (KeyboardInterrupt, _Terminated) as exc:
             if is_leading():  # one of the processes of torchrun speaks for all
                 click.echo(f"stopped; {_what_is_kept(ctx)}", err=True)
