@@ -1,12 +1,14 @@
 """Measure every number format in the runtimes that execute it: size, processor time of encoder and decoder, memory, words.
 
     python benchmarks/format_speeds.py --speech DIR --work SCRATCH [--model bundled:base] [--backends whisper.cpp transcribe.cpp]
+        [--formats q4_0 q4_k ...] [--prepare]
 
 DIR holds the sets `dev-librispeech`, `dev-accented` and `dev-home`. Every weight is rounded to one format (RTN), head and token embedding
 included, and written to one file; `float16` is the original. Each file runs the first two recordings of the first set and the first of the
 others, one at a time, in a process of its own, on one thread, after a warm-up. Seconds are processor time, the least of the repeats: other
-work on the machine hardly changes them. Memory: peak of the process above what it held before the model was loaded. Words are
-compared with those of the same values in PyTorch. What is finished in SCRATCH is not measured again.
+work on the machine changes them little. Memory: peak of the process above what it held before the model was loaded. Words are
+compared with those of the same values in PyTorch. What is finished in SCRATCH is not made or measured again. `--prepare` makes the files
+and PyTorch's words, and measures nothing.
 """
 
 import argparse
@@ -46,6 +48,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="bundled:base")
     parser.add_argument("--backends", nargs="+", default=["whisper.cpp", "transcribe.cpp"])
+    parser.add_argument("--formats", nargs="+", help="besides float16 (default: all)")
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "format_speeds.json")
     parser.add_argument("--worker", nargs=2, metavar=("BACKEND", "FORMAT"), help=argparse.SUPPRESS)
@@ -56,16 +60,23 @@ def main() -> None:
         _measure(arguments, *arguments.worker)
         return
     formats = [FLOAT, *(known.name for known in known_formats() if not known.name.startswith("stochastic"))]
-    rows = []
+    written = []
     for name in formats:
-        for backend in arguments.backends:
-            file = _result_file(arguments, backend, name)
-            if not file.is_file() and _written(arguments, backend, name) is not None:
-                _pytorch_words(arguments, name)  # here, so that the process that is measured loads no PyTorch model
-                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", backend, name], check=True)
-            if file.is_file():
-                rows.append(json.loads(file.read_text()))
-                print(json.dumps(rows[-1]), flush=True)
+        if name != FLOAT and arguments.formats and name not in arguments.formats:
+            continue
+        written += [(backend, name) for backend in arguments.backends if _written(arguments, backend, name) is not None]
+        if written and written[-1][1] == name:
+            _pytorch_words(arguments, name)  # here, so that the process that is measured loads no PyTorch model
+            print(f"{name}: ready", flush=True)
+    if arguments.prepare:
+        return
+    rows = []
+    for backend, name in written:
+        file = _result_file(arguments, backend, name)
+        if not file.is_file():
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", backend, name], check=True)
+        rows.append(json.loads(file.read_text()))
+        print(json.dumps(rows[-1]), flush=True)
     found = {
         "model": arguments.model,
         "clips": sum(CLIPS.values()),

@@ -380,6 +380,25 @@ def format_sizes() -> str:
     return _markdown(["format", "bits", *columns], table)
 
 
+def format_speeds() -> str:
+    """Show processor time of encoder and decoder for each clip, memory, and equal transcripts, by format and runtime."""
+    found = json.loads((RESULTS / "format_speeds.json").read_text())
+    systems = {(row["backend"], row["format"]): row for row in found["systems"]}
+    backends = sorted({backend for backend, _ in systems}, reverse=True)
+    bits = {name: NAMED[name].bits_per_weight(COMMON_WIDTH) if name in NAMED else 16 for _, name in systems}
+    table = []
+    for name in sorted(bits, key=lambda name: (bits[name], name)):
+        row = [f"`{name}`" if name in NAMED else name]
+        for backend in backends:
+            own = systems.get((backend, name))
+            seconds = ["", ""] if own is None else [f"{own[part] / found['clips']:.2f}" for part in ("encoder_s", "decoder_s")]
+            memory = ["", ""] if own is None else [f"{own['memory_bytes'] / 1e6:.0f}", str(own["same_words_as_pytorch"])]
+            row += [*seconds, *memory]
+        table.append(row)
+    parts = ("encoder s", "decoder s", "memory MB", "same")
+    return _markdown(["format", *(f"{backend}: {part}" for backend in backends for part in parts)], table)
+
+
 def loops() -> str:
     """Show what the mix of calibration speech and decoding with fallback do to the words of accented speech."""
     rows = json.loads((RESULTS / "loops.json").read_text())["rows"]
@@ -514,6 +533,7 @@ TABLES: dict[str, Callable[..., str]] = {
         words,
         formats,
         format_sizes,
+        format_speeds,
         loops,
         growth,
         joined,

@@ -43,3 +43,16 @@ def test_parameters_that_no_file_holds_are_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=f"^{name} is|a scale is not a positive number"):
             grid.check(good | {name: tensor}, 2, 12)
+
+
+def test_a_group_is_fitted_again_where_its_scale_stays_near() -> None:
+    """The target lies on `codes * scale + minimum`, which least squares finds; beyond half and twice the old scale both old ones stay."""
+    grid, found = AffineMinimum(bits=2, group_size=4), torch.tensor([0.4375, 0.5625, 1.5, 1.9375, 2.25, -1.0])
+    codes = torch.tensor([0, 1, 2, 3]).repeat(6).reshape(1, 24)
+    old = {"scale": torch.ones(1, 6), "minimum": torch.full((1, 6), -0.75)}
+    target = codes * found.repeat_interleave(4) + 0.125
+    fitted = grid.refit(target, codes, old, torch.eye(24))
+    near = (found > 0.5) & (found < 2)
+    assert near.tolist() == [False, True, True, True, False, False]
+    torch.testing.assert_close(fitted["scale"], torch.where(near, found, 1.0).unsqueeze(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(fitted["minimum"], torch.where(near, 0.125, -0.75).unsqueeze(0), rtol=0, atol=2e-3)

@@ -72,6 +72,7 @@ def test_unusable_recordings_are_told_or_raised() -> None:
     (batch,) = recognize_batches(Recorder(), mixed, [None] * 3, 8, on_unusable=lambda i, reason: told.append((i, str(reason))))
     assert told == [(1, "b.wav: is silent")]
     assert [r.index for r in batch.recordings] == [0, 2]
+    assert {r.recognition.log_probabilities for r in batch.recordings} == {()}  # nobody asked how sure it is
     with pytest.raises(AudioError, match="is silent"):
         list(recognize_batches(Recorder(), mixed, [None] * 3, 8))
 
