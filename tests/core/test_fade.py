@@ -73,6 +73,15 @@ def test_cross_fit_equals_the_formula(seed: int, limit: float) -> None:
         assert found.gain == pytest.approx(slow[best][1] / energy, rel=1e-6)
 
 
+@pytest.mark.parametrize(("contradiction", "ridge"), [(0.0, 0.1), (0.1, 0.3), (0.2, 1.0)])
+def test_the_more_the_folds_contradict_each_other_the_greater_is_the_ridge(contradiction: float, ridge: float) -> None:
+    """They agree about the strong channel and contradict each other about the weak one, which a ridge damps first."""
+    hessian = Hessian(torch.diag(torch.tensor([1.9, 0.1], dtype=torch.float64)))
+    folds = tuple(Moments(hessian, torch.diag(torch.tensor([1.0, sign * contradiction], dtype=torch.float64))) for sign in (1, -1))
+    weight = torch.eye(2, dtype=torch.float64)
+    assert cross_fit(weight, folds) == cross_fit(weight, folds, (ridge,))  # type: ignore[arg-type]
+
+
 def test_cross_fit_removes_that_much_held_out_error() -> None:
     """The gain is what it says: the drop of ||W X - Z X^||^2 on the other fold."""
     (a, x_a, q_a), (b, x_b, q_b) = random_moments(16, 1, n=60), random_moments(16, 1, n=60)
