@@ -38,15 +38,15 @@ def main() -> None:
                 if places:
                     axis.plot(*zip(*places, strict=True), marker, color=STYLES[number][0], markersize=6, label=f"{MODELS[name]}, {label}")
                 if method == "fade":
-                    for place, row in zip(places, points, strict=True):
-                        above = sum(other[0] == place[0] and other[1] < place[1] for other in places)
-                        below = sum(other[0] == place[0] and other[1] > place[1] for other in places)
-                        if above or below:  # another format has this size
-                            axis.annotate(row["format"], place, xytext=(4, 6 if above else -12), ha="left", **LABEL)
-                        elif any(0 < other[0] - place[0] < 3 for other in places):
-                            axis.annotate(row["format"], place, xytext=(-6, -3), ha="right", **LABEL)
+                    for size in {size for size, _ in places}:  # formats of one size share a label, the one with most errors first
+                        alike = sorted(
+                            (rate, row["format"]) for (own_size, rate), row in zip(places, points, strict=True) if own_size == size
+                        )
+                        place, text = (size, alike[len(alike) // 2][0]), "\n".join(name for _, name in reversed(alike))
+                        if any(0 < other - size < 3 for other, _ in places):
+                            axis.annotate(text, place, xytext=(-6, 0), ha="right", va="center", **LABEL)
                         else:
-                            axis.annotate(row["format"], place, xytext=(6, -3), ha="left", **LABEL)
+                            axis.annotate(text, place, xytext=(6, 0), ha="left", va="center", **LABEL)
             original = next(row for row in own if not row["format"])
             axis.axhline(
                 100 * float(original["capped"]), color=STYLES[number][0], linestyle="--", linewidth=1, label=f"{MODELS[name]}, original"
