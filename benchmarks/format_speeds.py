@@ -5,10 +5,10 @@
 
 DIR holds the sets `dev-librispeech`, `dev-accented` and `dev-home`. Every weight is rounded to one format (RTN), head and token embedding
 included, and written to one file; `float16` is the original. Each file runs the first two recordings of the first set and the first of the
-others, one at a time, in a process of its own, on one thread, after a warm-up. Seconds are processor time, the least of the repeats: other
-work on the machine changes them little. Memory: peak of the process above what it held before the model was loaded. Words are
-compared with those of the same values in PyTorch. What is finished in SCRATCH is not made or measured again. `--prepare` makes the files
-and PyTorch's words, and measures nothing.
+others, one at a time, in a process of its own, on one thread, after a warm-up. Seconds are processor time (of transcribe.cpp: those that it
+reports), the least of the repeats: other work on the machine changes them little. Memory: peak of the process above what it held before the
+model was loaded. Words are compared with those of the same values in PyTorch. What is finished in SCRATCH is not made or measured again.
+`--prepare` makes the files and PyTorch's words, and measures nothing.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def main() -> None:
     for name in formats:
         if name != FLOAT and arguments.formats and name not in arguments.formats:
             continue
-        written += [(backend, name) for backend in arguments.backends if _written(arguments, backend, name) is not None]
-        if written and written[-1][1] == name:
+        if holders := [backend for backend in arguments.backends if _written(arguments, backend, name) is not None]:
+            written += [(backend, name) for backend in holders]
             _pytorch_words(arguments, name)  # here, so that the process that is measured loads no PyTorch model
             print(f"{name}: ready", flush=True)
     if arguments.prepare:

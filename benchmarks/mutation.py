@@ -6,10 +6,10 @@
 
 A place is an operator, a number, a condition, a loop, a decorator or a handler in `src/sottovoce/FOLDER`. Type annotations are left out:
 nothing executes them. So are the flags of `@dataclass` (`frozen`, `kw_only`) and `strict` of `zip`: they refuse what no code here does.
-`--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven
-replacements counts as one place. Each change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored
-file first, until one fails; then by the test files of other folders that import the changed module. A change is killed if a test fails or
-the tests take three times their usual processor time (elsewhere: `ELSEWHERE_S` a file).
+`--count` places are drawn by `--seed`, and one change is drawn for each, so an operator with eleven replacements counts as one place. Each
+change is tested alone, in a copy of the repository, by the tests in `tests/FOLDER`, the mirrored file first, until one fails; then by the
+test files of other folders that import the changed module. A change is killed if a test fails or the tests take three times their usual
+processor time (elsewhere: `ELSEWHERE_S` a file).
 The record has the survivors, and the 95 % interval of the killed share (Wilson), because the places are a sample.
 `--only` runs the drawn changes of these lines again and writes no record. `--done` names a file of JSON lines: what it has for the same
 code is not tested again, and what is tested is added to it, so that the command can be stopped and started.

@@ -6,6 +6,7 @@ Points are the benches `number-systems` and `base-formats`, sizes are those of `
 recordings of each set. The divergence is not drawn: each model's is from its own original.
 """
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,14 @@ def main() -> None:
                 if places:
                     axis.plot(*zip(*places, strict=True), marker, color=STYLES[number][0], markersize=6, label=f"{MODELS[name]}, {label}")
                 if method == "fade":
-                    for size in {size for size, _ in places}:  # formats of one size share a label, the one with most errors first
-                        alike = sorted(
-                            (rate, row["format"]) for (own_size, rate), row in zip(places, points, strict=True) if own_size == size
-                        )
-                        place, text = (size, alike[len(alike) // 2][0]), "\n".join(name for _, name in reversed(alike))
-                        if any(0 < other - size < 3 for other, _ in places):
-                            axis.annotate(text, place, xytext=(-6, 0), ha="right", va="center", **LABEL)
-                        else:
-                            axis.annotate(text, place, xytext=(6, 0), ha="left", va="center", **LABEL)
+                    alike = defaultdict(list)  # formats of one size share a label, the one with most errors first
+                    for (size, rate), row in sorted(zip(places, points, strict=True), key=lambda one: -one[0][1]):
+                        alike[size].append((rate, row["format"]))
+                    for size, own_points in alike.items():
+                        rate, text = own_points[(len(own_points) - 1) // 2][0], "\n".join(name for _, name in own_points)
+                        side = "right" if any(0 < other - size < 3 for other in alike) else "left"
+                        offset = (-6 if side == "right" else 6, 0)
+                        axis.annotate(text, (size, rate), xytext=offset, ha=side, va="center", **LABEL)
             original = next(row for row in own if not row["format"])
             axis.axhline(
                 100 * float(original["capped"]), color=STYLES[number][0], linestyle="--", linewidth=1, label=f"{MODELS[name]}, original"

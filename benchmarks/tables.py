@@ -385,17 +385,18 @@ def format_speeds() -> str:
     found = json.loads((RESULTS / "format_speeds.json").read_text())
     systems = {(row["backend"], row["format"]): row for row in found["systems"]}
     backends = sorted({backend for backend, _ in systems}, reverse=True)
+    parts = ("encoder s", "decoder s", "memory MB", "same")
     bits = {name: NAMED[name].bits_per_weight(COMMON_WIDTH) if name in NAMED else 16 for _, name in systems}
     table = []
     for name in sorted(bits, key=lambda name: (bits[name], name)):
         row = [f"`{name}`" if name in NAMED else name]
         for backend in backends:
-            own = systems.get((backend, name))
-            seconds = ["", ""] if own is None else [f"{own[part] / found['clips']:.2f}" for part in ("encoder_s", "decoder_s")]
-            memory = ["", ""] if own is None else [f"{own['memory_bytes'] / 1e6:.0f}", str(own["same_words_as_pytorch"])]
-            row += [*seconds, *memory]
+            if (own := systems.get((backend, name))) is None:
+                row += [""] * len(parts)
+                continue
+            row += [f"{own[part] / found['clips']:.2f}" for part in ("encoder_s", "decoder_s")]
+            row += [f"{own['memory_bytes'] / 1e6:.0f}", str(own["same_words_as_pytorch"])]
         table.append(row)
-    parts = ("encoder s", "decoder s", "memory MB", "same")
     return _markdown(["format", *(f"{backend}: {part}" for backend in backends for part in parts)], table)
 
 

@@ -35,6 +35,7 @@ from transformers import (
 from sottovoce.backends.registry import target_named
 from sottovoce.core.hessian import Hessian
 from sottovoce.core.qep import Moments
+from sottovoce.models.batching import Encoded
 from sottovoce.models.load import load_model
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.speech_model import SpeechModel
@@ -64,6 +65,11 @@ def planned(model: SpeechModel, recipe: Recipe, target: str = "torch") -> Plan:
 def quantized(model: SpeechModel, recipe: Recipe, speech: object = None, *, target: str = "torch", **settings: object) -> QuantizedModel:
     """A result in memory, by the plan that the recipe gives."""
     return quantize_model(model, planned(model, recipe, target), recipe, speech, **settings)  # type: ignore[arg-type]
+
+
+def forced_logits(model: SpeechModel, encoded: Encoded, rows: list[list[int]]) -> torch.Tensor:
+    """The logits `[rows, tokens, vocabulary]` of a decoder that is given these tokens, without a cache."""
+    return model.network.proj_out(model.decoder_states(encoded, {"decoder_input_ids": torch.tensor(rows)}))
 
 
 def windows(samples: Sequence[np.ndarray], transcripts: Sequence[Sequence[int]], folds: Sequence[int]) -> Windows:

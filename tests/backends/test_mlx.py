@@ -24,12 +24,11 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.rtn import rtn
 from sottovoce.errors import ExportError, MissingDependencyError, RecipeError
-from sottovoce.models.speech_model import Encoded, SpeechModel
 from sottovoce.models.whisper import Whisper
 from sottovoce.quantization.methods import method_named
 from sottovoce.quantization.recipe import Recipe, Rule
 from tests.backends.conftest import small_openai
-from tests.conftest import make_tiny, make_tiny_moonshine, planned, quantized
+from tests.conftest import forced_logits, make_tiny, make_tiny_moonshine, planned, quantized
 
 NEAR = 0.02  # of the deviation of the logits: how far MLX may be from PyTorch, whose features are summed in another order
 
@@ -141,11 +140,6 @@ def test_mlx_whisper_loads_the_same_weights(mx: Any, whisper: Any, tmp_path: Pat
     assert np.array(model.alignment_heads).tolist() == small.network.generation_config.alignment_heads
 
 
-def forced_logits(model: SpeechModel, encoded: Encoded, rows: list[list[int]]) -> np.ndarray:
-    states = model.decoder_states(encoded, {"decoder_input_ids": torch.tensor(rows)})
-    return model.network.proj_out(states).numpy()
-
-
 @pytest.mark.usefixtures("whisper")
 def test_mlx_whisper_gives_the_logits_and_tokens_of_pytorch(mx: Any, tmp_path: Path, small: Whisper) -> None:
     result = quantized(small, Recipe(method=method_named("rtn"), format=AffineMinimum(bits=3, group_size=64)), target="mlx")
@@ -157,13 +151,13 @@ def test_mlx_whisper_gives_the_logits_and_tokens_of_pytorch(mx: Any, tmp_path: P
     encoded = source.model.encode(source.model.features(recordings))
     prompt, settings = [50257, 50362], source.model.network.generation_config
     rows = [[*prompt, 1000 + i, 7] for i in range(2)]
-    wanted = forced_logits(source.model, encoded, rows)
+    wanted = forced_logits(source.model, encoded, rows).numpy()
     for i, samples in enumerate(recordings):
         logits = np.array(recognizer.model.logits(mx.array([rows[i]]), recognizer.states(samples)).astype(mx.float32))[0]
         assert np.abs(logits - wanted[i]).max() < NEAR * wanted[i].std()
     for i, one in enumerate(recognizer.recognize(recordings, None).recognitions):
         tokens = [*one.tokens, settings.eos_token_id] if one.ended else list(one.tokens)
-        scores = forced_logits(source.model, encoded[[i]], [[*prompt, *tokens[:-1]]])[0, len(prompt) - 1 :]
+        scores = forced_logits(source.model, encoded[[i]], [[*prompt, *tokens[:-1]]])[0, len(prompt) - 1 :].numpy()
         scores[:, settings.suppress_tokens] = -np.inf
         scores[0, settings.begin_suppress_tokens] = -np.inf
         chosen = scores[range(len(tokens)), tokens]

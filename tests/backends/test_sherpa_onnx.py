@@ -19,7 +19,7 @@ from sottovoce.errors import ExportError, MissingDependencyError
 from sottovoce.models.moonshine import Moonshine
 from sottovoce.models.whisper import Whisper
 from tests.backends.conftest import rounded, small_openai
-from tests.conftest import make_tiny, make_tiny_moonshine
+from tests.conftest import forced_logits, make_tiny, make_tiny_moonshine
 
 onnxruntime = pytest.importorskip("onnxruntime")
 CONTEXT = 32
@@ -75,8 +75,7 @@ def test_the_graphs_compute_what_pytorch_computes(source: Source, folder: Path) 
     for step, following in enumerate([[50257, 50362], [1000], [2000, 17], [3]]):
         logits, *caches = decode_step(decoder, following, caches, cross, offset)
         tokens, offset = tokens if step == 0 else [*tokens, *following], offset + len(following)
-        states = model.decoder_states(encoded, {"decoder_input_ids": torch.tensor([tokens])})
-        wanted = model.network.proj_out(states)[:, -1:].numpy()
+        wanted = forced_logits(model, encoded, [tokens])[:, -1:].numpy()
         out = sorted({*settings.suppress_tokens, *(settings.begin_suppress_tokens if step == 0 else ())})
         assert bool(np.isneginf(logits[0, 0, out]).all())
         inside = np.setdiff1d(np.arange(wanted.shape[2]), out)

@@ -18,7 +18,7 @@ from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import Recognition, TorchRecognizer
 from sottovoce.evaluation.transcripts import read_transcripts
 from sottovoce.models.speech_model import SpeechModel
-from tests.conftest import make_tiny, make_tiny_moonshine
+from tests.conftest import forced_logits, make_tiny, make_tiny_moonshine
 
 ANYTHING = {"max_compression_ratio": 1e9, "min_log_probability": -1e9}
 NOTHING = {"temperatures": (0.0, 1.0), "max_compression_ratio": 1e9, "min_log_probability": 1.0}
@@ -87,8 +87,7 @@ def test_the_first_temperature_that_passes_is_taken() -> None:
     prompt = model.teacher_forcing([[]], None)[0]["decoder_input_ids"][0].tolist()
 
     def mean(tokens: list[int], ended: bool) -> float:
-        logits = model.network.proj_out(model.decoder_states(encoded, {"decoder_input_ids": torch.tensor([prompt + tokens])}))[0]
-        rows = logits.double().log_softmax(-1)[len(prompt) - 1 :]
+        rows = forced_logits(model, encoded, [prompt + tokens])[0].double().log_softmax(-1)[len(prompt) - 1 :]
         wanted = tokens + [model.network.generation_config.eos_token_id] * ended
         return math.fsum(float(rows[i, token]) for i, token in enumerate(wanted)) / (len(tokens) + 1)
 

@@ -23,6 +23,7 @@ def test_four_bits_keep_the_words_in_a_runtime(moonshine_base: Moonshine, moonsh
     recipe = Recipe(method=method_named("rtn"), format=target_named(backend).format(bits=4, observer="minmax"))
     api.quantize(moonshine_base, tmp_path / "folder", recipe=recipe, target=backend)
     assert (tmp_path / "folder" / "model.safetensors").stat().st_size < 45e6  # 28.97 MB are codes of 4 bits; float16 takes 123 MB
+    assert api.verify(tmp_path / "folder") is not None
     wanted = api.evaluate(tmp_path / "folder", data, against=moonshine_base)
     assert wanted.reference is not None
     assert wanted.reference.score.wer == 0.0

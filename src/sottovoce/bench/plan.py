@@ -30,8 +30,9 @@ frame_subsampling = 1                             # of the method or, from group
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +194,17 @@ def _plan(content: Mapping[str, Any]) -> BenchPlan:
         raise RecipeError("'language' must be the code of one language, or left out: a bench compares words that are scored alike")
     if plan.calibration is None and any(method.n_networks for method in plan.methods.values()):
         raise RecipeError('these methods calibrate on speech: name it with "calibration"')
-    _check_runtimes(plan, plan.quantizations())  # what is out of range is refused before any work, too
+    _check_runtimes(plan)
     return plan
 
 
-def _check_runtimes(plan: BenchPlan, quantizations: Sequence[Quantization]) -> None:
+def _check_runtimes(plan: BenchPlan) -> None:
     """Refuse runtimes whose files cannot hold the codes: else each of their cells would fail, after the model was quantized."""
-    for backend in map(backend_named, plan.runtimes):
-        for number_format in {q.recipe.format: None for q in quantizations}:
-            if backend.write is not None and (reason := backend.target.misfit(number_format, "encoder", COMMON_WIDTH)) is not None:
-                raise RecipeError(f"{reason}; name a target that {backend.name} executes, or leave {backend.name} out of the runtimes")
+    formats = dict.fromkeys(one.recipe.format for one in plan.quantizations())  # what is out of range is refused here, too
+    exporting = [backend for backend in map(backend_named, plan.runtimes) if backend.write is not None]
+    for backend, number_format in product(exporting, formats):
+        if (reason := backend.target.misfit(number_format, "encoder", COMMON_WIDTH)) is not None:
+            raise RecipeError(f"{reason}; name a target that {backend.name} executes, or leave {backend.name} out of the runtimes")
 
 
 def _runtimes(content: Mapping[str, Any]) -> tuple[str, ...]:
