@@ -22,6 +22,7 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.data.dataset import DataSet
 from sottovoce.data.load import load_data
 from sottovoce.errors import CalibrationError, ModelError, RecipeError
+from sottovoce.fitting.baselines import hand_entries
 from sottovoce.fitting.loop_guard import longest, new_loops, without_costliest
 from sottovoce.fitting.passes import Passes
 from sottovoce.fitting.run import Fit, FitSettings
@@ -37,7 +38,7 @@ from sottovoce.quantization.layer import LayerResult
 from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.plan_file import read_plan, write_plan
 from sottovoce.quantization.recipe import Recipe
-from sottovoce.quantization.schedule import PricedUnit, cheapest_loss, plan_of, schedule_of
+from sottovoce.quantization.schedule import PricedUnit, bytes_of, cheapest_loss, plan_of, schedule_of
 from sottovoce.system.progress import Progress, silent
 from tests.conftest import make_tiny
 
@@ -120,6 +121,38 @@ def test_the_baselines(done: api.FitResult, limit: int) -> None:
     assert record.random.bytes <= limit
     assert record.predicted_kl <= record.random.predicted_kl
     assert record.ideal_kl > 0
+    assert [one.title for one in record.others] == ["8 bits in the encoder, one format elsewhere", "plain sensitivities"]
+    for one in record.others:
+        assert one.bytes <= limit
+        assert record.predicted_kl <= one.predicted_kl
+        assert one.measured_kl is not None
+    assert len(record.baselines) == 4
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 1.0])
+def test_the_schedule_by_hand_is_the_largest_that_fits(share: float) -> None:
+    units = Fit(make_tiny(layers=1), BACKENDS["transcribe.cpp"], FitGoal(max_kl=1.0), FitSettings()).units
+    least, most = (sum(choose(unit.bytes) for unit in units) for choose in (min, max))
+    room = least + round(share * (most - least))
+    in_encoder = [unit.layers[0].part == "encoder" for unit in units]
+    eight = sum(
+        next(s for s, f in zip(u.bytes, u.menu, strict=True) if f and f.code_bits == 8) for u, e in zip(units, in_encoder, strict=True) if e
+    )
+    rest = [unit for unit, encoder in zip(units, in_encoder, strict=True) if not encoder]
+    titles = {f.title for unit in rest for f in unit.menu if f}
+    wholes = []  # bytes of one format for all others, where every one can have it
+    for title in titles:
+        sizes = [[s for s, f in zip(unit.bytes, unit.menu, strict=True) if f and f.title == title] for unit in rest]
+        if all(sizes):
+            wholes.append(eight + sum(size[0] for size in sizes))
+    fitting = [size for size in wholes if size <= room]
+    found = hand_entries(units, room)
+    if not fitting:
+        assert found is None
+        return
+    assert found is not None
+    assert bytes_of(units, found) == max(fitting)
+    assert {unit.menu[k].code_bits for unit, k, encoder in zip(units, found, in_encoder, strict=True) if encoder} == {8}  # type: ignore[union-attr]
 
 
 def test_the_plan_can_be_given_to_quantize(done: api.FitResult, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sottovoce.evaluation.held_out import HeldOutSpeech
 from sottovoce.fitting.attempt import install, layers_restored
 from sottovoce.fitting.measuring import priced_units
 from sottovoce.fitting.passes import Passes
-from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, at_full_precision, measure_unit_losses
+from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, layers_from, measure_sensitivities, measure_unit_losses
 from sottovoce.models.block_replay import BlockReplay, blocks_of
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.methods import METHODS
@@ -75,7 +75,7 @@ def test_replayed_passes_equal_full_ones_for_every_unit(original: SpeechModel, s
     meter = ChangeMeter(small, speech, passes)
     torch.testing.assert_close(meter.log_q, plainly(small, speech), **EXACT)
     for name, layers in units_of(original).items():
-        with at_full_precision(original, small, layers):
+        with layers_from(original, small, layers):
             torch.testing.assert_close(
                 meter.changed(layers), plainly(small, speech), **EXACT, msg=lambda text, name=name: f"{name}: {text}"
             )
@@ -89,7 +89,7 @@ def test_a_stale_replay_would_be_noticed(original: SpeechModel, small: SpeechMod
     """Told of the last block, a change of the first is not seen: blocks before the named one do not run."""
     layers = [layer.name for layer in original.layers() if layer.part == "encoder"]
     meter = ChangeMeter(small, speech, Passes())
-    with at_full_precision(original, small, layers[:1]):
+    with layers_from(original, small, layers[:1]):
         stale = meter.changed(layers[-1:])
     torch.testing.assert_close(stale, meter.log_q, **EXACT)
 
@@ -126,11 +126,28 @@ def test_what_is_in_no_block_is_not_replayed(original: SpeechModel) -> None:
     assert replay.first([f"{blocks[1]}.fc1", original.head]) is None
 
 
+def test_sensitivities_are_those_of_the_original_with_one_unit_quantized(
+    original: SpeechModel, small: SpeechModel, speech: HeldOutSpeech
+) -> None:
+    units, told = units_of(original), dict[str, float]()
+    first = next(iter(units))
+    found = measure_sensitivities(
+        small, ChangeMeter(original, speech, Passes()), units, known={first: 0.5}, on_loss=told.__setitem__, progress=silent
+    )
+    assert found.pop(first) == 0.5  # what an earlier run measured is not measured again
+    assert found == told
+    for name, kl in found.items():
+        model = with_original(original, small, units[name])
+        assert kl == pytest.approx(float(speech.divergence(plainly(model, speech)).double().mean()), rel=1e-6), name
+        assert kl > 0
+    torch.testing.assert_close(plainly(original, speech), ChangeMeter(original, speech, Passes()).log_q, **EXACT)  # it is whole again
+
+
 def test_full_precision_is_a_network_with_the_originals_weights(original: SpeechModel, small: SpeechModel, speech: HeldOutSpeech) -> None:
     before = {name: parameter.clone() for name, parameter in small.network.named_parameters()}
     for layers in units_of(original).values():
         wanted = with_original(small, original, layers)
-        with at_full_precision(original, small, layers):
+        with layers_from(original, small, layers):
             assert small.tied == original.tied
             for name, parameter in wanted.network.named_parameters():
                 assert torch.equal(small.network.get_parameter(name), parameter), name

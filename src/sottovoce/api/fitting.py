@@ -77,8 +77,9 @@ def fit(
     `utterances` are calibrated on and three times `held_out` others, of other speakers, are measured on; transcripts are needed for the
     last goal only. `recipe`: its method must go layer by layer (gptq, qep, fade); its formats are not used. `swaps`: tried at most after
     the solution. `guarded`: long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger. `baselines`:
-    also measure 20 random schedules. `placement`: where the model computes (see `find_placement`). `verify`: try the file in its
-    runtime. `save_plan`: also write the plan to this JSON file. `resume`: go on where the same fit was stopped.
+    also measure 20 random schedules, one by hand and one by plain sensitivities. `placement`: where the model computes (see
+    `find_placement`). `verify`: try the file in its runtime. `save_plan`: also write the plan to this JSON file. `resume`: go on where
+    the same fit was stopped.
     Raises a `SottovoceError` and leaves `out` as it was; `RecipeError` names the smallest size if `max_size` is too small.
     """
     refuse_ranks("a fit")

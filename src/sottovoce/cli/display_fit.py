@@ -23,11 +23,11 @@ def print_fit(record: FitRecord, file: str) -> None:
     terminal.print(table)
     summary = Table("schedule", "size", "predicted KL", "measured KL")
     summary.add_row("fit", megabytes(record.bytes), f"{record.predicted_kl:.4f}", f"{record.measured_kl:.4f}")
-    for baseline in (record.uniform, record.random):
-        if baseline is not None:
-            measured = "not measured" if baseline.measured_kl is None else f"{baseline.measured_kl:.4f}"
-            title = f"uniform: {baseline.title}" if baseline is record.uniform else f"{baseline.title}, mean of {baseline.draws}"
-            summary.add_row(title, megabytes(baseline.bytes), f"{baseline.predicted_kl:.4f}", measured)
+    for baseline in record.baselines:
+        measured = "not measured" if baseline.measured_kl is None else f"{baseline.measured_kl:.4f}"
+        mean = f", mean of {baseline.draws}" if baseline.draws > 1 else ""
+        title = f"{'uniform: ' if baseline is record.uniform else ''}{baseline.title}{mean}"
+        summary.add_row(title, megabytes(baseline.bytes), f"{baseline.predicted_kl:.4f}", measured)
     summary.add_row("reverse water-filling (real bits, 4^-b)", megabytes(record.bytes), f"{record.ideal_kl:.4f}", "")
     terminal.print(summary)
     passes = record.passes

@@ -72,7 +72,12 @@ METHOD_NAMES = ("fade", "fade-diagnostic", "qep", "gptq")  # those that go layer
     show_default=True,
     help="Long recordings decoded at the end; a new loop makes the costliest unit of the encoder larger.",
 )
-@click.option("--baselines", is_flag=True, help="Also measure 20 random choices of formats of the same size (slow).")
+@click.option(
+    "--baselines",
+    is_flag=True,
+    help="Also measure other choices of formats in this size: 20 at random, one by hand (8 bits in the encoder), one by the "
+    "sensitivities of single layers (slow).",
+)
 @click.option(
     "--plan",
     "plan_file",

@@ -1,6 +1,7 @@
-"""Schedules that a fit is compared with: random ones of the same size."""
+"""Schedules that a fit is compared with: random ones of the same size, one by hand, and one by plain sensitivities."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -8,9 +9,19 @@ from sottovoce.core.number_format import NumberFormat
 from sottovoce.fitting.attempt import Attempt, install
 from sottovoce.fitting.measuring import Measuring
 from sottovoce.fitting.problem import Problem
-from sottovoce.quantization.schedule import PricedUnit, Unit, bytes_of, random_schedule
+from sottovoce.quantization.schedule import PricedUnit, Unit, bytes_of, cheapest_loss, random_schedule, uniform_entries
 
 RANDOM_SCHEDULES = 20
+ENCODER_BITS = 8  # by hand: what people leave the encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherSchedule:
+    """A schedule made in another way, and its measured KL in nats per token."""
+
+    title: str
+    entries: tuple[int, ...]
+    kl: float
 
 
 def random_entries(problem: Problem) -> list[tuple[int, ...]]:
@@ -42,3 +53,42 @@ def measured_kl(measuring: Measuring, base: Attempt, schedules: Sequence[Sequenc
                 install(problem.model, model, layer.name, None if number_format is None else base.others[layer.name, number_format])
         found.append(measuring.kl(model, fold))
     return float(np.mean(found))
+
+
+def other_schedules(measuring: Measuring, base: Attempt, units: Sequence[PricedUnit], most_bytes: int, fold: str) -> list[OtherSchedule]:
+    """Make the schedules that people make without a fit, in at most `most_bytes` of all units, quantize by them and measure them on `fold`.
+
+    By hand: 8 bits in the encoder, one format elsewhere; none if that is too large. By plain sensitivities: the same knapsack, with the
+    loss of each unit measured alone, from full precision (HAWQ, ModelOpt's `kl_div` and others do so).
+    """
+    if len(units) == 1:
+        return []
+    made = {}
+    if (by_hand := hand_entries([unit.unit for unit in units], most_bytes)) is not None:
+        made["by-hand"] = f"{ENCODER_BITS} bits in the encoder, one format elsewhere", by_hand
+    alone = measuring.sensitivities(base)
+    priced = [
+        replace(unit, base=entry, base_loss=alone[unit.unit.name], least_bytes=0)
+        for unit, entry in zip(units, measuring.problem.base, strict=True)
+    ]
+    if (plain := cheapest_loss(priced, most_bytes)) is not None:
+        made["by-sensitivities"] = "plain sensitivities", plain.entries
+    return [
+        OtherSchedule(title=title, entries=entries, kl=measuring.kl(measuring.quantize(stage, entries).result.model, fold))
+        for stage, (title, entries) in made.items()
+    ]
+
+
+def hand_entries(units: Sequence[Unit], most_bytes: int) -> tuple[int, ...] | None:
+    """Return 8 bits for the units of the encoder and the largest one format that fits for the others; None if nothing fits."""
+    in_encoder = [all(layer.part == "encoder" for layer in unit.layers) for unit in units]
+    rest = [unit for unit, encoder in zip(units, in_encoder, strict=True) if not encoder]
+    if not rest or not any(in_encoder):
+        return None
+    eight = [next((k for k, f in enumerate(unit.menu) if f is None or f.code_bits >= ENCODER_BITS), len(unit.menu) - 1) for unit in units]
+    room = most_bytes - sum(unit.bytes[k] for unit, k, encoder in zip(units, eight, in_encoder, strict=True) if encoder)
+    others = uniform_entries(rest, room)
+    if bytes_of(rest, others) > room:
+        return None
+    left = iter(others)
+    return tuple(k if encoder else next(left) for k, encoder in zip(eight, in_encoder, strict=True))

@@ -9,14 +9,14 @@ from sottovoce.fitting.attempt import Attempt, Quantizer, entry_errors
 from sottovoce.fitting.passes import Passes
 from sottovoce.fitting.problem import Problem
 from sottovoce.fitting.speech import FitSpeech
-from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, measure_unit_losses
+from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, measure_sensitivities, measure_unit_losses
 from sottovoce.fitting.word_goal import WordGoal
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.fit_record import PassCount, WordIncrease
 from sottovoce.quantization.schedule import PricedUnit, Unit
 from sottovoce.system.progress import Progress
 
-LOSSES = "losses"
+LOSSES, SENSITIVITIES = "losses", "sensitivities"
 
 
 class Measuring:
@@ -57,12 +57,27 @@ class Measuring:
         losses = measure_unit_losses(
             self.problem.model,
             meter,
-            {unit.name: [layer.name for layer in unit.layers] for unit in self.problem.units},
+            self._layers(),
             known={value["unit"]: UnitLoss(own=value["own"], marginal=value["marginal"]) for value in self.run.values(key)},
             on_loss=lambda name, loss: self.run.add_value(key, {"unit": name, "own": loss.own, "marginal": loss.marginal}),
             progress=self.progress,
         )
         return priced_units(self.problem.units, entries, errors, losses, meter.kl, before)
+
+    def sensitivities(self, attempt: Attempt) -> dict[str, float]:
+        """Return the KL of the original with one unit at a time as it is in `attempt`, in nats, by the unit's name."""
+        meter = ChangeMeter(self.problem.model, self.speech.held_out["losses"], self.passes)
+        return measure_sensitivities(
+            attempt.result.model,
+            meter,
+            self._layers(),
+            known={value["unit"]: value["kl"] for value in self.run.values(SENSITIVITIES)},
+            on_loss=lambda name, kl: self.run.add_value(SENSITIVITIES, {"unit": name, "kl": kl}),
+            progress=self.progress,
+        )
+
+    def _layers(self) -> dict[str, list[str]]:
+        return {unit.name: [layer.name for layer in unit.layers] for unit in self.problem.units}
 
     def counted(self) -> PassCount:
         """Return the passes so far."""

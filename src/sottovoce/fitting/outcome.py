@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sottovoce.fitting.baselines import OtherSchedule
 from sottovoce.quantization.fit_record import Baseline, FitGoal, FitRecord, FittedUnit, LoopGuard, PassCount, WordIncrease
 from sottovoce.quantization.schedule import PricedUnit, Schedule, ideal_bits
 
@@ -29,6 +30,7 @@ def fit_record(
     uniform: Schedule,
     uniform_title: str,
     random: Sequence[Schedule],
+    others: Sequence[tuple[OtherSchedule, Schedule]],
     kl: MeasuredKL,
     passes: PassCount,
     rounds: int,
@@ -72,4 +74,8 @@ def fit_record(
         swaps_accepted=swaps_accepted,
         guard=guard,
         words=words,
+        others=tuple(
+            Baseline(title=one.title, bytes=fixed_bytes + priced.bytes, predicted_kl=priced.loss, measured_kl=one.kl)
+            for one, priced in others
+        ),
     )

@@ -18,7 +18,7 @@ from sottovoce.backends.backend import Backend
 from sottovoce.checkpoint.resume import StoredRun
 from sottovoce.errors import CalibrationError, RecipeError
 from sottovoce.fitting.attempt import Attempt, Quantizer
-from sottovoce.fitting.baselines import formats_of, measured_kl, random_entries
+from sottovoce.fitting.baselines import formats_of, measured_kl, other_schedules, random_entries
 from sottovoce.fitting.loop_guard import new_loops, without_costliest
 from sottovoce.fitting.measuring import Measuring
 from sottovoce.fitting.outcome import MeasuredKL, fit_record
@@ -38,7 +38,7 @@ GUARD_ROUNDS = 3  # quantizations on account of loops, at most
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """`swaps`: how many are tried at most. `guarded`: recordings that are decoded in search of loops; 0: none. `baselines`: also measure
-    random schedules."""
+    random schedules, one by hand, and one by plain sensitivities."""
 
     swaps: int = 20
     guarded: int = 50
@@ -153,14 +153,18 @@ class Fit:
             tokens=measuring.speech.held_out["report"].n_tokens,
         )
         increase = None if words is None else measuring.increase(model, words, words.report)
+        schedule = schedule_of(units, guarded.entries)
+        most = schedule.bytes if self.problem.most_bytes is None else self.problem.most_bytes
+        others = other_schedules(measuring, base, units, most, "report") if self.settings.baselines else []
         return fit_record(
             units,
-            schedule_of(units, guarded.entries),
+            schedule,
             goal=self.problem.goal,
             fixed_bytes=self.problem.fixed_bytes,
             uniform=schedule_of(units, self.problem.base),
             uniform_title=base.result.plan.layers[0].format.title,
             random=[schedule_of(units, entries) for entries in draws],
+            others=[(one, schedule_of(units, one.entries)) for one in others],
             kl=kl,
             passes=measuring.counted(),
             rounds=found.rounds,

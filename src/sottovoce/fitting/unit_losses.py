@@ -85,7 +85,7 @@ def measure_unit_losses(
         progress("measuring units", i, len(units))
         if name in losses:
             continue
-        with at_full_precision(original, meter.model, layers):
+        with layers_from(original, meter.model, layers):
             log_other = meter.changed(layers)
         losses[name] = UnitLoss(
             own=float(in_float64(half_variance(log_other, meter.log_q)).mean()),
@@ -96,10 +96,36 @@ def measure_unit_losses(
     return losses
 
 
+@torch.no_grad()
+def measure_sensitivities(
+    quantized: SpeechModel,
+    meter: ChangeMeter,
+    units: Mapping[str, Sequence[str]],
+    *,
+    known: Mapping[str, float],
+    on_loss: Callable[[str, float], None],
+    progress: Progress,
+) -> dict[str, float]:
+    """Return the KL of the meter's model, which is the original, when one unit at a time is as it is in `quantized`.
+
+    The plain way to find out what a unit costs: errors of other units, which it would meet and which would correct for it, are not there.
+    """
+    found = dict(known)
+    for i, (name, layers) in enumerate(units.items()):
+        progress("measuring sensitivities", i, len(units))
+        if name in found:
+            continue
+        with layers_from(quantized, meter.model, layers):
+            found[name] = float(in_float64(meter.speech.divergence(meter.changed(layers))).mean())
+        on_loss(name, found[name])
+    progress("measuring sensitivities", len(units), len(units))
+    return found
+
+
 @contextmanager
-def at_full_precision(original: SpeechModel, quantized: SpeechModel, layers: Sequence[str]) -> Iterator[None]:
-    """Give some layers of `quantized` the parameters of `original`, and theirs back in the end."""
-    with layers_restored(quantized, layers):
+def layers_from(other: SpeechModel, model: SpeechModel, layers: Sequence[str]) -> Iterator[None]:
+    """Give some layers of `model` the parameters of `other`, and theirs back in the end."""
+    with layers_restored(model, layers):
         for name in layers:
-            copy_layer(quantized, original, name)
+            copy_layer(model, other, name)
         yield

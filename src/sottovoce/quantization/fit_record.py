@@ -88,6 +88,12 @@ class FitRecord:
     swaps_accepted: int = 0
     guard: LoopGuard | None = None
     words: WordIncrease | None = None  # where a bound on it was the goal
+    others: tuple[Baseline, ...] = ()  # further schedules, where they were measured
+
+    @property
+    def baselines(self) -> tuple[Baseline, ...]:
+        """All schedules that stand beside the fit."""
+        return tuple(one for one in (self.uniform, self.random, *self.others) if one is not None)
 
     @property
     def ratio(self) -> float:
