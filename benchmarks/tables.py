@@ -58,6 +58,7 @@ OPTIONS = {
     "fade-every-frame": "every audio frame counts, not every third",
     "fade-padding": "frames beyond the end of the audio have weight 0.1",
 }
+FIT_OTHERS = ("bits in the encoder", "sensitivities")  # schedules beside a fit, by a part of their titles in `fitting.baselines`
 SHIPPED = (
     "float32, PyTorch",
     "4 bits FADE, transcribe.cpp",
@@ -431,10 +432,10 @@ def joined() -> str:
 
 
 def fitted() -> str:
-    """Show what a fit makes of a size, beside one format for all layers and the mean of random schedules of that size."""
+    """Show what a fit makes of a size, beside the other schedules of that size."""
     table = []
     for row in _lines("fit.jsonl"):
-        uniform, random = row["uniform"], row["random"]
+        others = [row["uniform"], *(next((one for one in row.get("others", []) if title in one["title"]), None) for title in FIT_OTHERS)]
         table.append(
             [
                 row["model"].removeprefix("bundled:"),
@@ -442,11 +443,12 @@ def fitted() -> str:
                 f"{row['bytes'] / 1e6:.2f}",
                 f"{row['measured_kl']:.4f}",
                 f"{row['predicted_kl']:.4f}",
-                f"{uniform['measured_kl']:.4f} ({uniform['bytes'] / 1e6:.2f} MB)",
-                f"{random['measured_kl']:.4f}",
+                *("-" if one is None else f"{one['measured_kl']:.4f} ({one['bytes'] / 1e6:.2f} MB)" for one in others),
+                f"{row['random']['measured_kl']:.4f}",
             ]
         )
-    head = ["model", "size asked MB", "file MB", "measured KL", "predicted KL", "one format: KL (size)", "random schedules: KL"]
+    head = ["model", "size asked MB", "file MB", "measured KL", "predicted KL"]
+    head += ["one format: KL (size)", "8-bit encoder: KL (size)", "plain sensitivities: KL (size)", "random schedules: KL"]
     return _markdown(head, table)
 
 
