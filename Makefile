@@ -31,6 +31,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Python compiles what the tests use once, not in each of the processes that they start.
+unit coverage: export PYTHONDONTWRITEBYTECODE =
+
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
