@@ -135,13 +135,13 @@ def moonshine_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def make_tiny_moonshine(seed: int = 0, width: int = 64) -> Moonshine:
+def make_tiny_moonshine(seed: int = 0, width: int = 64, layers: int = 2) -> Moonshine:
     """A random Moonshine with heads of 18, of which 16 turn, padded to 24 in attention, like the published ones'."""
     torch.manual_seed(seed)
     tokenizer = moonshine_tokenizer()
     config = MoonshineConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, encoder_num_hidden_layers=2,
-        decoder_num_hidden_layers=2, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, encoder_num_hidden_layers=layers,
+        decoder_num_hidden_layers=layers, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
         max_position_embeddings=64, pad_head_dim_to_multiple_of=24, initializer_range=0.25, pad_token_id=2,
         tie_word_embeddings=True,
     )  # fmt: skip
