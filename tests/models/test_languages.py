@@ -124,9 +124,9 @@ def test_the_real_base_knows_english() -> None:
     model = api.load("bundled:base")
     samples = [utterance.samples() for utterance in load_data(clips).take(2)]
     encoded = model.encode(model.features(samples))
-    english, german = (model.greedy_decode(encoded, code) for code in ("en", "de"))
+    english, spanish = (model.greedy_decode(encoded, code) for code in ("en", "es"))
     assert "train" in "".join(model.text(tokens) for tokens, _ in english).lower()
-    assert model.text(english[0][0]) != model.text(german[0][0])
+    assert "tren" in model.text(spanish[0][0])
     assert model.decode_by_language(encoded, "auto") == (english, ["en", "en"])
 
 
