@@ -6,7 +6,7 @@ the very scale that will be read back. A symmetric grid has one level more below
 that the longer side can face the larger weight, as in ggml's Q4_0.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -25,6 +25,8 @@ GROUP_SIZES = (32, 64, 128)
 # Shares of the min-max range that are tried. Below the smallest no group of the models measured had its optimum; above 1 the outermost
 # weights round to inner codes, which is better where the others then come to lie nearer to theirs.
 LARGEST_SHARE, SMALLEST_SHARE, SHARES = 1.2, 0.4, 25
+# Weights whose shares are tried at one time: few enough for the cache of a core, enough for a GPU to be busy.
+TOGETHER, TOGETHER_ON_GPU = 1 << 13, 1 << 22
 SEARCH_NORM = 2.4  # exponent of the rounding error that the "mse" observer minimizes, as in GPTQ's published code
 FLOAT16_DIGITS = 11  # binary digits of a normal float16, the leading one included
 MAX_FLOAT16_MIN_BITS = 4  # wider zero points leave too few digits to the scale
@@ -107,40 +109,42 @@ class Affine(NumberFormat):
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
         """Fit `scale` (a float16 number, not zero) and `zero_point` (whole, 0 .. 2^bits - 1), both `[..., out, groups]`."""
         size = self.block_size(weight.shape[-1])
-        grouped = weight.float().reshape(*weight.shape[:-1], -1, size)
-        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-        scale, zero = next(self._candidates(low, high, 1.0))
-        if self.observer == "minmax":
-            return {"scale": scale, "zero_point": zero}
+        rows = weight.float().reshape(-1, weight.shape[-1] // size, size)
         weights = None if importance is None else importance.float().reshape(-1, size)
-        least = torch.full_like(low, float("inf"))
-        for share in torch.linspace(LARGEST_SHARE, SMALLEST_SHARE, SHARES).tolist():
-            for tried_scale, tried_zero in self._candidates(low, high, share):
-                error = self._rounding_error(grouped, tried_scale.unsqueeze(-1), tried_zero.unsqueeze(-1), weights)
-                better = error < least
-                least = torch.where(better, error, least)
-                scale = torch.where(better, tried_scale, scale)
-                zero = torch.where(better, tried_zero, zero)
+        together = TOGETHER if rows.device.type == "cpu" else TOGETHER_ON_GPU
+        fitted = [self._fit_rows(part, weights) for part in torch.split(rows, max(1, together // weight.shape[-1]))]
+        scale, zero = (torch.cat(parts).reshape(*weight.shape[:-1], -1) for parts in zip(*fitted, strict=True))
+        return {"scale": scale, "zero_point": zero}
+
+    def _fit_rows(self, grouped: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fit scale and zero point `[rows, groups]` of `grouped` `[rows, groups, size]`; `weights` `[groups, size]`."""
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        if self.observer == "minmax":
+            scales, zeros = self._candidates(low, high, torch.ones(1, device=low.device))
+            return scales[0], zeros[0]
+        shares = torch.linspace(LARGEST_SHARE, SMALLEST_SHARE, SHARES).to(low.device)
+        scales, zeros = self._candidates(low, high, shares)
+        least, best = self._rounding_error(grouped, scales.unsqueeze(-1), zeros.unsqueeze(-1), weights).min(0)  # of equal ones the first
+        scale, zero = (tried.gather(0, best.unsqueeze(0))[0] for tried in (scales, zeros))
         for _ in range(POLISHES):
             steps = self.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)) - zero.unsqueeze(-1)
             polished = self.storable(polish_scales(grouped, steps, scale, weights))
             error = self._rounding_error(grouped, polished.unsqueeze(-1), zero.unsqueeze(-1), weights)
             better = error < least
             least, scale = torch.where(better, error, least), torch.where(better, polished, scale)
-        return {"scale": scale, "zero_point": zero}
+        return scale, zero
 
-    def _candidates(self, low: Tensor, high: Tensor, share: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scales and zero points that span `share` times the range; of a symmetric grid first the one whose longer side is the
-        larger weight's."""
+    def _candidates(self, low: Tensor, high: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scales and zero points `[tried, rows, groups]` that span `shares` of the range; of a symmetric grid two for each share,
+        first the one whose longer side is the larger weight's."""
+        part = shares.reshape(-1, *[1] * low.dim())
         if not self.symmetric:
-            scale = self.storable((high - low) * share / self.max_code)
-            yield scale, torch.round(-low * share / scale).clamp(0, self.max_code)
-            return
+            scale = self.storable((high - low) * part / self.max_code)
+            return scale, torch.round(-low * part / scale).clamp(0, self.max_code)
         longer = torch.where(high > -low, -high, -low)  # what code 0 stands for is -mid_code * scale
-        scale = self.storable(longer * share / self.mid_code)
-        zero = torch.full_like(scale, float(self.mid_code))
-        yield scale, zero
-        yield -scale, zero
+        scale = self.storable(longer * part / self.mid_code)
+        both = torch.stack((scale, -scale), 1).flatten(0, 1)
+        return both, torch.full_like(both, float(self.mid_code))
 
     def storable(self, scale: Tensor) -> Tensor:
         """Return the nearest scale that a file holds; 1 for a group of zeros, which any scale will do for."""
