@@ -16,6 +16,7 @@ from torch import Tensor
 from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, shape_of, tensor_named
 from sottovoce.core.packing import pack_rows, unpack_rows
+from sottovoce.core.pieces import pieces_of
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.scale_refit import POLISHES, polish_scales, refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
@@ -25,8 +26,6 @@ GROUP_SIZES = (32, 64, 128)
 # Shares of the min-max range that are tried. Below the smallest no group of the models measured had its optimum; above 1 the outermost
 # weights round to inner codes, which is better where the others then come to lie nearer to theirs.
 LARGEST_SHARE, SMALLEST_SHARE, SHARES = 1.2, 0.4, 25
-# Weights whose shares are tried at one time: few enough for the cache of a core, enough for a GPU to be busy.
-TOGETHER, TOGETHER_ON_GPU = 1 << 13, 1 << 22
 SEARCH_NORM = 2.4  # exponent of the rounding error that the "mse" observer minimizes, as in GPTQ's published code
 FLOAT16_DIGITS = 11  # binary digits of a normal float16, the leading one included
 MAX_FLOAT16_MIN_BITS = 4  # wider zero points leave too few digits to the scale
@@ -111,8 +110,7 @@ class Affine(NumberFormat):
         size = self.block_size(weight.shape[-1])
         rows = weight.float().reshape(-1, weight.shape[-1] // size, size)
         weights = None if importance is None else importance.float().reshape(-1, size)
-        together = TOGETHER if rows.device.type == "cpu" else TOGETHER_ON_GPU
-        fitted = [self._fit_rows(part, weights) for part in torch.split(rows, max(1, together // weight.shape[-1]))]
+        fitted = [self._fit_rows(piece, weights) for piece in pieces_of(rows)]
         scale, zero = (torch.cat(parts).reshape(*weight.shape[:-1], -1) for parts in zip(*fitted, strict=True))
         return {"scale": scale, "zero_point": zero}
 

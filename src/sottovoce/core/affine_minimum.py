@@ -12,6 +12,7 @@ from torch import Tensor
 from sottovoce.core.affine import LARGEST_SHARE, SHARES, SMALLEST_SHARE
 from sottovoce.core.float16 import finite_float16, positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
+from sottovoce.core.pieces import pieces_of
 from sottovoce.core.scale_refit import refit_linear
 from sottovoce.errors import CheckpointError, RecipeError
 
@@ -65,24 +66,24 @@ class AffineMinimum(NumberFormat):
         Of every range that is tried the codes give a least-squares line, which is a candidate beside the range itself.
         """
         size = self.block_size(weight.shape[-1])
-        x = weight.float().reshape(*weight.shape[:-1], -1, size)
-        ones = torch.ones(size, device=x.device) if importance is None else importance.float().reshape(-1, size)
+        rows = weight.float().reshape(-1, weight.shape[-1] // size, size)
+        weights = torch.ones(size, device=rows.device) if importance is None else importance.float().reshape(-1, size)
+        fitted = [self._fit_rows(piece, weights) for piece in pieces_of(rows)]
+        scale, minimum = (torch.cat(parts).reshape(*weight.shape[:-1], -1) for parts in zip(*fitted, strict=True))
+        return {"scale": scale, "minimum": minimum}
+
+    def _fit_rows(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit scale and minimum `[rows, groups]` of `x` `[rows, groups, size]`; `weights` `[groups, size]` or `[size]`."""
         low, high = x.amin(-1), x.amax(-1)
-        best_scale, best_low = _storable(high - low, low, self.max_code)
-        least = torch.full_like(low, float("inf"))
-        for share in torch.linspace(LARGEST_SHARE, SMALLEST_SHARE, SHARES).tolist():
-            middle, half = (low + high) / 2, (high - low) * share / 2
-            scale, minimum = _storable(2 * half, middle - half, self.max_code)
-            for refined in (False, True):
-                if refined:
-                    codes = self.nearest(x, scale.unsqueeze(-1), minimum.unsqueeze(-1))
-                    scale, minimum = _line(x, codes, ones, scale, minimum)
-                codes = self.nearest(x, scale.unsqueeze(-1), minimum.unsqueeze(-1))
-                error = ((self.values(codes, scale.unsqueeze(-1), minimum.unsqueeze(-1)) - x).square() * ones).sum(-1)
-                better = error < least
-                least = torch.where(better, error, least)
-                best_scale, best_low = torch.where(better, scale, best_scale), torch.where(better, minimum, best_low)
-        return {"scale": best_scale, "minimum": best_low}
+        shares = torch.linspace(LARGEST_SHARE, SMALLEST_SHARE, SHARES).to(x.device).reshape(-1, 1, 1)
+        middle, half = (low + high) / 2, (high - low) * shares / 2
+        spans = _storable(2 * half, middle - half, self.max_code)
+        codes = self.nearest(x, *(tensor.unsqueeze(-1) for tensor in spans))
+        lines = _line(x, codes, weights, *spans)
+        scale, minimum = (torch.stack(both, 1).flatten(0, 1) for both in zip(spans, lines, strict=True))
+        wide = scale.unsqueeze(-1), minimum.unsqueeze(-1)
+        best = ((self.values(self.nearest(x, *wide), *wide) - x).square() * weights).sum(-1).argmin(0, keepdim=True)  # the first
+        return scale.gather(0, best)[0], minimum.gather(0, best)[0]
 
     def expand(self, parameters: Parameters, in_features: int) -> tuple[Tensor, ...]:
         size = in_features // parameters["scale"].shape[-1]

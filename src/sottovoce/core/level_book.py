@@ -20,6 +20,7 @@ from torch import Tensor
 from sottovoce.core.affine import SEARCH_NORM
 from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
+from sottovoce.core.pieces import pieces_of
 from sottovoce.core.scale_refit import POLISHES, polish_scales, refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
 
@@ -104,16 +105,14 @@ class LevelBook(NumberFormat):
 
     def search(self, blocks: Tensor, weights: Tensor | None) -> Tensor:
         """Return the scales `[..., blocks]` with the least rounding error of `blocks` `[..., blocks, size]`, columns weighted."""
-        best = least = None
-        for scale in self.candidates(blocks):
-            error = self.rounding_error(blocks, scale, weights)
-            if best is None or least is None:
-                best, least = scale, error
-                continue
-            better = error < least
-            best, least = torch.where(better, scale, best), torch.where(better, error, least)
-        assert best is not None  # noqa: S101 - there always are candidates
-        assert least is not None  # noqa: S101
+        own = 2 if weights is None else weights.dim()
+        rows = blocks.reshape(-1, *blocks.shape[-own:])
+        return torch.cat([self._search_rows(piece, weights) for piece in pieces_of(rows)]).reshape(blocks.shape[:-1])
+
+    def _search_rows(self, blocks: Tensor, weights: Tensor | None) -> Tensor:
+        tried = torch.stack(list(self.candidates(blocks)))
+        least, which = self.rounding_error(blocks, tried, weights).min(0)  # of equal ones the first
+        best = tried.gather(0, which.unsqueeze(0))[0]
         for _ in range(POLISHES):
             book = book_of(self.table, blocks.device)
             level = book.ordered[book.rank(blocks, best.unsqueeze(-1))]
