@@ -59,7 +59,8 @@ def other_schedules(measuring: Measuring, base: Attempt, units: Sequence[PricedU
     """Make the schedules that people make without a fit, in at most `most_bytes` of all units, quantize by them and measure them on `fold`.
 
     By hand: 8 bits in the encoder, one format elsewhere; none if that is too large. By plain sensitivities: the same knapsack, with the
-    loss of each unit measured alone, from full precision (HAWQ, ModelOpt's `kl_div` and others do so).
+    loss of each unit measured alone, from full precision (HAWQ, ModelOpt's `kl_div` and others do so). The model of `base` must be as it
+    was quantized.
     """
     if len(units) == 1:
         return []
