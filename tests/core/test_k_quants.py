@@ -324,3 +324,15 @@ def test_what_is_chosen_again_is_near_the_best_of_all_pairs(kind: str) -> None:
     assert bool((found >= least * (1 - 1e-5)).all())
     assert float(found.sum()) <= 1.1 * float(least.sum())
     assert float(error(**start).sum()) > 1.3 * float(least.sum())
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_codes_at_a_step_of_one_and_of_nothing(kind: str) -> None:
+    """A sub-block whose sub-scale is 0 has one level only; its codes are those of zero."""
+    number_format = KQuant(type=kind)  # type: ignore[arg-type]
+    offset, most = number_format.layout.offset, (1 << number_format.code_bits) - 1
+    weight = torch.arange(-3.0, 5.0).unsqueeze(0)
+    minima = [torch.ones_like(weight)] if number_format.has_minimum else []
+    shifted = weight + 1 if minima else weight
+    assert torch.equal(number_format.nearest(weight, torch.ones_like(weight), *minima), (shifted + offset).clamp(0, most))
+    assert torch.equal(number_format.nearest(weight, torch.zeros_like(weight), *minima), torch.full_like(weight, float(offset)))

@@ -103,6 +103,21 @@ def test_the_first_temperature_that_passes_is_taken() -> None:
         assert (found.temperature, list(found.tokens)) == (temperatures[expected], decoded[expected][0])
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_transcript_that_did_not_end_is_divided_as_if_it_had(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end counts as certain, and its tokens as one more, as in openai/whisper."""
+    model, (recording,), tokens = make_tiny(), noises(1), [40, 50, 60]
+    encoded = model.encode(model.features([recording]))
+    prompt = model.teacher_forcing([[]], None)[0]["decoder_input_ids"][0].tolist()
+    rows = forced_logits(model, encoded, [prompt + tokens])[0].double().log_softmax(-1)[len(prompt) - 1 :]
+    total = sum(float(rows[i, token]) for i, token in enumerate(tokens))
+    mean = (total + float(rows[3, model.end_tokens[0]]) * ended) / 4
+    monkeypatch.setattr(model, "greedy_decode", lambda *_: [(tokens, ended)])
+    for limit, temperature in ((mean - 1e-3, 0.0), (mean + 1e-3, 1.0)):
+        (found,) = recognize(model, [recording], temperatures=(0.0, 1.0), max_compression_ratio=1e9, min_log_probability=limit)
+        assert found.temperature == temperature
+
+
 def test_the_command_decodes_with_fallback_and_says_so(model_folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
