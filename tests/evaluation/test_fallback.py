@@ -17,6 +17,7 @@ from sottovoce.errors import RecipeError
 from sottovoce.evaluation.fallback import Fallback
 from sottovoce.evaluation.recognizer import Recognition, TorchRecognizer
 from sottovoce.evaluation.transcripts import read_transcripts
+from sottovoce.models.batching import Encoded
 from sottovoce.models.speech_model import SpeechModel
 from tests.conftest import forced_logits, make_tiny, make_tiny_moonshine
 
@@ -30,6 +31,14 @@ def noises(count: int = 3) -> list[np.ndarray]:
 
 def recognize(model: SpeechModel, recordings: Sequence[np.ndarray], **settings: object) -> list[Recognition]:
     return TorchRecognizer(model, fallback=Fallback(**settings)).recognize(recordings, None, confidence=True).recognitions
+
+
+def mean_log_probability(model: SpeechModel, encoded: Encoded, tokens: list[int], ended: bool) -> float:
+    """Of all tokens and the end, if it came, divided by one more than the tokens, by one pass over all of them."""
+    prompt = model.teacher_forcing([[]], None)[0]["decoder_input_ids"][0].tolist()
+    rows = forced_logits(model, encoded, [prompt + tokens])[0].double().log_softmax(-1)[len(prompt) - 1 :]
+    wanted = tokens + [model.network.generation_config.eos_token_id] * ended
+    return math.fsum(float(rows[i, token]) for i, token in enumerate(wanted)) / (len(tokens) + 1)
 
 
 def test_thresholds_by_hand() -> None:
@@ -84,17 +93,10 @@ def test_the_first_temperature_that_passes_is_taken() -> None:
     """The threshold lies between what the temperatures reach: the walk through them by hand."""
     model, (recording,) = make_tiny(), noises(1)
     encoded = model.encode(model.features([recording]))
-    prompt = model.teacher_forcing([[]], None)[0]["decoder_input_ids"][0].tolist()
-
-    def mean(tokens: list[int], ended: bool) -> float:
-        rows = forced_logits(model, encoded, [prompt + tokens])[0].double().log_softmax(-1)[len(prompt) - 1 :]
-        wanted = tokens + [model.network.generation_config.eos_token_id] * ended
-        return math.fsum(float(rows[i, token]) for i, token in enumerate(wanted)) / (len(tokens) + 1)
-
     temperatures = (0.0, 0.5, 1.0, 1.5)
     decoded = [model.greedy_decode(encoded, None)[0]]
     decoded += [model.sample_decode(encoded, None, temperature, seed=3)[0] for temperature in temperatures[1:]]
-    means = [mean(*one) for one in decoded]
+    means = [mean_log_probability(model, encoded, *one) for one in decoded]
     for limit in sorted(means):
         expected = next(i for i, value in enumerate(means) if value >= limit - 1e-3)
         (found,) = recognize(
@@ -107,11 +109,7 @@ def test_the_first_temperature_that_passes_is_taken() -> None:
 def test_a_transcript_that_did_not_end_is_divided_as_if_it_had(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its end counts as certain, and its tokens as one more, as in openai/whisper."""
     model, (recording,), tokens = make_tiny(), noises(1), [40, 50, 60]
-    encoded = model.encode(model.features([recording]))
-    prompt = model.teacher_forcing([[]], None)[0]["decoder_input_ids"][0].tolist()
-    rows = forced_logits(model, encoded, [prompt + tokens])[0].double().log_softmax(-1)[len(prompt) - 1 :]
-    total = sum(float(rows[i, token]) for i, token in enumerate(tokens))
-    mean = (total + float(rows[3, model.end_tokens[0]]) * ended) / 4
+    mean = mean_log_probability(model, model.encode(model.features([recording])), tokens, ended)
     monkeypatch.setattr(model, "greedy_decode", lambda *_: [(tokens, ended)])
     for limit, temperature in ((mean - 1e-3, 0.0), (mean + 1e-3, 1.0)):
         (found,) = recognize(model, [recording], temperatures=(0.0, 1.0), max_compression_ratio=1e9, min_log_probability=limit)

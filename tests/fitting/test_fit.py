@@ -133,7 +133,7 @@ def test_the_baselines(done: api.FitResult, limit: int) -> None:
 def test_sensitivities_are_measured_on_the_operating_point(
     speech_folder: Path, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The random schedules are put into the same model, after that."""
+    """The random schedules were in the same model before, and are out of it again."""
     seen, real = list[bool](), Measuring.sensitivities
 
     def looked_at(measuring: Measuring, attempt: Attempt) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, shape_of, tensor_named
 from sottovoce.core.packing import pack_rows, unpack_rows
-from sottovoce.core.pieces import pieces_of
+from sottovoce.core.pieces import fit_in_pieces
 from sottovoce.core.qtensor import QuantizedTensor
 from sottovoce.core.scale_refit import POLISHES, polish_scales, refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
@@ -108,10 +108,9 @@ class Affine(NumberFormat):
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
         """Fit `scale` (a float16 number, not zero) and `zero_point` (whole, 0 .. 2^bits - 1), both `[..., out, groups]`."""
         size = self.block_size(weight.shape[-1])
-        rows = weight.float().reshape(-1, weight.shape[-1] // size, size)
+        grouped = weight.float().reshape(*weight.shape[:-1], -1, size)
         weights = None if importance is None else importance.float().reshape(-1, size)
-        fitted = [self._fit_rows(piece, weights) for piece in pieces_of(rows)]
-        scale, zero = (torch.cat(parts).reshape(*weight.shape[:-1], -1) for parts in zip(*fitted, strict=True))
+        scale, zero = fit_in_pieces(lambda rows: self._fit_rows(rows, weights), grouped)
         return {"scale": scale, "zero_point": zero}
 
     def _fit_rows(self, grouped: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sottovoce.core.affine import LARGEST_SHARE, SHARES, SMALLEST_SHARE
 from sottovoce.core.float16 import finite_float16, positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
-from sottovoce.core.pieces import pieces_of
+from sottovoce.core.pieces import fit_in_pieces
 from sottovoce.core.scale_refit import refit_linear
 from sottovoce.errors import CheckpointError, RecipeError
 
@@ -66,10 +66,9 @@ class AffineMinimum(NumberFormat):
         Of every range that is tried the codes give a least-squares line, which is a candidate beside the range itself.
         """
         size = self.block_size(weight.shape[-1])
-        rows = weight.float().reshape(-1, weight.shape[-1] // size, size)
-        weights = torch.ones(size, device=rows.device) if importance is None else importance.float().reshape(-1, size)
-        fitted = [self._fit_rows(piece, weights) for piece in pieces_of(rows)]
-        scale, minimum = (torch.cat(parts).reshape(*weight.shape[:-1], -1) for parts in zip(*fitted, strict=True))
+        x = weight.float().reshape(*weight.shape[:-1], -1, size)
+        weights = torch.ones(size, device=x.device) if importance is None else importance.float().reshape(-1, size)
+        scale, minimum = fit_in_pieces(lambda rows: self._fit_rows(rows, weights), x)
         return {"scale": scale, "minimum": minimum}
 
     def _fit_rows(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sottovoce.core.affine import SEARCH_NORM
 from sottovoce.core.float16 import positive_float16
 from sottovoce.core.number_format import NumberFormat, Parameters, tensor_named
-from sottovoce.core.pieces import pieces_of
+from sottovoce.core.pieces import fit_in_pieces
 from sottovoce.core.scale_refit import POLISHES, polish_scales, refit_group_scales
 from sottovoce.errors import CheckpointError, RecipeError
 
@@ -105,9 +105,8 @@ class LevelBook(NumberFormat):
 
     def search(self, blocks: Tensor, weights: Tensor | None) -> Tensor:
         """Return the scales `[..., blocks]` with the least rounding error of `blocks` `[..., blocks, size]`, columns weighted."""
-        own = 2 if weights is None else weights.dim()
-        rows = blocks.reshape(-1, *blocks.shape[-own:])
-        return torch.cat([self._search_rows(piece, weights) for piece in pieces_of(rows)]).reshape(blocks.shape[:-1])
+        (scale,) = fit_in_pieces(lambda rows: (self._search_rows(rows, weights),), blocks, 2 if weights is None else weights.dim())
+        return scale
 
     def _search_rows(self, blocks: Tensor, weights: Tensor | None) -> Tensor:
         tried = torch.stack(list(self.candidates(blocks)))

@@ -6,10 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sottovoce.core.number_format import NumberFormat
-from sottovoce.fitting.attempt import Attempt, install
+from sottovoce.fitting.attempt import Attempt, install, layers_restored
 from sottovoce.fitting.measuring import Measuring
 from sottovoce.fitting.problem import Problem
-from sottovoce.quantization.schedule import PricedUnit, Unit, bytes_of, cheapest_loss, random_schedule, uniform_entries
+from sottovoce.quantization.schedule import (
+    PricedUnit,
+    Schedule,
+    Unit,
+    bytes_of,
+    cheapest_loss,
+    random_schedule,
+    schedule_of,
+    uniform_entries,
+)
 
 RANDOM_SCHEDULES = 20
 ENCODER_BITS = 8  # by hand: what people leave the encoder
@@ -17,10 +26,10 @@ ENCODER_BITS = 8  # by hand: what people leave the encoder
 
 @dataclass(frozen=True, kw_only=True)
 class OtherSchedule:
-    """A schedule made in another way, and its measured KL in nats per token."""
+    """A schedule made in another way, at the prices of the fit, and its measured KL in nats per token."""
 
     title: str
-    entries: tuple[int, ...]
+    schedule: Schedule
     kl: float
 
 
@@ -43,15 +52,16 @@ def formats_of(units: Sequence[Unit], schedules: Sequence[Sequence[int]]) -> dic
 
 
 def measured_kl(measuring: Measuring, base: Attempt, schedules: Sequence[Sequence[int]], fold: str) -> float:
-    """Return the mean KL of some schedules, with the codes that the statistics of `base` give. The model of `base` is changed."""
+    """Return the mean KL of some schedules, with the codes that the statistics of `base` give. The model of `base` stays."""
     problem, model = measuring.problem, base.result.model
     found = list[float]()
-    for entries in schedules:
-        for unit, entry in zip(problem.units, entries, strict=True):
-            number_format = unit.menu[entry]
-            for layer in unit.layers:
-                install(problem.model, model, layer.name, None if number_format is None else base.others[layer.name, number_format])
-        found.append(measuring.kl(model, fold))
+    with layers_restored(model, [layer.name for unit in problem.units for layer in unit.layers]):
+        for entries in schedules:
+            for unit, entry in zip(problem.units, entries, strict=True):
+                number_format = unit.menu[entry]
+                for layer in unit.layers:
+                    install(problem.model, model, layer.name, None if number_format is None else base.others[layer.name, number_format])
+            found.append(measuring.kl(model, fold))
     return float(np.mean(found))
 
 
@@ -59,8 +69,7 @@ def other_schedules(measuring: Measuring, base: Attempt, units: Sequence[PricedU
     """Make the schedules that people make without a fit, in at most `most_bytes` of all units, quantize by them and measure them on `fold`.
 
     By hand: 8 bits in the encoder, one format elsewhere; none if that is too large. By plain sensitivities: the same knapsack, with the
-    loss of each unit measured alone, from full precision (HAWQ, ModelOpt's `kl_div` and others do so). The model of `base` must be as it
-    was quantized.
+    loss of each unit measured alone, from full precision (HAWQ, ModelOpt's `kl_div` and others do so).
     """
     if len(units) == 1:
         return []
@@ -75,21 +84,23 @@ def other_schedules(measuring: Measuring, base: Attempt, units: Sequence[PricedU
     if (plain := cheapest_loss(priced, most_bytes)) is not None:
         made["by-sensitivities"] = "plain sensitivities", plain.entries
     return [
-        OtherSchedule(title=title, entries=entries, kl=measuring.kl(measuring.quantize(stage, entries).result.model, fold))
+        OtherSchedule(
+            title=title, schedule=schedule_of(units, entries), kl=measuring.kl(measuring.quantize(stage, entries).result.model, fold)
+        )
         for stage, (title, entries) in made.items()
     ]
 
 
 def hand_entries(units: Sequence[Unit], most_bytes: int) -> tuple[int, ...] | None:
     """Return 8 bits for the units of the encoder and the largest one format that fits for the others; None if nothing fits."""
-    in_encoder = [all(layer.part == "encoder" for layer in unit.layers) for unit in units]
-    rest = [unit for unit, encoder in zip(units, in_encoder, strict=True) if not encoder]
-    if not rest or not any(in_encoder):
+    encoder = [unit for unit in units if all(layer.part == "encoder" for layer in unit.layers)]
+    rest = [unit for unit in units if unit not in encoder]
+    if not encoder or not rest:
         return None
-    eight = [next((k for k, f in enumerate(unit.menu) if f is None or f.code_bits >= ENCODER_BITS), len(unit.menu) - 1) for unit in units]
-    room = most_bytes - sum(unit.bytes[k] for unit, k, encoder in zip(units, eight, in_encoder, strict=True) if encoder)
+    eight = [next((k for k, f in enumerate(unit.menu) if f is None or f.code_bits >= ENCODER_BITS), len(unit.menu) - 1) for unit in encoder]
+    room = most_bytes - bytes_of(encoder, eight)
     others = uniform_entries(rest, room)
     if bytes_of(rest, others) > room:
         return None
-    left = iter(others)
-    return tuple(k if encoder else next(left) for k, encoder in zip(eight, in_encoder, strict=True))
+    entries = {unit.name: entry for unit, entry in zip([*encoder, *rest], [*eight, *others], strict=True)}
+    return tuple(entries[unit.name] for unit in units)

@@ -9,7 +9,7 @@ from sottovoce.fitting.attempt import Attempt, Quantizer, entry_errors
 from sottovoce.fitting.passes import Passes
 from sottovoce.fitting.problem import Problem
 from sottovoce.fitting.speech import FitSpeech
-from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, measure_sensitivities, measure_unit_losses
+from sottovoce.fitting.unit_losses import ChangeMeter, UnitLoss, measure_unit_losses
 from sottovoce.fitting.word_goal import WordGoal
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.quantization.fit_record import PassCount, WordIncrease
@@ -53,31 +53,29 @@ class Measuring:
     ) -> list[PricedUnit]:
         """Measure the units' losses in `attempt`, which has these `entries`, and join them with the errors of all formats."""
         meter = ChangeMeter(attempt.result.model, self.speech.held_out["losses"], self.passes)
-        key = f"{LOSSES}-{stage}"
-        losses = measure_unit_losses(
-            self.problem.model,
+        losses = self._unit_losses(f"{LOSSES}-{stage}", self.problem.model, meter)
+        return priced_units(self.problem.units, entries, errors, losses, meter.kl, before)
+
+    def sensitivities(self, attempt: Attempt) -> dict[str, float]:
+        """Return the KL of the original with one unit at a time as it is in `attempt`, in nats, by the unit's name.
+
+        The plain way to find out what a unit costs: errors of other units, which it would meet and which would
+        correct for it, are not there.
+        """
+        meter = ChangeMeter(self.problem.model, self.speech.held_out["losses"], self.passes)
+        losses = self._unit_losses(SENSITIVITIES, attempt.result.model, meter)
+        return {name: meter.kl - loss.marginal for name, loss in losses.items()}
+
+    def _unit_losses(self, key: str, other: SpeechModel, meter: ChangeMeter) -> dict[str, UnitLoss]:
+        """The losses of all units in the meter's model; the run keeps them under `key`."""
+        return measure_unit_losses(
+            other,
             meter,
-            self._layers(),
+            {unit.name: [layer.name for layer in unit.layers] for unit in self.problem.units},
             known={value["unit"]: UnitLoss(own=value["own"], marginal=value["marginal"]) for value in self.run.values(key)},
             on_loss=lambda name, loss: self.run.add_value(key, {"unit": name, "own": loss.own, "marginal": loss.marginal}),
             progress=self.progress,
         )
-        return priced_units(self.problem.units, entries, errors, losses, meter.kl, before)
-
-    def sensitivities(self, attempt: Attempt) -> dict[str, float]:
-        """Return the KL of the original with one unit at a time as it is in `attempt`, in nats, by the unit's name."""
-        meter = ChangeMeter(self.problem.model, self.speech.held_out["losses"], self.passes)
-        return measure_sensitivities(
-            attempt.result.model,
-            meter,
-            self._layers(),
-            known={value["unit"]: value["kl"] for value in self.run.values(SENSITIVITIES)},
-            on_loss=lambda name, kl: self.run.add_value(SENSITIVITIES, {"unit": name, "kl": kl}),
-            progress=self.progress,
-        )
-
-    def _layers(self) -> dict[str, list[str]]:
-        return {unit.name: [layer.name for layer in unit.layers] for unit in self.problem.units}
 
     def counted(self) -> PassCount:
         """Return the passes so far."""

@@ -30,7 +30,7 @@ def fit_record(
     uniform: Schedule,
     uniform_title: str,
     random: Sequence[Schedule],
-    others: Sequence[tuple[OtherSchedule, Schedule]],
+    others: Sequence[OtherSchedule],
     kl: MeasuredKL,
     passes: PassCount,
     rounds: int,
@@ -75,7 +75,7 @@ def fit_record(
         guard=guard,
         words=words,
         others=tuple(
-            Baseline(title=one.title, bytes=fixed_bytes + priced.bytes, predicted_kl=priced.loss, measured_kl=one.kl)
-            for one, priced in others
+            Baseline(title=one.title, bytes=fixed_bytes + one.schedule.bytes, predicted_kl=one.schedule.loss, measured_kl=one.kl)
+            for one in others
         ),
     )

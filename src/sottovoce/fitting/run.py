@@ -146,10 +146,6 @@ class Fit:
         measuring: Measuring,
     ) -> FitRecord:
         units, words, model = found.units, measuring.speech.words, guarded.result.model
-        schedule = schedule_of(units, guarded.entries)
-        most = schedule.bytes if self.problem.most_bytes is None else self.problem.most_bytes
-        # Before the random schedules, which change the model of `base`.
-        others = other_schedules(measuring, base, units, most, "report") if self.settings.baselines else []
         kl = MeasuredKL(
             fit=measuring.kl(model, "report"),
             uniform=measuring.kl(base.result.model, "report"),
@@ -157,6 +153,9 @@ class Fit:
             tokens=measuring.speech.held_out["report"].n_tokens,
         )
         increase = None if words is None else measuring.increase(model, words, words.report)
+        schedule = schedule_of(units, guarded.entries)
+        most = schedule.bytes if self.problem.most_bytes is None else self.problem.most_bytes
+        others = other_schedules(measuring, base, units, most, "report") if self.settings.baselines else []
         return fit_record(
             units,
             schedule,
@@ -165,7 +164,7 @@ class Fit:
             uniform=schedule_of(units, self.problem.base),
             uniform_title=base.result.plan.layers[0].format.title,
             random=[schedule_of(units, entries) for entries in draws],
-            others=[(one, schedule_of(units, one.entries)) for one in others],
+            others=others,
             kl=kl,
             passes=measuring.counted(),
             rounds=found.rounds,

@@ -1,4 +1,7 @@
-"""What each unit costs at the operating point: the loss of a quantized model against the same model with one unit at full precision."""
+"""What each unit costs: the loss of a model against the same model with one unit of another.
+
+At the operating point the model is quantized, and the unit is put back to full precision.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,7 +70,7 @@ class ChangeMeter:
 
 
 def measure_unit_losses(
-    original: SpeechModel,
+    other: SpeechModel,
     meter: ChangeMeter,
     units: Mapping[str, Sequence[str]],
     *,
@@ -75,7 +78,7 @@ def measure_unit_losses(
     on_loss: Callable[[str, UnitLoss], None],
     progress: Progress,
 ) -> dict[str, UnitLoss]:
-    """Return the loss of each unit (`units`: names of its layers) in the meter's model.
+    """Return the loss of each unit (`units`: names of its layers) in the meter's model, against the unit as it is in `other`.
 
     One pass of the decoder for each unit, and of the encoder for those in it, from their block on. `known`: losses that are not
     measured again; `on_loss` is told the others.
@@ -85,7 +88,7 @@ def measure_unit_losses(
         progress("measuring units", i, len(units))
         if name in losses:
             continue
-        with layers_from(original, meter.model, layers):
+        with layers_from(other, meter.model, layers):
             log_other = meter.changed(layers)
         losses[name] = UnitLoss(
             own=float(in_float64(half_variance(log_other, meter.log_q)).mean()),
@@ -94,32 +97,6 @@ def measure_unit_losses(
         on_loss(name, losses[name])
     progress("measuring units", len(units), len(units))
     return losses
-
-
-@torch.no_grad()
-def measure_sensitivities(
-    quantized: SpeechModel,
-    meter: ChangeMeter,
-    units: Mapping[str, Sequence[str]],
-    *,
-    known: Mapping[str, float],
-    on_loss: Callable[[str, float], None],
-    progress: Progress,
-) -> dict[str, float]:
-    """Return the KL of the meter's model, which is the original, when one unit at a time is as it is in `quantized`.
-
-    The plain way to find out what a unit costs: errors of other units, which it would meet and which would correct for it, are not there.
-    """
-    found = dict(known)
-    for i, (name, layers) in enumerate(units.items()):
-        progress("measuring sensitivities", i, len(units))
-        if name in found:
-            continue
-        with layers_from(quantized, meter.model, layers):
-            found[name] = float(in_float64(meter.speech.divergence(meter.changed(layers))).mean())
-        on_loss(name, found[name])
-    progress("measuring sensitivities", len(units), len(units))
-    return found
 
 
 @contextmanager
