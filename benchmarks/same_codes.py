@@ -5,13 +5,15 @@
 DIR/calibration holds the speech; eight utterances are sampled. For each model, target, width and method the sha256 of all codes,
 scales and zero points, and that of all weights of the finished network, are compared with `benchmarks/results/codes.json`. The last
 digits of matrix products depend on the processor and on the number of threads, so another kind of machine gives other codes for every
-method that calibrates. Exit code 1 if one differs. `--write` replaces the record.
+method that calibrates: there is a record for each kind of processor. Exit code 1 if one differs or is not in the record of this
+processor. `--write` puts what was found into it, cell by cell.
 """
 
 import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import RESULTS, machine, script_parser, write_json
@@ -24,6 +26,8 @@ from sottovoce.quantization.methods import METHODS
 from sottovoce.quantization.pipeline import QuantizedModel, quantize_model
 from sottovoce.quantization.plan import make_plan
 from sottovoce.quantization.recipe import Recipe
+from sottovoce.system.plain_data import to_plain
+from sottovoce.system.versions import processor
 
 RECORD = RESULTS / "codes.json"
 TARGETS = ("compressed-tensors", "transcribe.cpp")  # onnxruntime has the first one's grid, whisper.cpp the second one's
@@ -44,6 +48,15 @@ def digests(result: QuantizedModel) -> dict[str, str]:
     return {"codes": codes.hexdigest(), "weights": weights.hexdigest()}
 
 
+def record_of(records: list[dict[str, Any]], here: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a processor; without one, an empty record that is added."""
+    for record in records:
+        if record["processor"] == here:
+            return record
+    records.append({"processor": here, "digests": {}})
+    return records[-1]
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True, type=Path)
@@ -52,7 +65,8 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    record = json.loads(RECORD.read_text())
+    records = json.loads(RECORD.read_text())
+    record = record_of(records, to_plain(processor()))
     different = 0
     for name in arguments.models:
         model = load_model(f"bundled:{name}")
@@ -65,11 +79,12 @@ def main() -> None:
                     key = f"{name}, {target.name}, {bits} bits, {method}"
                     same = record["digests"].get(key) == found
                     different += not same
-                    print(f"{key}: {'same' if same else 'different'}", flush=True)
-                    record["digests"][key] = found
-    if arguments.write:
-        write_json(RECORD, record | machine() | {"threads": torch.get_num_threads()})
-    elif different:
+                    print(f"{key}: {'same' if same else 'different' if key in record['digests'] else 'not in the record'}", flush=True)
+                    if arguments.write:
+                        record |= machine() | {"threads": torch.get_num_threads()}
+                        record["digests"][key] = found
+                        write_json(RECORD, records)
+    if different and not arguments.write:
         sys.exit(f"{different} differ from the record")
 
 

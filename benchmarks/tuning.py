@@ -24,6 +24,7 @@ from sottovoce.checkpoint.layout import WEIGHTS
 from sottovoce.checkpoint.manifest import MANIFEST, read_manifest
 from sottovoce.cli.console import quiet_libraries
 from sottovoce.core.affine import Affine
+from sottovoce.core.formats import format_named
 from sottovoce.data.audio import SAMPLE_RATE
 from sottovoce.data.augment import Augmentation
 from sottovoce.data.dataset import DataSet
@@ -56,7 +57,7 @@ def main() -> None:
             start,
             recipe=Recipe(
                 method=METHODS[arguments.method],
-                format=Affine(bits=arguments.bits, group_size=arguments.group_size),
+                format=format_named(arguments.format) if arguments.format else Affine(bits=arguments.bits, group_size=arguments.group_size),
                 head_bits=arguments.head_bits,
                 joined=arguments.joined,
             ),
@@ -190,6 +191,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", default="bundled:tiny.en")
     parser.add_argument("--target", default="compressed-tensors")
     parser.add_argument("--method", default="fade", choices=METHODS)
+    parser.add_argument("--format", help="a named format, as `q4_0`, in place of --bits and --group-size")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--head-bits", type=int, default=None)
