@@ -146,6 +146,8 @@ def test_sensitivities_are_measured_on_the_operating_point(
     assert len(seen) == 17
     assert all(seen)
     assert all(record.predicted_kl <= other.predicted_kl for other in record.baselines)  # without swaps it is the best by its own prices
+    alone = fitted(tmp_path / "alone", speech_folder, max_size=limit, swaps=0, guarded=0).record
+    assert replace(alone, random=record.random, others=record.others) == record  # its cost, too: baselines are no part of a fit
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 1.0])

@@ -234,7 +234,7 @@ def refuse_hub(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-@pytest.mark.parametrize(("content", "message"), [("{broken", "cannot be read as JSON"), ("[]", "holds list, and a JSON object is wanted")])
+@pytest.mark.parametrize(("content", "message"), [("{broken", "is not JSON"), ("[]", "holds list, wanted a JSON object")])
 def test_a_damaged_faster_whisper_folder_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     from sottovoce.models import ctranslate2
 

@@ -145,17 +145,19 @@ class Fit:
         draws: Sequence[Sequence[int]],
         measuring: Measuring,
     ) -> FitRecord:
-        units, words, model = found.units, measuring.speech.words, guarded.result.model
+        units, words, model, baselines = found.units, measuring.speech.words, guarded.result.model, self.settings.baselines
+        fit, uniform = measuring.kl(model, "report"), measuring.kl(base.result.model, "report")
+        increase = None if words is None else measuring.increase(model, words, words.report)
+        passes = measuring.counted()  # what comes now is no part of a fit
         kl = MeasuredKL(
-            fit=measuring.kl(model, "report"),
-            uniform=measuring.kl(base.result.model, "report"),
-            random=measured_kl(measuring, base, draws, "report") if self.settings.baselines else None,
+            fit=fit,
+            uniform=uniform,
+            random=measured_kl(measuring, base, draws, "report") if baselines else None,
             tokens=measuring.speech.held_out["report"].n_tokens,
         )
-        increase = None if words is None else measuring.increase(model, words, words.report)
         schedule = schedule_of(units, guarded.entries)
         most = schedule.bytes if self.problem.most_bytes is None else self.problem.most_bytes
-        others = other_schedules(measuring, base, units, most, "report") if self.settings.baselines else []
+        others = other_schedules(measuring, base, units, most, "report") if baselines else []
         return fit_record(
             units,
             schedule,
@@ -166,7 +168,7 @@ class Fit:
             random=[schedule_of(units, entries) for entries in draws],
             others=others,
             kl=kl,
-            passes=measuring.counted(),
+            passes=passes,
             rounds=found.rounds,
             swaps_tried=len(found.swaps),
             swaps_accepted=guarded.swaps,

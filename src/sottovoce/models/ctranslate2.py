@@ -6,7 +6,6 @@ pairs. Names are a uint16 length (with the final NUL) and that many bytes. Sourc
 `python/ctranslate2/specs/model_spec.py`.
 """
 
-import json
 import mmap
 import struct
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.initialization import no_init_weights
 
 from sottovoce.errors import ModelError
 from sottovoce.models.whisper_settings import complete_generation_config
+from sottovoce.system.json_object import read_json_object
 
 BINARY_VERSION = 6
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -213,14 +213,11 @@ def _n_layers(variables: dict[str, np.ndarray], half: str) -> int:
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `ModelError` if the file is damaged."""
+    """Read a JSON object of a model. Raises `ModelError` if the file is damaged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ModelError(f"{file}: cannot be read as JSON ({exc}); download or convert the model again") from exc
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: holds {type(content).__name__}, and a JSON object is wanted; download or convert the model again")
-    return content
+        return read_json_object(file)
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{file}: {exc}; download or convert the model again") from exc
 
 
 def _tokenizer(folder: Path) -> WhisperTokenizer:

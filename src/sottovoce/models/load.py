@@ -17,6 +17,7 @@ from sottovoce.models.readiness import make_ready, refuse_broken_settings, refus
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.weight_files import CTRANSLATE2, MANIFEST
 from sottovoce.models.whisper import Whisper
+from sottovoce.system.json_object import read_json_object
 from sottovoce.system.paths import last_part
 
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
@@ -144,8 +145,8 @@ def _processor(source: Path | str) -> Any:
 def _merge_first(name: str, adapter: Path) -> str:
     """Say that `name` is an adapter, and how to make a model of it: one sentence and two lines of Python."""
     try:
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
+        base = read_json_object(adapter).get("base_model_name_or_path")
+    except (OSError, ValueError):
         base = None
     base, merged = str(base or "BASE"), f"{Path(name).name}-merged"
     return (

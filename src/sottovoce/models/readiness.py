@@ -1,6 +1,5 @@
 """Whether a loaded recognizer can transcribe: its settings are whole, and its tokenizer is its own."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from sottovoce.errors import ModelError
 from sottovoce.models.decoding import set_aside_sentence
 from sottovoce.models.speech_model import SpeechModel
+from sottovoce.system.json_object import read_json_object
 from sottovoce.system.notices import notice
 
 LAYER_NUMBER = r"(^|\.)(layers?|blocks?|h)\.\d+\."
@@ -64,11 +64,9 @@ def refuse_broken_settings(folder: Path) -> None:
     if not file.exists():
         return
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ModelError(f"{file}: is not JSON ({exc}); fetch the model again, or remove the file to have it derived") from exc
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: wanted a JSON object of settings; fetch the model again, or remove the file to have it derived")
+        read_json_object(file)
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{file}: {exc}; fetch the model again, or remove the file to have it derived") from exc
 
 
 def refuse_other_tensors(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:

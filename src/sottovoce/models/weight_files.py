@@ -1,7 +1,8 @@
 """Which files of a model's folder hold the weights that are loaded. Imports nothing heavy."""
 
-import json
 from pathlib import Path
+
+from sottovoce.system.json_object import read_json_object
 
 CONFIG = "config.json"
 MANIFEST = "sottovoce.json"  # of a folder that sottovoce wrote
@@ -30,7 +31,6 @@ def holds_model(folder: Path) -> bool:
 
 def _read(file: Path) -> dict[str, object]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(file)
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -9,6 +9,7 @@ from sottovoce.backends.onnx_runtime.layout import BESIDE, DATA, DECODER, ENCODE
 from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError, OutputError
+from sottovoce.system.json_object import read_json_object
 
 PACKAGE = "onnxruntime-web"
 TRIED_VERSION = "1.30.0"  # the tests run with it
@@ -71,7 +72,6 @@ def file_names() -> set[str]:
 
 def _package(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+        return read_json_object(folder / "package.json")
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
