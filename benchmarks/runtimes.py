@@ -243,7 +243,7 @@ def _file_of(arguments: argparse.Namespace, model: str, quantization: str | None
         settings = dict(QUANTIZED[quantization])
         target, method = settings.pop("target"), settings.pop("method")
         rules = settings.pop("rules", ())
-        recipe = Recipe(method=method_named(method), format=target_named(target).format(**settings), rules=rules, joined=0.0)
+        recipe = Recipe(method=method_named(method), format=target_named(target).format(**settings), rules=rules)
         started = time.perf_counter()
         api.quantize(f"bundled:{model}", folder, recipe=recipe, target=target, calibration=arguments.speech / "calibration")
         print(f"{model}: {quantization} quantized in {time.perf_counter() - started:.0f} s", flush=True)
@@ -292,7 +292,7 @@ def _work(arguments: argparse.Namespace, model: str, system: str) -> None:
         sets = {name: data.take(arguments.limit) for name, data in sets.items()}
     stack = contextlib.ExitStack()
     recognizer = _open(arguments, model, system, stack)
-    result: dict[str, Any] = {"bytes": recognizer.stored_bytes}
+    result: dict[str, Any] = {"bytes": recognizer.stored_bytes, "threads": arguments.threads}
     if arguments.words_only:
         result["transcripts"] = {name: to_plain(transcribe_data(recognizer, data).transcripts) for name, data in sets.items()}
     else:
@@ -378,7 +378,11 @@ def _summary(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             }
             row["memory_bytes"] = timed["memory_bytes"]
         systems[name] = row
-    return {"model": model, "machine": machine() | {"threads": arguments.threads}, "systems": systems}
+    threads = {
+        f"{kind}_threads": sorted({found["threads"] for found in results.values() if found})
+        for kind, results in (("words", words), ("speed", speed))
+    }
+    return {"model": model, **machine(), **threads, "systems": systems}
 
 
 def _parts(arguments: argparse.Namespace) -> dict[str, set[str]]:

@@ -194,14 +194,14 @@ def runtimes(model: str) -> str:
     return _markdown(head, table)
 
 
-def processor(file: str) -> str:
-    """Name the processor that a result file's times were taken on."""
-    found = json.loads((RESULTS / file).read_text())
+def processor(model: str) -> str:
+    """Name the processor that the times of a model's runtimes were taken on."""
+    found = json.loads((RESULTS / f"runtimes/{model}.json").read_text())
     if isinstance(found["processor"], str):  # as files of earlier versions have it
-        return f"Times are those of one {found['processor']} machine whose model and instruction sets were not recorded."
-    sets = ", ".join(found["processor"]["instruction_sets"]) or "none of those that decide the speed of low bits"
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    return f"Processor: {found['processor']['name']} ({sets}), {threads}."
+        return f"Times of {MODELS[model]}: an {found['processor']} machine whose model and instruction sets were not recorded."
+    sets = ", ".join(name.upper().replace("_", "-") for name in found["processor"]["instruction_sets"])
+    threads = " and ".join(map(str, found["speed_threads"]))
+    return f"Times of {MODELS[model]}: {found['processor']['name']} ({sets}), {threads} thread{'s' * (threads != '1')}."
 
 
 def contexts(name: str = "contexts") -> str:
