@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, SETS, machine, script_parser, write_json
+from common import MODELS, RESULTS, SETS, machine, script_parser, write_json
 from runtimes import FasterWhisper
 
 from sottovoce import api
@@ -63,7 +63,7 @@ SYSTEMS: dict[str, tuple[str, str, bool]] = {
 
 
 def main() -> None:
-    """Measure, and write the summary and its figure."""
+    """Measure, and write the summary, and its figure if one is asked for."""
     parser = script_parser(__doc__)
     parser.add_argument("--speech", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path, help="for files and unfinished measurements")
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "contexts.json")
+    parser.add_argument("--figure", type=Path, help="an SVG file: time by the length of a clip")
     parser.add_argument("--clock", action="store_true", help="keep times of the clock too, encoder and decoder apart: for a quiet machine")
     parser.add_argument("--summary-only", action="store_true", help="of what a stopped run had measured")
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
@@ -88,7 +89,8 @@ def main() -> None:
         _measure_all(arguments)
     summary = _summary(arguments)
     write_json(arguments.out, summary)
-    _draw(summary, arguments.out.with_suffix(".svg"))
+    if arguments.figure:
+        _draw(summary, arguments.figure)
 
 
 def _measure_all(arguments: argparse.Namespace) -> None:
@@ -283,7 +285,7 @@ def _draw(summary: dict[str, Any], file: Path) -> None:
     axis.set_xlim(0, None)
     axis.set_ylim(0, None)
     axis.grid(axis="y", alpha=0.3)
-    axis.set_title(f"{summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium")
+    axis.set_title(f"{MODELS[summary['model']]}, {summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     save_figure(figure, file)
 
