@@ -5,12 +5,13 @@
 DIR/dev-* hold the speech. A clip of so many seconds is cut from utterances of one set, one after the other with a pause of 0.3 s between
 them. FOLDER is a quantized folder of `bundled:MODEL`; without one, MODEL is rounded to 4 bits (symmetric, groups of 32), which no tuning
 prepared for short contexts. It runs in ONNX Runtime and whisper.cpp, with whole windows and with CONTEXT, beside the original in ONNX
-Runtime (float32) and, where the package ctranslate2 is installed, faster-whisper (int8). First every system transcribes all clips in a
-process of its own, for its words and memory (peak of the process above what it held before the model was loaded). Then one process holds
-all systems, and each clip goes through one after the other, so that other work on the machine slows all of them. Seconds: means over the
-clips of one length, of the least of the repeats for each clip; `cpu_s` is time of the processor, which other work on the machine changes
-least; with --clock, times of the clock stand beside it. whisper.cpp tells no times of its parts: its encoder runs once more, alone. Words:
-of every system with those of the original, and of a short context with those of the same file with whole windows.
+Runtime (float32), Moonshine base as its wheel brings it and, where the package ctranslate2 is installed, faster-whisper (int8). First
+every system transcribes all clips in a process of its own, for its words and memory (peak of the process above what it held before the
+model was loaded). Then one process holds all systems, and each clip goes through one after the other, so that other work on the machine
+slows all of them. Seconds: means over the clips of one length, of the least of the repeats for each clip; `cpu_s` is time of the
+processor, which other work on the machine changes least; with --clock, times of the clock stand beside it. whisper.cpp tells no times of
+its parts: its encoder runs once more, alone. Words: of every system with those of the original, and of a short context with those of the
+same file with whole windows.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import MODELS, RESULTS, SETS, machine, script_parser, write_json
-from runtimes import FasterWhisper
+from runtimes import FasterWhisper, ShippedMoonshine
 
 from sottovoce import api
 from sottovoce.backends.export import export
@@ -51,6 +52,7 @@ from sottovoce.system.plain_data import to_plain
 PAUSE_S = 0.3
 UNTUNED = "+64"  # the context of a folder that was tuned for none
 ORIGINAL = "float32, ONNX Runtime"
+MOONSHINE = "Moonshine base, int8 weights as shipped, ONNX Runtime"  # an encoder that ends with the clip by design
 # Name: what is run, in which runtime, and whether with the short context.
 SYSTEMS: dict[str, tuple[str, str, bool]] = {
     ORIGINAL: ("original", "onnxruntime", False),
@@ -59,6 +61,7 @@ SYSTEMS: dict[str, tuple[str, str, bool]] = {
     "quantized, whisper.cpp": ("quantized", "whisper.cpp", False),
     "quantized, whisper.cpp, short": ("quantized", "whisper.cpp", True),
     "int8, faster-whisper": ("original", "ct2-int8", False),
+    MOONSHINE: ("moonshine", "shipped", False),
 }
 
 
@@ -138,8 +141,8 @@ def _file_of(arguments: argparse.Namespace, name: str) -> Path | None:
     file = Path(arguments.work / f"{what}.{'bin' if runtime == 'whisper.cpp' else 'onnx'}")
     if file.exists():
         return file
-    if what == "original":
-        write_onnx(Source(api.load(f"bundled:{arguments.model}"), {}), file)
+    if what != "quantized":
+        write_onnx(Source(api.load("bundled:moonshine-base" if name == MOONSHINE else f"bundled:{arguments.model}"), {}), file)
     else:
         export(_quantized_folder(arguments), runtime, file, verify=False)
     return file
@@ -167,6 +170,8 @@ def _opened(arguments: argparse.Namespace, name: str) -> tuple[Any, Context]:
     file = _file_of(arguments, name)
     if file is None:
         return FasterWhisper(arguments.model, "int8", arguments.threads, arguments.work), FULL
+    if name == MOONSHINE:
+        return ShippedMoonshine(file, arguments.threads), FULL
     recognizer = open_runtime(runtime, file, arguments.threads)
     if not short:
         return recognizer, FULL
@@ -247,11 +252,11 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
             lengths[length] = {key: round(statistics.mean(clip[key] for clip in own), 4) for key in kept}
         whole = name.removesuffix(", short")
         systems[name] = {
-            "context": one["context"],
+            "context": "the clip" if name == MOONSHINE else one["context"],
             "bytes": one["bytes"],
             "memory_bytes": one["memory_bytes"],
             "lengths": lengths,
-            "words_of_original": sum(a == b for a, b in zip(texts[name], texts[ORIGINAL], strict=True)),
+            "words_of_original": None if name == MOONSHINE else sum(a == b for a, b in zip(texts[name], texts[ORIGINAL], strict=True)),
             "words_of_whole_windows": sum(a == b for a, b in zip(texts[name], texts[whole], strict=True)),
             "loops": sum(is_loop(a) and not is_loop(b) for a, b in zip(texts[name], texts[ORIGINAL], strict=True)),
         }

@@ -211,7 +211,7 @@ def contexts(name: str = "contexts") -> str:
     table = [
         [_title(name, found["model"]), one["context"], f"{one['bytes'] / 1e6:.1f}", f"{one['memory_bytes'] / 1e6:.0f}",
          *(f"{times['cpu_s']:.2f}" for times in one["lengths"].values()),
-         f"{one['words_of_original']} of {found['clips']}", str(one["loops"])]
+         "" if one["words_of_original"] is None else f"{one['words_of_original']} of {found['clips']}", str(one["loops"])]
         for name, one in found["systems"].items()
     ]  # fmt: skip
     head = [MODELS[found["model"]], "context", "size MB", "memory MB", *(f"{length} s" for length in lengths)]
