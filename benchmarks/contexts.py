@@ -277,8 +277,9 @@ def _summary(arguments: argparse.Namespace) -> dict[str, Any]:
 def _draw(summary: dict[str, Any], file: Path) -> None:
     """Draw the seconds of a clip against its length, a curve for each system. The same results give the same file."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     axis = figure.subplots()
     for (name, one), (color, marker) in zip(summary["systems"].items(), STYLES, strict=False):
         lengths = [float(length) for length in one["lengths"]]
@@ -288,9 +289,14 @@ def _draw(summary: dict[str, Any], file: Path) -> None:
     axis.set_xlabel("length of the clip (s)")
     axis.set_ylabel("processor time for a clip (s)")
     axis.set_xlim(0, None)
-    axis.set_ylim(0, None)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(axis="y", alpha=0.3)
-    axis.set_title(f"{MODELS[summary['model']]}, {summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium")
+    axis.set_title(
+        f"{MODELS[summary['model']]}, {summary['processor']['name']}, threads: {summary['threads']}", fontsize="medium", loc="left"
+    )
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     save_figure(figure, file)
 
