@@ -53,7 +53,7 @@ PAUSE_S = 0.3
 UNTUNED = "+64"  # the context of a folder that was tuned for none
 ORIGINAL = "float32, ONNX Runtime"
 MOONSHINE = "Moonshine base, int8 weights as shipped, ONNX Runtime"  # an encoder that ends with the clip by design
-# Name: what is run, in which runtime, and whether with the short context.
+# Name: what is run (another bundled model by its name), in which runtime, and whether with the short context.
 SYSTEMS: dict[str, tuple[str, str, bool]] = {
     ORIGINAL: ("original", "onnxruntime", False),
     "quantized, ONNX Runtime": ("quantized", "onnxruntime", False),
@@ -61,7 +61,7 @@ SYSTEMS: dict[str, tuple[str, str, bool]] = {
     "quantized, whisper.cpp": ("quantized", "whisper.cpp", False),
     "quantized, whisper.cpp, short": ("quantized", "whisper.cpp", True),
     "int8, faster-whisper": ("original", "ct2-int8", False),
-    MOONSHINE: ("moonshine", "shipped", False),
+    MOONSHINE: ("moonshine-base", "shipped", False),
 }
 
 
@@ -141,10 +141,10 @@ def _file_of(arguments: argparse.Namespace, name: str) -> Path | None:
     file = Path(arguments.work / f"{what}.{'bin' if runtime == 'whisper.cpp' else 'onnx'}")
     if file.exists():
         return file
-    if what != "quantized":
-        write_onnx(Source(api.load("bundled:moonshine-base" if name == MOONSHINE else f"bundled:{arguments.model}"), {}), file)
-    else:
+    if what == "quantized":
         export(_quantized_folder(arguments), runtime, file, verify=False)
+    else:
+        write_onnx(Source(api.load(f"bundled:{arguments.model if what == 'original' else what}"), {}), file)
     return file
 
 
@@ -170,7 +170,7 @@ def _opened(arguments: argparse.Namespace, name: str) -> tuple[Any, Context]:
     file = _file_of(arguments, name)
     if file is None:
         return FasterWhisper(arguments.model, "int8", arguments.threads, arguments.work), FULL
-    if name == MOONSHINE:
+    if runtime == "shipped":
         return ShippedMoonshine(file, arguments.threads), FULL
     recognizer = open_runtime(runtime, file, arguments.threads)
     if not short:

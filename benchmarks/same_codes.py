@@ -67,6 +67,8 @@ def main() -> None:
     arguments = parser.parse_args()
     records = json.loads(RECORD.read_text())
     record = record_of(records, to_plain(processor()))
+    if arguments.write:
+        record |= machine() | {"threads": torch.get_num_threads()}
     different = 0
     for name in arguments.models:
         model = load_model(f"bundled:{name}")
@@ -81,7 +83,6 @@ def main() -> None:
                     different += not same
                     print(f"{key}: {'same' if same else 'different' if key in record['digests'] else 'not in the record'}", flush=True)
                     if arguments.write:
-                        record |= machine() | {"threads": torch.get_num_threads()}
                         record["digests"][key] = found
                         write_json(RECORD, records)
     if different and not arguments.write:

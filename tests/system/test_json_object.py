@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sottovoce.system.json_object import read_json_object
+from sottovoce.system.json_object import json_object_or_empty, read_json_object
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
@@ -30,5 +30,13 @@ def test_anything_else_is_refused(tmp_path: Path, content: bytes, message: str) 
 
 
 def test_a_missing_file_is_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"^cannot be read \(No such file or directory\)$"):
         read_json_object(tmp_path / "settings.json")
+
+
+@pytest.mark.parametrize(("content", "found"), [(b'{"a": 1}', {"a": 1}), (b"{", {}), (b"[]", {}), (None, {})])
+def test_a_missing_or_damaged_file_can_count_as_empty(tmp_path: Path, content: bytes | None, found: dict[str, int]) -> None:
+    file = tmp_path / "settings.json"
+    if content is not None:
+        file.write_bytes(content)
+    assert json_object_or_empty(file) == found

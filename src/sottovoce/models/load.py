@@ -17,7 +17,7 @@ from sottovoce.models.readiness import make_ready, refuse_broken_settings, refus
 from sottovoce.models.speech_model import SpeechModel
 from sottovoce.models.weight_files import CTRANSLATE2, MANIFEST
 from sottovoce.models.whisper import Whisper
-from sottovoce.system.json_object import read_json_object
+from sottovoce.system.json_object import json_object_or_empty
 from sottovoce.system.paths import last_part
 
 FAMILIES: dict[str, type[SpeechModel]] = {"moonshine": Moonshine, "qwen3_asr": Qwen3ASR, "whisper": Whisper}
@@ -144,11 +144,7 @@ def _processor(source: Path | str) -> Any:
 
 def _merge_first(name: str, adapter: Path) -> str:
     """Say that `name` is an adapter, and how to make a model of it: one sentence and two lines of Python."""
-    try:
-        base = read_json_object(adapter).get("base_model_name_or_path")
-    except (OSError, ValueError):
-        base = None
-    base, merged = str(base or "BASE"), f"{Path(name).name}-merged"
+    base, merged = str(json_object_or_empty(adapter).get("base_model_name_or_path") or "BASE"), f"{Path(name).name}-merged"
     return (
         f"{name}: holds an adapter ({ADAPTER}), not a whole model; merge it first with these two lines of Python (package peft), and "
         f"give the folder {merged}, or remove {ADAPTER} if the weights are merged already:\n"

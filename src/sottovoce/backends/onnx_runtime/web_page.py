@@ -3,13 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from sottovoce.backends.onnx_runtime.layout import BESIDE, DATA, DECODER, ENCODER
 from sottovoce.backends.onnx_runtime.writer import write_onnx
 from sottovoce.backends.source import Source
 from sottovoce.errors import ExportError, MissingDependencyError, OutputError
-from sottovoce.system.json_object import read_json_object
+from sottovoce.system.json_object import json_object_or_empty
 
 PACKAGE = "onnxruntime-web"
 TRIED_VERSION = "1.30.0"  # the tests run with it
@@ -26,7 +25,8 @@ def find_library(given: str | Path | None = None) -> Path:
     here = Path.cwd()
     candidates = [Path(given).expanduser()] if given is not None else [up / "node_modules" / PACKAGE for up in (here, *here.parents)]
     for folder in candidates:
-        if _package(folder).get("name") == PACKAGE and all((folder / "dist" / name).is_file() for name in LIBRARY):
+        package = json_object_or_empty(folder / "package.json")
+        if package.get("name") == PACKAGE and all((folder / "dist" / name).is_file() for name in LIBRARY):
             return folder
     raise MissingDependencyError(
         f"{given or here}: has no npm package {PACKAGE}, whose files the page carries; run `npm install {PACKAGE}@{TRIED_VERSION}` in this "
@@ -68,10 +68,3 @@ def file_names() -> set[str]:
     page = {file.name for file in SCRIPTS.iterdir() if file.name != INDEX} | {"models.json"}
     page |= {f"{PACKAGE}/{name}" for name in (*LIBRARY, "package.json")}
     return model | {f"{ORIGINAL}/{name}" for name in model} | {f"{ASSETS}/{name}" for name in page} | {INDEX}
-
-
-def _package(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(folder / "package.json")
-    except (OSError, ValueError):
-        return {}
